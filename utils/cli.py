@@ -1,0 +1,109 @@
+"""What every command shares: errors that a user can mend, whole-file writes, work spread over processes.
+
+Nothing here imports torch, so that the preprocessing scripts start at once.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """A problem that the user can mend: its message names the file or flag, what was found and what to do."""
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a command's ``main``; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by the user", file=sys.stderr)
+        sys.exit(130)
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first ``most`` names, joined, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Write ``data`` to ``path`` whole or not at all: to a temporary name beside it, then renamed.
+
+    Raises `UserError` if the folder cannot be written to or the disk is full; the previous file stays as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write ``value`` as indented JSON, atomically (`write_atomically`)."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def keep_settings(folder: Path, settings: dict, overwrite: bool) -> None:
+    """Remember in ``folder``/settings.json what its files were made with, so that no folder mixes two settings.
+
+    Raises `UserError` if the folder was made with other settings and ``overwrite`` is False.
+    """
+    record = folder / "settings.json"
+    if record.is_file() and not overwrite:
+        try:
+            before = json.loads(record.read_text())
+        except ValueError as error:
+            raise UserError(f"{record}: not valid JSON; add --overwrite to make the folder again") from error
+        if before != settings:
+            raise UserError(
+                f"{folder} was made with {before}, now asked for {settings}: "
+                "choose another --save_root, or add --overwrite to make all its files again"
+            )
+    write_json(record, settings)
+
+
+def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list, list[str]]:
+    """Call ``job(item)`` for every item over ``workers`` processes, with a progress bar.
+
+    Returns (results in the order of ``items``, messages of the items that raised `UserError`, in that order);
+    a failed item's result is None. Any other exception is a defect and is raised.
+    """
+    results: list = [None] * len(items)
+    failures: dict[int, str] = {}
+
+    def collect(index: int, outcome: Callable) -> None:
+        try:
+            results[index] = outcome()
+        except UserError as error:
+            failures[index] = str(error)
+
+    with tqdm(total=len(items), desc=label, unit="file") as bar:
+        if workers <= 1:
+            for index, item in enumerate(items):
+                collect(index, lambda item=item: job(item))
+                bar.update()
+        else:
+            with ProcessPoolExecutor(workers) as pool:
+                futures = {pool.submit(job, item): index for index, item in enumerate(items)}
+                for future in as_completed(futures):
+                    collect(futures[future], future.result)
+                    bar.update()
+    return results, [failures[index] for index in sorted(failures)]
