@@ -61,13 +61,23 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def keep_settings(folder: Path, settings: dict, overwrite: bool) -> None:
+def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterable[Path] = ()) -> None:
     """Remember in ``folder``/settings.json what its files were made with, so that no folder mixes two settings.
 
-    Raises `UserError` if the folder was made with other settings and ``overwrite`` is False.
+    outputs: the files that are about to be made. With ``overwrite`` those that are there are removed first: after an
+    interrupted run, none made with the former settings is left to pass for one made with the new.
+    Raises `UserError`, unless ``overwrite``, if the folder was made with other settings, or holds some of ``outputs``
+    without a record of their settings.
     """
     record = folder / "settings.json"
-    if record.is_file() and not overwrite:
+    present = [path for path in outputs if path.exists()]
+    if overwrite:
+        try:
+            for path in present:
+                path.unlink()
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
+    elif record.is_file():
         try:
             before = json.loads(record.read_text())
         except ValueError as error:
@@ -77,6 +87,11 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool) -> None:
                 f"{folder} was made with {before}, now asked for {settings}: "
                 "choose another --save_root, or add --overwrite to make all its files again"
             )
+    elif present:
+        raise UserError(
+            f"{folder} holds {listed(path.name for path in present)} and no {record.name} that says how they were "
+            "made: choose another --save_root, or add --overwrite to replace them"
+        )
     write_json(record, settings)
 
 

@@ -1,0 +1,188 @@
+"""Strict reading of images, masks and arrays, and pairing of files by name.
+
+Every reader returns what the file holds or raises `UserError` naming the file, what was found and what to do;
+nothing is guessed silently.
+"""
+
+import difflib
+import io
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils.cli import UserError, listed
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+_NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scripts or by file managers
+_EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
+
+
+class Mask(NamedTuple):
+    """A mask as read: ``labels`` (H,W) uint8 classes 0..K-1; ``soiled`` if in-between greys were thresholded."""
+
+    labels: np.ndarray
+    soiled: bool
+
+
+def list_images(folder: Path) -> dict[str, Path]:
+    """The image files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
+
+    Raises `UserError` if the folder is missing or holds no image, or if two files share a stem.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found: dict[str, Path] = {}
+    foreign = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name in _NOT_DATA:
+            continue
+        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+            foreign.append(path.name)
+        elif path.stem in found:
+            raise UserError(
+                f"{folder}: {found[path.stem].name} and {path.name} have the same stem, by which files are paired; "
+                "rename or remove one"
+            )
+        else:
+            found[path.stem] = path
+    if not found:
+        raise UserError(f"{folder}: no image in it ({', '.join(sorted(IMAGE_SUFFIXES))} are read)")
+    if foreign:
+        print(f"note: {folder}: not images, left out: {listed(foreign)}", file=sys.stderr)
+    return dict(sorted(found.items()))
+
+
+def pair_by_stem(images: dict[str, Path], partners: dict[str, Path], partner_folder: Path) -> list[tuple[Path, Path]]:
+    """(image, partner) for every image, matched by stem, in the order of ``images``.
+
+    Raises `UserError` if an image or a partner stands alone, with the most similar name where there is one.
+    """
+    alone = [stem for stem in images if stem not in partners]
+    if alone:
+        similar = difflib.get_close_matches(alone[0], partners, n=1, cutoff=0.5)
+        hint = f" (the most similar name there is {partners[similar[0]].name})" if similar else ""
+        raise UserError(
+            f"{partner_folder}: nothing for {len(alone)} of {len(images)} images: "
+            f"{listed(images[stem].name for stem in alone)}{hint}; files are paired by the name before the suffix"
+        )
+    strangers = [partners[stem].name for stem in partners if stem not in images]
+    if strangers:
+        image_folder = next(iter(images.values())).parent
+        raise UserError(
+            f"{partner_folder}: {listed(strangers)} without an image of that name in {image_folder}; "
+            "add the image or remove the file"
+        )
+    return [(images[stem], partners[stem]) for stem in images]
+
+
+def read_image(path: Path, channels: int | None = None) -> np.ndarray:
+    """An 8-bit image as uint8 (H,W,C), 0..255: C = ``channels``, else 1 for grey and 3 for colour; alpha is dropped.
+
+    Raises `UserError` if the file is unreadable, truncated, has several frames or is not 8-bit.
+    """
+    image = _decode(path)
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise UserError(f"{path}: pixel format {image.mode!r}; convert it to 8-bit grey or RGB")
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    grey = channels == 1 if channels else image.mode in {"1", "L", "LA"}
+    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    return pixels[..., None] if grey else pixels
+
+
+def read_mask(path: Path, num_classes: int = 2) -> Mask:
+    """A label mask. Two classes: stored 0/1 or 0/255, or grey soiled by lossy compression, thresholded at 128.
+    More classes: the values 0..K-1, or the indices of a palette image.
+
+    Raises `UserError` if the file is unreadable or its values are ambiguous: a third grey level, colours, values
+    above K-1.
+    """
+    values = _mask_values(path, num_classes)
+    levels, counts = np.unique(values, return_counts=True)
+    if levels[-1] < num_classes:
+        return Mask(values.astype(np.uint8), False)
+    if num_classes == 2:
+        if set(levels.tolist()) <= {0, 255}:
+            return Mask((values == 255).astype(np.uint8), False)
+        # Lossy compression leaves many levels near 0 and 255, and in between only a thin seam along the outline.
+        # A third class is a level of its own, or has an interior that a 5x5 square fits into.
+        between = ((values >= 64) & (values < 192)).astype(np.uint8)
+        if len(levels) > 3 and levels[-1] >= 192 and not cv2.erode(between, np.ones((5, 5), np.uint8)).any():
+            return Mask((values >= 128).astype(np.uint8), True)
+    shares = ", ".join(f"{level} ({count / values.size:.1%})" for level, count in zip(levels, counts, strict=True))
+    found = shares if len(levels) <= 6 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
+    wanted = "0/1 or 0/255" if num_classes == 2 else f"classes 0..{num_classes - 1}"
+    raise UserError(f"{path}: ambiguous mask: found {found}; expected {wanted}")
+
+
+def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """A superpixel map as int32 (H,W), ids >= 0 and below H*W.
+
+    Raises `UserError` if the file is unreadable, not of ``shape``, not of whole numbers or has negative ids.
+    """
+    remedy = "make it again with scripts/generate_SLIC.py --overwrite"
+    try:
+        segments = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy file ({error}); {remedy}") from error
+    if segments.shape != tuple(shape):
+        raise UserError(
+            f"{path}: superpixels of shape {segments.shape}, expected {tuple(shape)}: "
+            f"{remedy} --image_size {shape[0]}, or train at the size of the superpixels"
+        )
+    if segments.dtype.kind == "f" and not np.isfinite(segments).all():
+        raise UserError(f"{path}: superpixel ids hold NaN or infinite values; {remedy}")
+    if segments.dtype.kind not in "iu":
+        raise UserError(f"{path}: superpixel ids are {segments.dtype}, expected whole numbers; {remedy}")
+    if segments.min() < 0:
+        raise UserError(f"{path}: negative superpixel id {segments.min()}; {remedy}")
+    if segments.max() >= segments.size:  # sparse ids would cost memory in every vote
+        segments = np.unique(segments, return_inverse=True)[1].reshape(shape)
+    return segments.astype(np.int32)
+
+
+def _decode(path: Path) -> Image.Image:
+    """Decode the whole file, turned as its EXIF orientation says, so that truncation is found here."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(Path(path).read_bytes()))
+            if getattr(image, "n_frames", 1) > 1:
+                raise UserError(f"{path}: {image.n_frames} frames in one file; store one image a file")
+            image.load()
+            return ImageOps.exif_transpose(image)
+    # Decoders raise many kinds of exception on broken files; all mean the same to the user.
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Warning) as error:
+        raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
+
+
+def _mask_values(path: Path, num_classes: int) -> np.ndarray:
+    """The stored values of a mask as (H,W) integers; a colour or alpha channel that says more is an error."""
+    image = _decode(path)
+    values = np.asarray(image)
+    if image.mode == "P" and values.max() >= num_classes:  # a palette of greys, not of class indices
+        image = image.convert("RGB")
+        values = np.asarray(image)
+    if image.mode in {"RGBA", "LA"}:
+        if values[..., -1].min() != values[..., -1].max():
+            raise UserError(f"{path}: a mask whose transparency varies is ambiguous; store it as grey 0/255")
+        values = values[..., :-1]
+    if values.ndim == 3:
+        # Lossy compression shifts equal channels by a few levels; more means colours with a meaning of their own.
+        spread = int(np.ptp(values.astype(np.int16), axis=-1).max())
+        if spread > 16:
+            raise UserError(f"{path}: a colour mask (channels differ by up to {spread}); store it as grey 0/255")
+        values = values[..., 0]
+    if values.dtype == bool:
+        values = values.astype(np.uint8)
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2 and set(np.unique(values).tolist()) <= {0, 65535}:
+        values = (values // 257).astype(np.uint8)
+    if values.dtype.kind not in "iu" or values.min() < 0:
+        raise UserError(f"{path}: mask values of type {values.dtype} from {values.min()}; store it as 8-bit grey")
+    return values

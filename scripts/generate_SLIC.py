@@ -1,0 +1,121 @@
+"""Cut every image of a folder into SLIC superpixels, at the size it is trained at.
+
+    python scripts/generate_SLIC.py --images_root data/Kvasir/images --save_root data/Kvasir/images_SLIC
+
+Writes one integer map (image_size, image_size) an image, as .npy of the same stem: scripts/README.md; docs/method.md
+section 3.
+"""
+
+import argparse
+import io
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.files import list_images, read_image, read_segments  # noqa: E402
+from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically  # noqa: E402
+from utils.geometry import resize_image  # noqa: E402
+from utils.superpixels import slic_segments  # noqa: E402
+
+
+class Outcome(NamedTuple):
+    """What became of one image."""
+
+    name: str
+    action: str  # "written", "skipped" or "made again"
+    segments: int
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images_root", type=Path, required=True, help="folder of images (PNG, JPEG, BMP, TIFF)")
+    parser.add_argument("--save_root", type=Path, required=True, help="folder of the .npy maps")
+    parser.add_argument("--n_segments", type=int, default=1024, help="superpixels wanted (default: %(default)s)")
+    parser.add_argument(
+        "--compactness", type=float, default=10.0, help="more gives squarer superpixels (default: %(default)s)"
+    )
+    parser.add_argument("--sigma", type=float, default=1.0, help="smoothing beforehand, pixels (default: %(default)s)")
+    parser.add_argument(
+        "--image_size", type=int, default=256, help="side of the map, that of the training (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    parser.add_argument("--overwrite", action="store_true", help="make again what is already there")
+    args = parser.parse_args(argv)
+
+    for flag, valid, wanted in (
+        ("--n_segments", args.n_segments >= 1, "at least 1"),
+        ("--compactness", 0 < args.compactness < float("inf"), "above 0"),
+        ("--sigma", 0 <= args.sigma < float("inf"), "at least 0"),
+        ("--image_size", args.image_size >= 1, "at least 1"),
+        ("--workers", args.workers >= 1, "at least 1"),
+    ):
+        if not valid:
+            raise UserError(f"{flag} must be {wanted}, got {getattr(args, flag[2:])}")
+    return args
+
+
+def make_segments(source: tuple[str, Path], save_root: Path, size: int, **slic: float) -> Outcome:
+    """Write the superpixels of ``source`` (stem, path), unless a valid map is there."""
+    stem, path = source
+    target = save_root / f"{stem}.npy"
+    action = "written"
+    segments = None
+    if target.exists():
+        segments = read_valid(target, (size, size))
+        action = "made again" if segments is None else "skipped"
+    if segments is None:
+        segments = slic_segments(resize_image(read_image(path), size), **slic)
+        data = io.BytesIO()
+        np.save(data, segments)
+        write_atomically(target, data.getvalue())
+    return Outcome(path.name, action, int(segments.max()) + 1)
+
+
+def read_valid(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The superpixels at ``path``, or None if the file is damaged, of another size or no map of ids."""
+    try:
+        return read_segments(path, shape)
+    except UserError:
+        return None
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """What was made, in a few lines."""
+    names = {action: [o.name for o in outcomes if o.action == action] for action in ("written", "skipped", "made again")}
+    counts = [o.segments for o in outcomes]
+    lines = [
+        f"{len(outcomes)} images: {len(names['written'])} written, {len(names['skipped'])} already there and skipped"
+    ]
+    if names["made again"]:
+        damaged = names["made again"]
+        lines.append(f"made again, the file there was damaged: {len(damaged)} ({listed(damaged)})")
+    lines.append(f"superpixels an image: mean {np.mean(counts):.0f}, fewest {min(counts)}, most {max(counts)}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    sources = list_images(args.images_root)
+    parameters = {"n_segments": args.n_segments, "compactness": args.compactness, "sigma": args.sigma}
+    settings = {**parameters, "image_size": args.image_size}
+    keep_settings(args.save_root, settings, args.overwrite, [args.save_root / f"{stem}.npy" for stem in sources])
+
+    cv2.setNumThreads(1)  # the processes take the cores
+    job = partial(make_segments, save_root=args.save_root, size=args.image_size, **parameters)
+    results, failures = run_jobs(job, list(sources.items()), args.workers, "SLIC")
+    outcomes = [result for result in results if result is not None]
+    if outcomes:
+        print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {args.save_root}")
+        print(summary(outcomes))
+    if failures:
+        raise UserError(f"{len(failures)} of {len(sources)} images got no superpixels:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,190 @@
+"""Write a noisy copy of every mask of a folder, as training labels with a known error.
+
+    python scripts/generate_simulated_noise.py --gts_root data/Kvasir/masks \
+        --save_root data/Kvasir/masks_200_0.8_0.05_0.2_mask_channel0 --theta1 0.8
+
+Shrunk (S_R), expanded (S_E) and dilated or eroded (S_DE) masks: scripts/README.md; docs/method.md section 6.
+"""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.files import list_images, read_mask  # noqa: E402
+from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically  # noqa: E402
+from utils.noise import dilation_erosion_noise, file_generator, markov_noise  # noqa: E402
+
+
+class Outcome(NamedTuple):
+    """What became of one mask."""
+
+    name: str
+    action: str  # "written", "skipped" or "made again"
+    dice: float  # of the noisy mask against the clean one; 1 where both are empty
+    wrong_share: float  # of the image's pixels
+    emptied: bool
+    filled: bool
+    soiled: bool
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--gts_root", type=Path, required=True, help="folder of clean masks (PNG, JPEG, BMP, TIFF)")
+    parser.add_argument("--save_root", type=Path, required=True, help="folder of the noisy masks, written as 0/255 PNG")
+    parser.add_argument("--noisetype", choices=["Markov", "DE"], default="Markov", help="default: %(default)s")
+    parser.add_argument("--T", type=int, default=200, help="Markov: number of steps (default: %(default)s)")
+    parser.add_argument(
+        "--theta1", type=float, default=0.8, help="Markov: above 0.5 grows, below shrinks (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--theta2", type=float, default=0.05, help="Markov: share of the boundary flipped a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        default=[9.0, 11.0],
+        metavar=("LOW", "HIGH"),
+        help="DE: how far the outline moves, in pixels (default: 9 11)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    parser.add_argument("--overwrite", action="store_true", help="make again what is already there")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="also draw each kind of noise on the first mask")
+    args = parser.parse_args(argv)
+
+    low, high = args.range
+    for flag, valid, wanted in (
+        ("--T", args.T >= 1, "at least 1"),
+        ("--theta1", 0 <= args.theta1 <= 1, "in 0..1"),
+        ("--theta2", 0 <= args.theta2 <= 1, "in 0..1"),
+        ("--range", 0 <= low <= high < float("inf"), "two numbers, 0 <= LOW <= HIGH"),
+        ("--seed", args.seed >= 0, "at least 0"),
+        ("--workers", args.workers >= 1, "at least 1"),
+        ("--figure", args.figure is None or args.figure.suffix.lower() == ".png", "a .png file"),
+    ):
+        if not valid:
+            raise UserError(f"{flag} must be {wanted}, got {getattr(args, flag[2:])}")
+    for name in ("T", "theta1", "theta2") if args.noisetype == "DE" else ("range",):
+        if getattr(args, name) != parser.get_default(name):
+            raise UserError(f"--{name} has no meaning for --noisetype {args.noisetype}: leave one of the two out")
+    return args
+
+
+def make_noisy(source: tuple[str, Path], save_root: Path, noise: Callable, seed: int) -> Outcome:
+    """Write the noisy mask of ``source`` (stem, path), unless a valid one is there."""
+    stem, path = source
+    clean, soiled = read_mask(path)
+    target = save_root / f"{stem}.png"
+    action = "written"
+    noisy = None
+    if target.exists():
+        noisy = read_valid(target, clean.shape)
+        action = "made again" if noisy is None else "skipped"
+    if noisy is None:
+        noisy = noise(clean, file_generator(seed, stem))
+        write_atomically(target, cv2.imencode(".png", noisy * 255)[1].tobytes())
+    total = int(clean.sum()) + int(noisy.sum())
+    return Outcome(
+        path.name,
+        action,
+        dice=2 * int((clean & noisy).sum()) / total if total else 1.0,
+        wrong_share=float((clean != noisy).mean()),
+        emptied=bool(clean.any() and not noisy.any()),
+        filled=bool(noisy.all() and not clean.all()),
+        soiled=soiled,
+    )
+
+
+def read_valid(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """The noisy mask at ``path``, or None if it is damaged, of another size or not binary."""
+    try:
+        mask = read_mask(path)
+    except UserError:
+        return None
+    return mask.labels if mask.labels.shape == shape and not mask.soiled else None
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """What was made, in a few lines."""
+
+    def named(label: str, chosen: list[Outcome]) -> list[str]:
+        return [f"{label}: {len(chosen)} ({listed(o.name for o in chosen)})"] if chosen else []
+
+    count = {action: [o for o in outcomes if o.action == action] for action in ("written", "skipped", "made again")}
+    lines = [
+        f"{len(outcomes)} masks: {len(count['written'])} written, {len(count['skipped'])} already there and skipped",
+        *named("made again, the file there was damaged", count["made again"]),
+        f"mean Dice of noisy against clean masks {np.mean([o.dice for o in outcomes]):.4f}, "
+        f"mean share of wrong pixels {np.mean([o.wrong_share for o in outcomes]):.4f}",
+        *named("emptied by the noise", [o for o in outcomes if o.emptied]),
+        *named("filled by the noise", [o for o in outcomes if o.filled]),
+        *named("greys of lossy compression, thresholded at 128", [o for o in outcomes if o.soiled]),
+    ]
+    return "\n".join(lines)
+
+
+def draw_figure(target: Path, source: Path, seed: int) -> None:
+    """Draw the mask at ``source`` and each kind of noise on it, the clean outline overlaid, to the PNG ``target``."""
+    from matplotlib.figure import Figure  # slow to import
+
+    clean = read_mask(source).labels
+    generators = (file_generator(seed, source.stem) for _ in range(3))
+    panels = {
+        "clean": clean,
+        "S_R: Markov, theta1 0.2": markov_noise(clean, next(generators), theta1=0.2),
+        "S_E: Markov, theta1 0.8": markov_noise(clean, next(generators), theta1=0.8),
+        "S_DE: dilation or erosion": dilation_erosion_noise(clean, next(generators)),
+    }
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    for axes, (title, mask) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+        axes.imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        if clean.min() < clean.max():
+            axes.contour(clean, levels=[0.5], colors="tab:orange", linewidths=1.5)
+        wrong = f"\n{(mask != clean).mean():.1%} of the pixels wrong" if mask is not clean else "\n"
+        axes.set_title(title + wrong, fontsize=10)
+        axes.set_axis_off()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    write_atomically(target, data.getvalue())
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    sources = list_images(args.gts_root)
+    if args.save_root.exists() and args.save_root.samefile(args.gts_root):
+        raise UserError(f"--save_root {args.save_root} is --gts_root: the clean masks would be lost; choose another")
+
+    if args.noisetype == "Markov":
+        parameters = {"T": args.T, "theta1": args.theta1, "theta2": args.theta2}
+        noise = partial(markov_noise, **parameters)
+    else:
+        parameters = {"low": args.range[0], "high": args.range[1]}
+        noise = partial(dilation_erosion_noise, **parameters)
+    settings = {"noisetype": args.noisetype, **parameters, "seed": args.seed}
+    keep_settings(args.save_root, settings, args.overwrite, [args.save_root / f"{stem}.png" for stem in sources])
+
+    cv2.setNumThreads(1)  # the processes take the cores
+    job = partial(make_noisy, save_root=args.save_root, noise=noise, seed=args.seed)
+    results, failures = run_jobs(job, list(sources.items()), args.workers, "noise")
+    outcomes = [result for result in results if result is not None]
+    if outcomes:
+        print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {args.save_root}")
+        print(summary(outcomes))
+        if args.figure:
+            draw_figure(args.figure, args.gts_root / outcomes[0].name, args.seed)
+    if failures:
+        raise UserError(f"{len(failures)} of {len(sources)} masks were not made:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    run_main(main)

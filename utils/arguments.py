@@ -1,0 +1,80 @@
+"""The flags that the training scripts share, and what they mean for the method."""
+
+import argparse
+from collections.abc import Callable
+
+from utils.gsd import GSDConfig
+
+# docs/method.md section 7: sections 1-5 as written, or the four choices of the published implementation.
+FIDELITY = {
+    "paper": {"vote": "superpixels", "transfer_loss": "logits", "distance": "exact", "inputs": "normalised"},
+    "published": {"vote": "rings", "transfer_loss": "probabilities", "distance": "floored", "inputs": "raw"},
+}
+
+
+def number(kind: type, low: float, high: float = float("inf"), below: bool = False) -> Callable[[str], float]:
+    """An argparse type: a number of ``kind`` from ``low`` to ``high``, the latter left out if ``below``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of type {kind.__name__}") from error
+        if not (low <= value < high if below else low <= value <= high):
+            raise argparse.ArgumentTypeError(f"{text} is outside [{low:g}, {high:g}{')' if below else ']'}")
+        return value
+
+    return parse
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> None:
+    """Add the flags that all training scripts have; ``image_size`` is the dataset's default."""
+    add = parser.add_argument
+    add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
+    add("--output_root", default="model", help="folder for run folders (default: %(default)s)")
+    add("--exp", help="name of the run, part of its folder's name (default: the method)")
+    add("--method", choices=("gsd", "ce"), default="gsd", help="gsd, or plain cross-entropy (default: %(default)s)")
+    add("--tau", type=number(float, 0, 1, below=True), help="expected share of wrong pixels, in [0, 1)")
+    add("--ratecp", type=number(float, 0, 1), help="foreground share above which the background is pasted")
+    add("--consistency", type=number(float, 0, 1), default=0.5, help="lambda of the selection loss (default: 0.5)")
+    add("--fidelity", choices=tuple(FIDELITY), default="paper", help="docs/method.md section 7 (default: %(default)s)")
+    for name, values in FIDELITY["paper"].items():
+        add(f"--{name}", choices=(values, FIDELITY["published"][name]), help="this one choice of --fidelity alone")
+    add("--jitter", type=number(float, 0, 1), help="strength s of the colour jitter")
+    add("--image_size", type=number(int, 16), default=image_size, help="training size in pixels (default: %(default)s)")
+    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
+    add("--max_epochs", type=number(int, 1), default=100, help="epochs; schedules are shares of it (default: 100)")
+    add("--batch_size", type=number(int, 1), default=16, help="images a step (default: %(default)s)")
+    add("--learning_rate", type=number(float, 0), default=0.005, help="of SGD (default: %(default)s)")
+    add("--seed", type=number(int, 0), default=2024, help="of weights, order, augmentation (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
+    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
+    add(
+        "--amp",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="precision of the networks; auto: bf16 where the hardware has it natively",
+    )
+    add("--resume", action="store_true", help="continue the run in its folder; start it if there is none")
+    add("--overwrite", action="store_true", help="start again a run whose folder exists")
+
+
+def resolve_fidelity(args: argparse.Namespace) -> None:
+    """Fill in the choices of --fidelity that were not given one by one."""
+    for name, value in FIDELITY[args.fidelity].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def gsd_config(args: argparse.Namespace, weight_decay_rate: int = 10) -> GSDConfig:
+    """The method's settings from the flags."""
+    return GSDConfig(
+        tau=args.tau,
+        max_epochs=args.max_epochs,
+        ratecp=args.ratecp,
+        consistency=args.consistency,
+        weight_decay_rate=weight_decay_rate,
+        vote=args.vote,
+        transfer_loss=args.transfer_loss,
+        distance=args.distance,
+    )

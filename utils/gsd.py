@@ -1,0 +1,254 @@
+"""GSD-Net: training a segmentation network from noisy masks with a geometric and a structural prior.
+
+The whole method as pure functions, in the order of docs/method.md, whose sections the docstrings cite. Paper: Wang et
+al., "From Noisy Labels to Intrinsic Structure", arXiv 2509.02419, Medical Image Analysis 112 (2026) 104130.
+
+Shapes: B images, C channels, K classes, S spatial axes, any number of them. Labels and superpixel ids are int64,
+everything else float32. Randomness enters as arguments.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.losses import bounded_cross_entropy_map, cross_entropy_map, soft_dice, symmetric_kl_map
+
+NUM_RINGS = 11  # section 7: regions of equal whole distance 0..10 to the boundary, inside and outside merged
+
+Network = Callable[[Tensor], Tensor]  # image (B,C,*S) -> logits (B,K,*S)
+
+
+class Batch(NamedTuple):
+    """What one training step sees."""
+
+    image: Tensor  # (B,C,*S)
+    jittered: Tensor  # (B,C,*S), the colour-jittered view of the same image
+    label: Tensor  # (B,*S) noisy classes 0..K-1
+    distance: Tensor  # (B,*S) distance to the label's boundary in pixels, in (0, 10]; 10 where there is none
+    segments: Tensor  # (B,*S) superpixel ids, each in 0..num_segments-1
+    num_segments: int
+
+
+class Step(NamedTuple):
+    """What one training step gives."""
+
+    loss: Tensor  # scalar with gradient
+    parts: dict[str, Tensor]  # scalars for the log, detached
+    maps: dict[str, Tensor]  # (B,*S) or (B,C,*S), what the method did with each pixel, for the image panels
+
+
+@dataclass(frozen=True)
+class GSDConfig:
+    """Settings of the method (docs/method.md sections 1-5); the last three fields are the choices of section 7."""
+
+    tau: float  # expected share of wrong pixels, in [0, 1)
+    max_epochs: int = 100
+    ratecp: float = 0.5  # foreground share above which knowledge transfer copies the background
+    consistency: float = 0.5  # lambda: 1 switches the agreement of the two networks off in the selection loss
+    weight_decay_rate: int = 10  # the distance weight's cap falls from 11 by this much over the run
+    vote: Literal["superpixels", "rings"] = "superpixels"
+    transfer_loss: Literal["logits", "probabilities"] = "logits"
+    distance: Literal["exact", "floored"] = "exact"
+
+    def __post_init__(self):
+        for name, value, valid in (
+            ("tau", self.tau, 0 <= self.tau < 1),
+            ("max_epochs", self.max_epochs, self.max_epochs >= 1),
+            ("ratecp", self.ratecp, 0 <= self.ratecp <= 1),
+            ("consistency", self.consistency, 0 <= self.consistency <= 1),
+            ("weight_decay_rate", self.weight_decay_rate, self.weight_decay_rate >= 0),
+            ("vote", self.vote, self.vote in ("superpixels", "rings")),
+            ("transfer_loss", self.transfer_loss, self.transfer_loss in ("logits", "probabilities")),
+            ("distance", self.distance, self.distance in ("exact", "floored")),
+        ):
+            if not valid:
+                raise ValueError(f"GSDConfig.{name}: {value!r} is outside its range")
+
+
+# --- 1 Small-loss selection -------------------------------------------------------------------------------------------
+
+
+def selection_loss(log_p1: Tensor, log_p2: Tensor, label: Tensor, consistency: float) -> Tensor:
+    """Joint loss l of the two networks per pixel, (B,*S). Source: docs/method.md section 1; JoCoR (Wei et al. 2020)."""
+    supervised = cross_entropy_map(log_p1, label) + cross_entropy_map(log_p2, label)
+    return supervised + (1 - consistency) * symmetric_kl_map(log_p1, log_p2)
+
+
+def drop_rate(epoch: int, tau: float, max_epochs: int) -> float:
+    """Share r(e) of the pixels that are dropped in ``epoch``: a ramp from 0 to tau over the first fifth of the run.
+
+    Source: docs/method.md section 1.
+    """
+    # The ramp is at most one epoch long in runs too short for a fifth to have two epochs.
+    return tau * min(epoch / max(0.2 * max_epochs - 1, 1), 1)
+
+
+def select_small_loss(loss: Tensor, rate: float) -> Tensor:
+    """Mask M, bool like ``loss``: the floor((1 - rate) * N) pixels of the whole batch with the smallest loss.
+
+    The count is exact whatever the ties. Source: docs/method.md section 1.
+    """
+    kept = math.floor((1 - rate) * loss.numel() + 1e-6)  # 1e-6: (1 - 0.9) * 10 is 0.99... in binary
+    keep = torch.ones(loss.numel(), dtype=torch.bool, device=loss.device)
+    # The dropped are few, and an unsorted top-k of few costs a fraction of a sort of all.
+    dropped = loss.flatten().topk(loss.numel() - kept, sorted=False).indices
+    keep[dropped] = False
+    return keep.view_as(loss)
+
+
+# --- 2 Geometric distance-aware weights -------------------------------------------------------------------------------
+
+
+def weight_cap(epoch: int, max_epochs: int, decay_rate: int = 10) -> int:
+    """Upper limit of the distance weight in ``epoch``: 11 at first, falling to 1. Source: docs/method.md section 2."""
+    return max(11 - decay_rate * epoch // max_epochs, 1)
+
+
+def distance_weight(distance: Tensor, cap: int) -> Tensor:
+    """w = clip(D, 1, cap), like ``distance``: pixels far from the boundary count more.
+
+    Source: docs/method.md section 2.
+    """
+    return distance.clamp(1, cap)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``values`` where ``mask`` is True, a scalar; 0 where it is True nowhere."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+# --- 3 Structure-guided label refinement ------------------------------------------------------------------------------
+
+
+def region_vote(probability: Tensor, regions: Tensor, num_regions: int) -> Tensor:
+    """Each region takes one class, the argmax of its mean probability; (B,K,*S), (B,*S) ids -> (B,*S) classes.
+
+    Source: docs/method.md section 3.
+    """
+    batch, classes = probability.shape[:2]
+    ids = regions.flatten(1).unsqueeze(1)
+    sums = probability.new_zeros(batch, classes, num_regions)
+    sums.scatter_add_(2, ids.expand(-1, classes, -1), probability.flatten(2))
+    # The sum has the same argmax as the mean: all classes of a region are divided by the same count.
+    return sums.argmax(dim=1).gather(1, ids.squeeze(1)).view_as(regions)
+
+
+def refine(label: Tensor, keep: Tensor, vote: Tensor) -> Tensor:
+    """r = the given label where it is kept, the region's class elsewhere; all (B,*S).
+
+    Source: docs/method.md section 3.
+    """
+    return torch.where(keep, label, vote)
+
+
+# --- 4 Knowledge transfer ---------------------------------------------------------------------------------------------
+
+
+def transfer_mask(refined: Tensor, ratecp: float) -> Tensor:
+    """K, bool (B,*S): the foreground of each image, or its background where the foreground's share exceeds ratecp.
+
+    Source: docs/method.md section 4.
+    """
+    foreground = refined != 0
+    share = foreground.flatten(1).float().mean(dim=1).view(-1, *[1] * (refined.ndim - 1))
+    return torch.where(share <= ratecp, foreground, ~foreground)
+
+
+def mix(mask: Tensor, values: Tensor, permutation: Tensor) -> Tensor:
+    """K x_i + (1 - K) x_pi(i): each image pasted onto its partner; values (B,*S) or (B,C,*S).
+
+    Source: docs/method.md section 4.
+    """
+    if values.ndim > mask.ndim:
+        mask = mask.unsqueeze(1)
+    return torch.where(mask, values, values[permutation])
+
+
+def transfer_loss(log_q: Tensor, refined: Tensor, weight: Tensor, kind: str = "logits") -> Tensor:
+    """Half weighted cross-entropy, half weighted soft Dice loss of one network on the mixed images, a scalar.
+
+    kind: "logits" for the cross-entropy of section 4, "probabilities" for the bounded one of section 7.
+    Source: docs/method.md section 4.
+    """
+    pixel_loss = cross_entropy_map if kind == "logits" else bounded_cross_entropy_map
+    dice_loss = 1 - soft_dice(log_q.exp(), refined)
+    return 0.5 * (weight * pixel_loss(log_q, refined)).mean() + 0.5 * weight.mean() * dice_loss
+
+
+def agreement_loss(log_q1: Tensor, log_q2: Tensor, weight: Tensor) -> Tensor:
+    """Weighted symmetric KL of the two networks on the mixed images, a scalar. Source: docs/method.md section 4."""
+    return 0.5 * (weight * symmetric_kl_map(log_q1, log_q2)).mean()
+
+
+# --- 5 Total ----------------------------------------------------------------------------------------------------------
+
+
+def refines(epoch: int, max_epochs: int) -> bool:
+    """Whether refinement and transfer are on in ``epoch``: from 0.3 of the run. Source: docs/method.md sections 3-5."""
+    return 10 * epoch >= 3 * max_epochs
+
+
+def gsd_step(
+    networks: Sequence[Network],
+    batch: Batch,
+    epoch: int,
+    config: GSDConfig,
+    mixing: float,
+    permutation: Tensor,
+) -> Step:
+    """The loss of one training step of GSD-Net. Source: docs/method.md sections 1-5.
+
+    networks: f1 and f2. epoch: 0..max_epochs-1. mixing: a in [0, 1], the share of the first network in the vote.
+    permutation: pi, int64 (B,), the partner of each image in knowledge transfer.
+    """
+    f1, f2 = networks
+    log_p1 = F.log_softmax(f1(batch.image), dim=1)
+    log_p2 = F.log_softmax(f2(batch.jittered), dim=1)
+
+    # Selection (1) and distance weights (2)
+    rate = drop_rate(epoch, config.tau, config.max_epochs)
+    pixel_loss = selection_loss(log_p1, log_p2, batch.label, config.consistency)
+    keep = select_small_loss(pixel_loss.detach(), rate)
+    distance = batch.distance.floor() if config.distance == "floored" else batch.distance
+    weight = distance_weight(distance, weight_cap(epoch, config.max_epochs, config.weight_decay_rate))
+    gda = masked_mean(weight * pixel_loss, keep)
+    # The mean loss before selection: a non-finite pixel would be dropped, and so hidden, by the selection.
+    parts = {"pixel_loss": pixel_loss.mean(), "kept": keep.float().mean(), "gda": gda}
+    maps = {"kept": keep, "weight": weight}
+    if not refines(epoch, config.max_epochs):
+        return Step(gda, _detached(parts), maps)
+
+    # Refinement (3)
+    with torch.no_grad():
+        probability = mixing * log_p1.exp() + (1 - mixing) * log_p2.exp()
+        if config.vote == "superpixels":
+            vote = region_vote(probability, batch.segments, batch.num_segments)
+        else:
+            vote = region_vote(probability, batch.distance.long(), NUM_RINGS)
+        refined = refine(batch.label, keep, vote)
+
+        # Knowledge transfer (4)
+        mask = transfer_mask(refined, config.ratecp)
+        mixed = mix(mask, batch.image, permutation)
+        mixed_jittered = mix(mask, batch.jittered, permutation)
+        mixed_label = mix(mask, refined, permutation)
+        mixed_weight = mix(mask, weight, permutation)
+    log_q1 = F.log_softmax(f1(mixed), dim=1)
+    log_q2 = F.log_softmax(f2(mixed_jittered), dim=1)
+    transfer1 = transfer_loss(log_q1, mixed_label, mixed_weight, config.transfer_loss)
+    transfer2 = transfer_loss(log_q2, mixed_label, mixed_weight, config.transfer_loss)
+    agreement = agreement_loss(log_q1, log_q2, mixed_weight)
+
+    # Total (5)
+    parts |= {"transfer1": transfer1, "transfer2": transfer2, "agreement": agreement}
+    maps |= {"refined": refined, "mixed": mixed}
+    return Step(gda + transfer1 + transfer2 + agreement, _detached(parts), maps)
+
+
+def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in tensors.items()}

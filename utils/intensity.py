@@ -1,0 +1,42 @@
+"""From stored intensities to network inputs: part of what a checkpoint must carry to predict on new images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """Network input = (value / 255 - mean) / std, per channel; mean and std in units of the full range."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor) -> "Intensity":
+        """The mean and standard deviation of each channel of uint8 images (N,C,H,W)."""
+        # A histogram is exact and needs no copy of the whole set in floating point.
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()
+        shares = counts / counts.sum(dim=1, keepdim=True)
+        mean = shares @ levels
+        std = (shares @ levels.square() - mean.square()).clamp(min=0).sqrt()
+        # A constant channel carries nothing; dividing it by 1 keeps it finite.
+        return cls(tuple(mean.tolist()), tuple(torch.where(std > 1e-4, std, 1.0).tolist()))
+
+    @classmethod
+    def raw(cls, channels: int) -> "Intensity":
+        """Inputs 0..255 as stored. Source: docs/method.md section 7."""
+        return cls((0.0,) * channels, (1 / 255,) * channels)
+
+    def normalise(self, unit: Tensor) -> Tensor:
+        """Images (B,C,H,W) in [0, 1] -> network inputs, float32."""
+        mean = unit.new_tensor(self.mean).view(-1, 1, 1)
+        std = unit.new_tensor(self.std).view(-1, 1, 1)
+        return (unit - mean) / std
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [0, 1]."""
+    return images.float() / 255

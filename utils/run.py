@@ -1,0 +1,184 @@
+"""One training run on disk and on its device: run folder, log, checkpoints, device and precision."""
+
+import csv
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.cli import UserError, write_atomically, write_json
+from utils.figures import Figure, learning_curves, pixels, png
+from utils.gsd import Network
+
+# Settings that say where a run happens, not what it computes: --resume may change them.
+PLACE_SETTINGS = {"data_root", "output_root", "device", "gpu", "resume", "overwrite"}
+
+
+def choose_device(device: str, gpu: int) -> torch.device:
+    """auto, cpu or cuda -> the device; auto takes GPU number ``gpu`` where there is one.
+
+    Raises `UserError` if CUDA is asked for and absent, or has no such GPU.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
+    if not 0 <= gpu < torch.cuda.device_count():
+        raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{torch.cuda.device_count() - 1}")
+    return torch.device("cuda", gpu)
+
+
+def uses_bf16(amp: str, device: torch.device) -> bool:
+    """Whether the networks run in bfloat16: ``amp`` is bf16, or auto and the hardware has it natively."""
+    if amp != "auto":
+        return amp == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def at_precision(network: nn.Module, device: torch.device, bf16: bool) -> Network:
+    """The network's forward pass in bfloat16 where asked; its logits are float32, as selection and losses need."""
+
+    def forward(image: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return network(image).float()
+
+    return forward
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The contents of a checkpoint, on the CPU; only tensors and plain values are admitted.
+
+    Raises `UserError` if the file is missing, broken or not a checkpoint of this project.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
+    if not isinstance(checkpoint, dict) or not {"networks", "args", "epoch"} <= checkpoint.keys():
+        raise UserError(f"{path}: not a checkpoint of this project")
+    return checkpoint
+
+
+class Run:
+    """A run folder: args.json, log.csv, checkpoint.pt, result.json, per_image.csv, curves.png, panels.png,
+    tensorboard/.
+
+    ``history`` holds one row an epoch; it travels in the checkpoint, so that log.csv never says more or less than the
+    checkpoint beside it.
+    """
+
+    def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool):
+        """Open ``folder`` for a run of ``settings``; with ``resume`` read its checkpoint where there is one.
+
+        Raises `UserError` if a run is there already and neither flag is given, or if it was made with other settings.
+        """
+        self.folder = folder
+        self.settings = settings
+        self.history: list[dict] = []
+        self.checkpoint: dict | None = None
+        path = folder / "checkpoint.pt"
+        if path.is_file() and resume:
+            self.checkpoint = read_checkpoint(path)
+            self.history = self.checkpoint["history"]
+            before = self.checkpoint["args"]
+            changed = [k for k in settings if k not in PLACE_SETTINGS and before.get(k) != settings[k]]
+            if changed:
+                was = ", ".join(f"--{k} {before.get(k)} (now {settings[k]})" for k in changed)
+                raise UserError(f"{path}: --resume needs the settings of the run, which had {was}")
+        elif path.is_file() and not overwrite:
+            raise UserError(
+                f"{folder}: a run is there already; --resume continues it, --overwrite starts it again, "
+                "--exp NAME keeps both"
+            )
+        elif folder.is_dir():
+            for old in ("checkpoint.pt", "log.csv", "result.json", "per_image.csv", "curves.png", "panels.png"):
+                (folder / old).unlink(missing_ok=True)
+            for old in (folder / "tensorboard").glob("events.*"):
+                old.unlink()
+        write_json(folder / "args.json", settings)
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.history))
+
+    @property
+    def epochs_done(self) -> int:
+        """Number of complete epochs in the checkpoint; the next epoch has this number."""
+        return len(self.history)
+
+    @property
+    def result(self) -> dict | None:
+        """The contents of result.json if the run is complete, else None."""
+        path = self.folder / "result.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def restore(self, networks: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
+        """Bring everything to the state of the checkpoint; without one, nothing changes."""
+        if self.checkpoint is None:
+            return
+        networks.load_state_dict(self.checkpoint["networks"])
+        optimiser.load_state_dict(self.checkpoint["optimiser"])
+        generator.set_state(self.checkpoint["random"]["generator"])
+        torch.set_rng_state(self.checkpoint["random"]["torch"])
+
+    def close_epoch(
+        self,
+        row: dict,
+        networks: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        generator: torch.Generator,
+        model: dict,
+    ) -> None:
+        """Log one epoch and write its checkpoint, which comes first: the other files can be made again from it.
+
+        model: what a reader of the checkpoint needs to rebuild and feed the networks (channels, classes, intensity).
+        """
+        self.history.append(row)
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "epoch": len(self.history),
+                "networks": networks.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                # The generator draws everything a run draws; torch's own is kept in case a layer ever uses it.
+                "random": {"generator": generator.get_state(), "torch": torch.get_rng_state()},
+                "args": self.settings,
+                "model": model,
+                "history": self.history,
+            },
+            buffer,
+        )
+        write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
+        self.write_table("log.csv", self.history)
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
+
+    def draw(self, panels: Figure) -> None:
+        """Draw curves.png and panels.png for the epoch just closed."""
+        write_atomically(self.folder / "curves.png", png(learning_curves(self.history)))
+        write_atomically(self.folder / "panels.png", png(panels))
+        self.writer.add_image("panels", pixels(panels), self.epochs_done - 1, dataformats="HWC")
+
+    def write_table(self, name: str, rows: Sequence[dict]) -> None:
+        """Write rows of one kind as a CSV file of the run folder; None and NaN are left blank and 'nan'."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(self.folder / name, text.getvalue().encode())
+
+    def finish(self, result: dict, per_image: Sequence[dict]) -> None:
+        """Write per_image.csv and then result.json, which says that the run is complete."""
+        self.write_table("per_image.csv", per_image)
+        write_json(self.folder / "result.json", result)
+        self.writer.close()
