@@ -59,3 +59,11 @@ def two_unets(in_channels: int, num_classes: int, seed: int) -> nn.ModuleList:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.ModuleList(UNet(in_channels, num_classes) for _ in range(2))
+
+
+def unets_of(checkpoint: dict) -> nn.ModuleList:
+    """The two trained networks of a checkpoint (`utils.run.read_checkpoint`), on the CPU, in eval mode."""
+    model = checkpoint["model"]
+    networks = two_unets(model["in_channels"], model["num_classes"], seed=0)
+    networks.load_state_dict(checkpoint["networks"])
+    return networks.eval()

@@ -10,6 +10,7 @@ import argparse
 import io
 import os
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,10 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.files import list_images, read_image, read_segments  # noqa: E402
-from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically  # noqa: E402
-from utils.geometry import resize_image  # noqa: E402
-from utils.superpixels import slic_segments  # noqa: E402
+from dataloaders.files import list_images, read_image, read_segments
+from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically
+from utils.geometry import resize_image
+from utils.superpixels import slic_segments
 
 
 class Outcome(NamedTuple):
@@ -87,14 +88,12 @@ def read_valid(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 def summary(outcomes: list[Outcome]) -> str:
     """What was made, in a few lines."""
-    names = {action: [o.name for o in outcomes if o.action == action] for action in ("written", "skipped", "made again")}
+    actions = Counter(o.action for o in outcomes)
+    damaged = [o.name for o in outcomes if o.action == "made again"]
     counts = [o.segments for o in outcomes]
-    lines = [
-        f"{len(outcomes)} images: {len(names['written'])} written, {len(names['skipped'])} already there and skipped"
-    ]
-    if names["made again"]:
-        damaged = names["made again"]
-        lines.append(f"made again, the file there was damaged: {len(damaged)} ({listed(damaged)})")
+    lines = [f"{len(outcomes)} images: {actions['written']} written, {actions['skipped']} already there and skipped"]
+    if damaged:
+        lines.append(f"made again, the file there was not valid: {len(damaged)} ({listed(damaged)})")
     lines.append(f"superpixels an image: mean {np.mean(counts):.0f}, fewest {min(counts)}, most {max(counts)}")
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import argparse
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,9 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.files import list_images, read_mask  # noqa: E402
-from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically  # noqa: E402
-from utils.noise import dilation_erosion_noise, file_generator, markov_noise  # noqa: E402
+from dataloaders.files import list_images, read_mask
+from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically
+from utils.noise import dilation_erosion_noise, file_generator, markov_noise
 
 
 class Outcome(NamedTuple):
@@ -59,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     parser.add_argument("--overwrite", action="store_true", help="make again what is already there")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="also draw each kind of noise on the first mask")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="also draw each noise on the first mask")
     args = parser.parse_args(argv)
 
     low, high = args.range
@@ -116,20 +117,20 @@ def read_valid(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 
 def summary(outcomes: list[Outcome]) -> str:
     """What was made, in a few lines."""
-
-    def named(label: str, chosen: list[Outcome]) -> list[str]:
-        return [f"{label}: {len(chosen)} ({listed(o.name for o in chosen)})"] if chosen else []
-
-    count = {action: [o for o in outcomes if o.action == action] for action in ("written", "skipped", "made again")}
+    actions = Counter(o.action for o in outcomes)
     lines = [
-        f"{len(outcomes)} masks: {len(count['written'])} written, {len(count['skipped'])} already there and skipped",
-        *named("made again, the file there was damaged", count["made again"]),
+        f"{len(outcomes)} masks: {actions['written']} written, {actions['skipped']} already there and skipped",
         f"mean Dice of noisy against clean masks {np.mean([o.dice for o in outcomes]):.4f}, "
         f"mean share of wrong pixels {np.mean([o.wrong_share for o in outcomes]):.4f}",
-        *named("emptied by the noise", [o for o in outcomes if o.emptied]),
-        *named("filled by the noise", [o for o in outcomes if o.filled]),
-        *named("greys of lossy compression, thresholded at 128", [o for o in outcomes if o.soiled]),
     ]
+    for label, names in (
+        ("made again, the file there was not valid", [o.name for o in outcomes if o.action == "made again"]),
+        ("emptied by the noise", [o.name for o in outcomes if o.emptied]),
+        ("filled by the noise", [o.name for o in outcomes if o.filled]),
+        ("clean mask with in-between greys, thresholded at 128", [o.name for o in outcomes if o.soiled]),
+    ):
+        if names:
+            lines.append(f"{label}: {len(names)} ({listed(names)})")
     return "\n".join(lines)
 
 
@@ -138,14 +139,14 @@ def draw_figure(target: Path, source: Path, seed: int) -> None:
     from matplotlib.figure import Figure  # slow to import
 
     clean = read_mask(source).labels
-    generators = (file_generator(seed, source.stem) for _ in range(3))
+    moved = dilation_erosion_noise(clean, file_generator(seed, source.stem))
     panels = {
         "clean": clean,
-        "S_R: Markov, theta1 0.2": markov_noise(clean, next(generators), theta1=0.2),
-        "S_E: Markov, theta1 0.8": markov_noise(clean, next(generators), theta1=0.8),
-        "S_DE: dilation or erosion": dilation_erosion_noise(clean, next(generators)),
+        "S_R: Markov, theta1 = 0.2": markov_noise(clean, file_generator(seed, source.stem), theta1=0.2),
+        "S_E: Markov, theta1 = 0.8": markov_noise(clean, file_generator(seed, source.stem), theta1=0.8),
+        f"S_DE: {'dilated' if moved.sum() > clean.sum() else 'eroded'} here": moved,
     }
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    figure = Figure(figsize=(12, 3.65), layout="constrained")
     for axes, (title, mask) in zip(figure.subplots(1, 4), panels.items(), strict=True):
         axes.imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         if clean.min() < clean.max():

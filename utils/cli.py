@@ -5,9 +5,13 @@ Nothing here imports torch, so that the preprocessing scripts start at once.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,7 +29,7 @@ def run_main(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped by the user", file=sys.stderr)
+        print("stopped by the user; nothing is half-written", file=sys.stderr)
         sys.exit(130)
 
 
@@ -53,7 +57,8 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); nothing was changed") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the parent may be no folder, which the error above says
+            temporary.unlink()
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
@@ -99,7 +104,8 @@ def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list
     """Call ``job(item)`` for every item over ``workers`` processes, with a progress bar.
 
     Returns (results in the order of ``items``, messages of the items that raised `UserError`, in that order);
-    a failed item's result is None. Any other exception is a defect and is raised.
+    a failed item's result is None. Any other exception is a defect and is raised. Raises `UserError` if a process was
+    killed.
     """
     results: list = [None] * len(items)
     failures: dict[int, str] = {}
@@ -116,9 +122,16 @@ def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list
                 collect(index, lambda item=item: job(item))
                 bar.update()
         else:
-            with ProcessPoolExecutor(workers) as pool:
-                futures = {pool.submit(job, item): index for index, item in enumerate(items)}
-                for future in as_completed(futures):
-                    collect(futures[future], future.result)
-                    bar.update()
+            # Ctrl-C reaches every process of the terminal; only the parent answers it, by dropping the jobs not begun.
+            ignore_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+            with ProcessPoolExecutor(workers, initializer=ignore_interrupt) as pool:
+                try:
+                    futures = {pool.submit(job, item): index for index, item in enumerate(items)}
+                    for future in as_completed(futures):
+                        collect(futures[future], future.result)
+                        bar.update()
+                except BrokenProcessPool as error:
+                    raise UserError("a process was killed, mostly for want of memory: use fewer --workers") from error
+                finally:
+                    pool.shutdown(cancel_futures=True)
     return results, [failures[index] for index in sorted(failures)]

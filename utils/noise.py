@@ -65,9 +65,7 @@ def smooth(mask: np.ndarray) -> np.ndarray:
     return (blurred > 0.5).astype(np.uint8)
 
 
-def dilation_erosion_noise(
-    mask: np.ndarray, rng: np.random.Generator, low: float = 9, high: float = 11
-) -> np.ndarray:
+def dilation_erosion_noise(mask: np.ndarray, rng: np.random.Generator, low: float = 9, high: float = 11) -> np.ndarray:
     """Dilate or erode a mask, at the toss of a fair coin, by a Euclidean distance u ~ U(low, high) in pixels (S_DE).
 
     Dilation adds the background pixels whose distance to the foreground is at most u, erosion removes the foreground

@@ -86,7 +86,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
             if epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1:
                 run.draw(method_panels(batch, step.maps, experiment.intensity))
             bar.update()
-            bar.set_postfix(loss=f"{row['loss']:.3f}", dice=f"{row['dice']:.4f}")
+            bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.4f}")
     return report(experiment, run)
 
 
@@ -115,6 +115,9 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == experiment.steps_per_epoch:
                 _check_finite(values, names, epoch)
                 bar.set_postfix(loss=f"{float(values[-1][0]):.3f}")
+    # The last step's update has not been through a loss yet, and a checkpoint must not hold it unseen.
+    if not torch.stack([v.isfinite().all() for v in experiment.networks.state_dict().values()]).all():
+        raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
     means = dict(zip(("loss", *step.parts), torch.stack(values).mean(dim=0).tolist(), strict=True))
     return {name: means.get(name) for name in ("loss", *LOSS_PARTS)}, batch, step
 
@@ -123,10 +126,14 @@ def _check_finite(values: list[Tensor], names: list[Sequence[str]], epoch: int) 
     finite = torch.stack(values).isfinite().all(dim=1).tolist()
     if not all(finite):
         index = finite.index(False)
-        raise UserError(
-            f"the loss became non-finite in epoch {epoch}, step {index}, on {listed(names[index], most=16)}; training "
-            "stops and the last checkpoint stays as it is. Try a smaller --learning_rate, or --amp fp32"
-        )
+        raise _diverged(f"the loss became non-finite in epoch {epoch}, step {index}", names[index])
+
+
+def _diverged(what: str, names: Sequence[str]) -> UserError:
+    return UserError(
+        f"{what}, on {listed(names, most=16)}; training stops and the last checkpoint stays as it is. "
+        "Try a smaller --learning_rate, or --amp fp32"
+    )
 
 
 @torch.no_grad()

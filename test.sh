@@ -1,0 +1,11 @@
+#!/bin/sh
+# Sets up .venv and runs the style check and the tests: sh test.sh [arguments of pytest]
+set -eu
+cd "$(dirname "$0")"
+. scripts/environment.sh requirements.txt requirements-dev.txt
+echo "== ruff"
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+echo "== pytest"
+# One thread a process: the processes share the cores.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto "$@"

@@ -1,0 +1,67 @@
+"""A tiny dataset in Kvasir's layout, and the training script run as a user runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+REPO = Path(__file__).resolve().parents[1]
+TRAIN_SCRIPT = REPO / "train_GSD-Net.py"
+
+
+def blob(rng: np.random.Generator, width: int = 48, height: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy bright ellipse on a dark ground: (height,width,3) uint8, and its mask (height,width) of 0 and 255."""
+    y, x = np.mgrid[:height, :width]
+    centre_y, centre_x = rng.uniform(0.35, 0.65, 2) * (height, width)
+    radius_y, radius_x = rng.uniform(0.15, 0.3, 2) * (height, width)
+    inside = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 < 1
+    image = np.where(inside[..., None], (190, 110, 90), (70, 60, 80)) + rng.normal(0, 15, (height, width, 3))
+    return image.clip(0, 255).astype(np.uint8), (inside * 255).astype(np.uint8)
+
+
+def block_segments(size: int, block: int = 2) -> np.ndarray:
+    """Square blocks in place of superpixels, int32 (size,size); the ids have gaps and, from size 32 on, pass 255."""
+    row, column = np.mgrid[:size, :size] // block
+    return ((row * -(-size // block) + column) * 3).astype(np.int32)
+
+
+def write_dataset(
+    root: Path, name: str = "Kvasir", train: int = 10, test: int = 4, image_size: int = 32, seed: int = 0
+) -> Path:
+    """Write ``root/name`` in Kvasir's layout, with superpixels for ``image_size``; returns that folder."""
+    rng = np.random.default_rng(seed)
+    folder = root / name
+    for suffix, count in (("", train), ("_test", test)):
+        for kind in ("images", "masks"):
+            (folder / f"{kind}{suffix}").mkdir(parents=True)
+        for index in range(count):
+            for kind, pixels in zip(("images", "masks"), blob(rng), strict=True):
+                Image.fromarray(pixels).save(folder / f"{kind}{suffix}" / f"case{index:02}.png")
+    (folder / "images_SLIC").mkdir()
+    for index in range(train):
+        np.save(folder / "images_SLIC" / f"case{index:02}.npy", block_segments(image_size))
+    return folder
+
+
+def script_process(*args: object, script: Path = TRAIN_SCRIPT) -> subprocess.Popen:
+    """A script of the project, started in a process of its own on two threads; its output is captured as text."""
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+
+
+def run_script(*args: object, script: Path = TRAIN_SCRIPT, timeout: float = 120) -> subprocess.CompletedProcess:
+    """A script of the project, run to its end; `subprocess.TimeoutExpired` if that takes more than ``timeout`` s."""
+    with script_process(*args, script=script) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

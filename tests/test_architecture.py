@@ -1,0 +1,114 @@
+"""The rooms of the project: who may import whom, how long a training script is, and docstrings."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+
+ROOMS = ("networks", "dataloaders", "utils", "scripts", "benchmarks")
+TRAINING_SCRIPTS = sorted(REPO.glob("*.py"))
+FILES = sorted(path for room in ROOMS for path in (REPO / room).glob("**/*.py"))
+
+
+def module_name(path: Path) -> str:
+    """utils/gsd.py -> utils.gsd; a package's __init__.py takes the name of its folder."""
+    parts = path.relative_to(REPO).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of all that a file imports, wherever in it; ``from utils import gsd`` counts as utils.gsd."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import; this project imports by full names"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in members}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def identifier(path: Path) -> str:
+    return path.relative_to(REPO).as_posix()
+
+
+def in_room(room: str) -> list[Path]:
+    return [path for path in FILES if path.relative_to(REPO).parts[0] == room]
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    source = tmp_path / "a.py"
+    source.write_text("import os.path\ndef f():\n    from utils import gsd\n    from utils.gsd import Batch\n")
+    assert imports(source) == {"os.path", "utils.gsd"}
+
+
+@pytest.mark.parametrize(
+    ("room", "forbidden"),
+    [
+        ("networks", {"dataloaders", "scripts", "benchmarks", "tests"}),
+        ("utils", {"dataloaders", "scripts", "benchmarks", "tests"}),
+        ("dataloaders", {"networks", "scripts", "benchmarks", "tests"}),
+        ("scripts", {"scripts", "benchmarks", "tests"}),  # what two scripts share goes down, not sideways
+    ],
+)
+def test_imports_point_one_way(room, forbidden):
+    assert in_room(room)
+    wrong = {identifier(path): tops(path) & forbidden for path in in_room(room) if tops(path) & forbidden}
+    assert not wrong
+
+
+def test_the_method_imports_torch_and_losses_only():
+    outside = {name for name in imports(REPO / "utils" / "gsd.py") if name.split(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in outside if name.split(".")[0] != "torch"} == {"utils.losses"}
+
+
+def test_command_helpers_do_not_import_torch():
+    assert not tops(REPO / "utils" / "cli.py") & {"torch", "utils"}
+
+
+def test_no_import_cycles():
+    graph = {name: imports(path) & MODULES.keys() for name, path in MODULES.items()}
+    assert graph["utils.gsd"] == {"utils.losses"}  # the graph is not empty for want of recognised names
+    while graph:
+        leaves = {name for name, needed in graph.items() if not needed & graph.keys()}
+        assert leaves, f"these modules import each other in a circle, or need one that does: {sorted(graph)}"
+        graph = {name: needed for name, needed in graph.items() if name not in leaves}
+
+
+@pytest.mark.parametrize("script", TRAINING_SCRIPTS, ids=identifier)
+def test_training_script_is_short(script):
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name != "__init__.py"], ids=identifier)
+def test_public_things_have_docstrings(path):
+    """Every module, and in the rooms that others import every public function and class."""
+    tree = parsed(path)
+    lacking = [] if ast.get_docstring(tree) else ["the module"]
+    if path.relative_to(REPO).parts[0] in ("utils", "networks", "dataloaders"):
+        lacking += [
+            node.name
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and not node.name.startswith("_")
+            and not ast.get_docstring(node)
+        ]
+    assert not lacking, f"{identifier(path)}: no docstring on {', '.join(lacking)}"
+
+
+def test_training_scripts_are_there():
+    assert REPO / "train_GSD-Net.py" in TRAINING_SCRIPTS

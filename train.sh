@@ -1,0 +1,61 @@
+#!/bin/sh
+# The paper's nine runs: Kvasir, Shenzhen and BU-SUC, each with S_R (02), S_E (08) and S_DE (DE) masks.
+#
+#     sh train.sh [flags for every run, such as --max_epochs 100 --device cuda]
+#
+# Datasets are looked for in DATA_ROOT (default: data). Safe to run again: complete runs are not repeated and broken ones
+# are continued. PYTHON chooses the interpreter (default: .venv's, else python).
+set -u
+cd "$(dirname "$0")" || exit 2
+data_root=${DATA_ROOT:-data}
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python
+    [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
+fi
+found=0
+failed=""
+
+run() { # dataset noise_type tau ratecp [flags]
+    dataset=$1 noise_type=$2 tau=$3 ratecp=$4
+    shift 4
+    echo "== $dataset, noise $noise_type, tau $tau, ratecp $ratecp"
+    "$PYTHON" train_GSD-Net.py --datasets "$dataset" --noise_type "$noise_type" --tau "$tau" --ratecp "$ratecp" \
+        --data_root "$data_root" --resume "$@"
+    status=$?
+    [ $status -eq 130 ] && exit 130 # Ctrl-C stops all of them
+    [ $status -eq 0 ] || failed="$failed $dataset/$noise_type"
+}
+
+there() { # dataset
+    if [ -d "$data_root/$1" ]; then
+        found=$((found + 1))
+    else
+        echo "== $1: skipped, there is no folder $data_root/$1"
+        return 1
+    fi
+}
+
+if there Kvasir; then
+    run Kvasir 02 0.05 0.5 "$@"
+    run Kvasir 08 0.05 0.5 "$@"
+    run Kvasir DE 0.05 0.5 "$@"
+fi
+if there shenzhen; then
+    run shenzhen 02 0.17 0.5 "$@"
+    run shenzhen 08 0.17 0.1 "$@"
+    run shenzhen DE 0.17 0.5 "$@"
+fi
+if there BUSUC; then
+    run BUSUC 02 0.062 0.5 "$@"
+    run BUSUC 08 0.08 0.1 "$@"
+    run BUSUC DE 0.045 0.5 "$@"
+fi
+
+if [ "$found" -eq 0 ]; then
+    echo "error: none of the datasets is in $data_root; README.md says how to lay them out" >&2
+    exit 2
+fi
+if [ -n "$failed" ]; then
+    echo "error: these runs failed:$failed" >&2
+    exit 1
+fi
