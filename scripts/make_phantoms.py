@@ -5,6 +5,9 @@
 Writes images/, masks/, images_test/ and masks_test/ under --save_root, as train_0000.png, test_0000.png and so on:
 scripts/README.md. Images are RGB like those of endoscopy and dermoscopy: lesions of varied size, shape and contrast
 with a visible outline, on a textured ground with vessels, stains without an outline, reflections and sensor noise.
+
+Simulated label noise moves outlines by a number of pixels, whatever the image's size: with images of 128 pixels, give
+scripts/generate_simulated_noise.py --T 100, which does to them what its default of 200 does to images of 256.
 """
 
 import argparse

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# The tensors of these tests are tiny: on a busy machine threads would only wait for each other, up to fifty times as
+# long as the work takes. Set before torch is imported, and inherited by the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 REPO = Path(__file__).resolve().parents[1]
 TRAIN_SCRIPT = REPO / "train_GSD-Net.py"
 
@@ -47,13 +51,12 @@ def write_dataset(
 
 
 def script_process(*args: object, script: Path = TRAIN_SCRIPT) -> subprocess.Popen:
-    """A script of the project, started in a process of its own on two threads; its output is captured as text."""
+    """A script of the project, started in a process of its own; its output is captured as text."""
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
 
 

@@ -51,12 +51,12 @@ def test_known_datasets_have_layouts_of_their_own(tmp_path, name):
 
 def test_unknown_dataset_names_the_folders_there_are(folder):
     (folder.parent / "mine").mkdir()
-    with pytest.raises(UserError, match="--datasets other: .*which holds Kvasir, mine"):
+    with pytest.raises(UserError, match=r"--datasets other: .*which holds Kvasir, mine"):
         find_dataset(folder.parent, "other")
 
 
 def test_missing_and_empty_data_root(tmp_path):
-    with pytest.raises(UserError, match="--data_root .*missing: no such folder"):
+    with pytest.raises(UserError, match=r"--data_root .*missing: no such folder"):
         find_dataset(tmp_path / "missing", "kvasir")
     with pytest.raises(UserError, match="which holds no folder"):
         find_dataset(tmp_path, "kvasir")
@@ -165,7 +165,7 @@ def test_each_noise_type_reads_its_folder(folder, name, noise_type):
         ("images_SLIC", "images_SLIC"),
     ):
         shutil.copytree(folder / source, target / renamed)
-    # Only the folder that this noise type should read is there, and its masks are marked: their first row is foreground.
+    # Only the folder that this noise type should read is there; the first row of its masks is marked as foreground.
     wanted = {"clean": masks, "given": masks, "02": noisy[0], "08": noisy[1], "DE": f"{masks}_DE"}[noise_type]
     (target / wanted).mkdir()
     for path in (folder / "masks").iterdir():

@@ -62,6 +62,12 @@ def train(monkeypatch, capsys) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
+def without_pictures(monkeypatch) -> None:
+    """Drawing takes longer than training these tiny networks; for tests that look at figures in numbers only."""
+    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
+
+
+@pytest.fixture
 def places(data_root, tmp_path) -> tuple:
     """The flags of a quick run on the tiny dataset into tmp_path."""
     return ("--data_root", data_root, "--output_root", tmp_path, *QUICK)
@@ -167,6 +173,7 @@ def test_run_leaves_all_its_files(train, places, tmp_path, flags):
     assert transfers == ([False] * EPOCHS if args["method"] == "ce" else [False, False, True, True, True])
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_training_lowers_the_loss_and_finds_the_blobs(train, places, tmp_path):
     assert_succeeded(
         train(*GIVEN, *places, "--method", "ce", "--max_epochs", 30, "--learning_rate", 0.05, "--jitter", 0)
@@ -176,6 +183,7 @@ def test_training_lowers_the_loss_and_finds_the_blobs(train, places, tmp_path):
     assert float(rows[-1]["dice"]) > 0.8
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_seed_decides_everything(train, places, tmp_path):
     for name, seed in (("one", 7), ("same", 7), ("other", 8)):
         assert_succeeded(train(*GIVEN, *places, "--max_epochs", 3, "--exp", name, "--seed", seed))
@@ -314,6 +322,7 @@ def test_bad_input_at_the_command_line(places, tmp_path):
 
 
 @pytest.mark.parametrize("poisoned_step", [0, 1])
+@pytest.mark.usefixtures("without_pictures")
 def test_loss_that_becomes_nan_stops_the_run_and_spares_the_checkpoint(
     train, places, tmp_path, monkeypatch, poisoned_step
 ):
@@ -343,6 +352,7 @@ def test_loss_that_becomes_nan_stops_the_run_and_spares_the_checkpoint(
     assert log_rows(folder, "seconds") == log_rows(tmp_path / "undisturbed" / folder.name, "seconds")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_learning_rate_that_breaks_the_first_epoch_leaves_no_checkpoint(train, places, tmp_path):
     assert_refused(train(*GIVEN, *places, "--learning_rate", 1e30), "epoch 0, step 1,", "--learning_rate")
     assert not (tmp_path / "kvasir+gsd+given" / "checkpoint.pt").exists()
@@ -475,11 +485,11 @@ def test_killed_run_ends_like_an_unbroken_one(places, finished, tmp_path, epochs
 def test_chain_of_the_scripts_on_phantoms(tmp_path):
     phantom = tmp_path / "data" / "phantom"
     shrunk = "masks_200_0.2_0.05_0.2_mask_channel0"
+    size = ("--image_size", 64)
     steps = (
-        ("make_phantoms", "--save_root", phantom, "--train", 12, "--test", 4, "--image_size", 64),
+        ("make_phantoms", "--save_root", phantom, "--train", 12, "--test", 4, *size),
         ("generate_simulated_noise", "--gts_root", phantom / "masks", "--save_root", phantom / shrunk, "--theta1", 0.2),
-        ("generate_SLIC", "--images_root", phantom / "images", "--save_root", phantom / "images_SLIC")
-        + ("--image_size", 64, "--n_segments", 100),
+        ("generate_SLIC", "--images_root", phantom / "images", "--save_root", phantom / "images_SLIC", *size),
     )
     for name, *args in steps:
         outcome = run_script(*args, script=REPO / "scripts" / f"{name}.py")
@@ -493,7 +503,7 @@ def test_chain_of_the_scripts_on_phantoms(tmp_path):
     assert noisy.mean() < clean.mean()
 
     flags = ("--datasets", "phantom", "--noise_type", "02", "--tau", 0.05, "--data_root", tmp_path / "data")
-    quick = ("--image_size", 64, "--batch_size", 4, "--max_epochs", 3, "--device", "cpu")
+    quick = (*size, "--batch_size", 4, "--max_epochs", 3, "--device", "cpu")
     outcome = run_script(*flags, *quick, "--output_root", tmp_path / "model")
     assert outcome.returncode == 0, outcome.stderr
     names = sorted(path.stem for path in (phantom / "images_test").glob("*.png"))

@@ -1,0 +1,92 @@
+"""Real Kvasir and Shenzhen images, where they lie beside the repository; nothing of them is copied."""
+
+import importlib.util
+import json
+import math
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, TRAIN_SCRIPT, block_segments
+from PIL import Image
+
+from dataloaders.files import list_images, pair_by_stem, read_mask
+from dataloaders.noisy_folder import find_dataset, load_test_cases, load_training_set
+
+DATA = REPO.parent / "shared" / "data"
+
+pytestmark = pytest.mark.skipif(
+    not (DATA / "Kvasir" / "images").is_dir() or not (DATA / "shenzhen" / "img").is_dir(),
+    reason=f"no real images: {DATA} with Kvasir/ and shenzhen/ is not there",
+)
+
+
+def link_kvasir(root: Path, image_size: int, train: int = 16, test: int = 4) -> Path:
+    """``root``/Kvasir: links to the first real images and masks, and blocks in place of superpixels."""
+    folder = root / "Kvasir"
+    for kind, count in (("images", train), ("masks", train), ("images_test", test), ("masks_test", test)):
+        (folder / kind).mkdir(parents=True)
+        for path in islice(sorted((DATA / "Kvasir" / kind).iterdir()), count):
+            (folder / kind / path.name).symlink_to(path)
+    (folder / "images_SLIC").mkdir()
+    for path in (folder / "images").iterdir():
+        np.save(folder / "images_SLIC" / f"{path.stem}.npy", block_segments(image_size, block=4))
+    return folder
+
+
+def test_kvasir_is_read_at_training_size(tmp_path):
+    folder, layout = find_dataset(link_kvasir(tmp_path, 256).parent, "kvasir")
+    data = load_training_set(folder, layout, "clean", 256)
+    assert (data.images.shape, data.labels.shape) == ((16, 3, 256, 256), (16, 256, 256))
+    assert data.labels.unique().tolist() == [0, 1]
+    assert data.num_segments == 1 + 3 * (64 * 64 - 1)
+    for name, image, label in zip(data.names, data.images, data.labels, strict=True):
+        # The stored files have another size, so compare what resizing keeps: mean colour and the polyp's share.
+        stored = np.asarray(Image.open(folder / "images" / f"{name}.jpg"))
+        assert stored.shape[:2] != (256, 256)
+        np.testing.assert_allclose(image.float().mean((1, 2)), stored.mean((0, 1)), atol=1)
+        polyp = read_mask(folder / "masks" / f"{name}.png").labels.mean()
+        assert 0 < polyp < 1 and abs(label.float().mean() - polyp) < 0.01
+
+    cases = load_test_cases(folder, layout, 256, channels=3)
+    assert [case.image.shape for case in cases] == [(1, 3, 256, 256)] * 4
+    assert all(case.masks.unique().tolist() == [0, 1] for case in cases)
+
+
+@pytest.mark.parametrize(("images", "masks", "count"), [("img", "mask", 453), ("test_img", "test_mask", 113)])
+def test_shenzhen_pairs_are_complete(images, masks, count, capsys):
+    folder, layout = find_dataset(DATA, "Shenzhen")
+    assert {images, masks} <= {layout.images, layout.masks, layout.images_test, layout.masks_test}
+    pairs = pair_by_stem(list_images(folder / images), list_images(folder / masks), folder / masks)
+    assert len(pairs) == count
+    assert all(image.stem == mask.stem for image, mask in pairs)
+    assert capsys.readouterr().err == ""
+
+
+def test_shenzhen_test_set_is_read_whole():
+    folder, layout = find_dataset(DATA, "shenzhen")
+    cases = load_test_cases(folder, layout, 64, channels=1)
+    shares = torch.stack([case.masks.float().mean() for case in cases])
+    assert len(cases) == 113
+    assert shares.min() > 0.02 and shares.max() < 0.6  # lungs, on every X-ray
+
+
+def test_one_epoch_on_kvasir(tmp_path, monkeypatch):
+    data_root = link_kvasir(tmp_path / "data", 64).parent
+    specification = importlib.util.spec_from_file_location("train_gsd_net", TRAIN_SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    arguments = (
+        f"--datasets kvasir --noise_type given --tau 0.05 --data_root {data_root} --output_root {tmp_path / 'model'} "
+        "--image_size 64 --batch_size 8 --max_epochs 1 --device cpu"
+    )
+    monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *arguments.split()])
+    script.main()
+    folder = tmp_path / "model" / "kvasir+gsd+given"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["epochs"] == 1 and result["test_cases"] == 4
+    assert math.isfinite(result["final_dice_mean"])
+    assert (folder / "per_image.csv").read_text().count("\n") == 5
