@@ -7,7 +7,6 @@ nothing is guessed silently.
 import difflib
 import io
 import sys
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +64,8 @@ def pair_by_stem(images: dict[str, Path], partners: dict[str, Path], partner_fol
     """
     alone = [stem for stem in images if stem not in partners]
     if alone:
-        similar = difflib.get_close_matches(alone[0], partners, n=1, cutoff=0.5)
+        free = [stem for stem in partners if stem not in images]
+        similar = difflib.get_close_matches(alone[0], free, n=1, cutoff=0.5)
         hint = f" (the most similar name there is {partners[similar[0]].name})" if similar else ""
         raise UserError(
             f"{partner_folder}: nothing for {len(alone)} of {len(images)} images: "
@@ -111,9 +111,10 @@ def read_mask(path: Path, num_classes: int = 2) -> Mask:
         if set(levels.tolist()) <= {0, 255}:
             return Mask((values == 255).astype(np.uint8), False)
         # Lossy compression leaves many levels near 0 and 255, and in between only a thin seam along the outline.
-        # A third class is a level of its own, or has an interior that a 5x5 square fits into.
+        # A third class is a level of its own, or has an interior that a 5x5 square fits into; a photograph has more.
         between = ((values >= 64) & (values < 192)).astype(np.uint8)
-        if len(levels) > 3 and levels[-1] >= 192 and not cv2.erode(between, np.ones((5, 5), np.uint8)).any():
+        seam = between.mean() <= 0.1 and not cv2.erode(between, np.ones((5, 5), np.uint8)).any()
+        if len(levels) > 3 and levels[-1] >= 192 and seam:
             return Mask((values >= 128).astype(np.uint8), True)
     shares = ", ".join(f"{level} ({count / values.size:.1%})" for level, count in zip(levels, counts, strict=True))
     found = shares if len(levels) <= 6 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
@@ -131,6 +132,8 @@ def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
         segments = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: not a readable .npy file ({error}); {remedy}") from error
+    if not isinstance(segments, np.ndarray):
+        raise UserError(f"{path}: an archive of several arrays, expected one; {remedy}")
     if segments.shape != tuple(shape):
         raise UserError(
             f"{path}: superpixels of shape {segments.shape}, expected {tuple(shape)}: "
@@ -150,15 +153,13 @@ def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
 def _decode(path: Path) -> Image.Image:
     """Decode the whole file, turned as its EXIF orientation says, so that truncation is found here."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(Path(path).read_bytes()))
-            if getattr(image, "n_frames", 1) > 1:
-                raise UserError(f"{path}: {image.n_frames} frames in one file; store one image a file")
-            image.load()
-            return ImageOps.exif_transpose(image)
+        image = Image.open(io.BytesIO(Path(path).read_bytes()))
+        if getattr(image, "n_frames", 1) > 1:
+            raise UserError(f"{path}: {image.n_frames} frames in one file; store one image a file")
+        image.load()
+        return ImageOps.exif_transpose(image)
     # Decoders raise many kinds of exception on broken files; all mean the same to the user.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, Warning) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
 
 

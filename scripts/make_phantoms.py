@@ -71,7 +71,7 @@ def lesion_shapes(rng: np.random.Generator, size: int) -> list[np.ndarray]:
     shapes: list[np.ndarray] = []
     taken = np.zeros((size, size), np.uint8)
     for _ in range(count):
-        low, high = (0.13, 0.2) if rng.random() < 0.08 else (0.3, 0.6) if count == 1 else (0.22, 0.42)
+        low, high = (0.15, 0.25) if rng.random() < 0.08 else (0.4, 0.8) if count == 1 else (0.3, 0.5)
         diameter = rng.uniform(low, high)
         for _ in range(10):
             shape = random_shape(rng, size, diameter)

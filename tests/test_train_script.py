@@ -249,7 +249,6 @@ def test_one_choice_of_the_published_implementation_alone(monkeypatch):
         (("--image_size", "8"), ("--image_size", "8")),
         (("--num_classes", "1"), ("--num_classes", "1")),
         (("--learning_rate", "-1"), ("--learning_rate", "-1")),
-        (("--learning_rate", "inf"), ("--learning_rate", "inf")),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

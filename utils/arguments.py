@@ -1,6 +1,7 @@
 """The flags that the training scripts share, and what they mean for the method."""
 
 import argparse
+import math
 from collections.abc import Callable
 
 from utils.gsd import GSDConfig
@@ -20,8 +21,9 @@ def number(kind: type, low: float, high: float = float("inf"), below: bool = Fal
             value = kind(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number of type {kind.__name__}") from error
-        if not (low <= value < high if below else low <= value <= high):
-            raise argparse.ArgumentTypeError(f"{text} is outside [{low:g}, {high:g}{')' if below else ']'}")
+        if not (math.isfinite(value) and (low <= value < high if below else low <= value <= high)):
+            end = ")" if below or math.isinf(high) else "]"
+            raise argparse.ArgumentTypeError(f"{text} is outside [{low:g}, {high:g}{end}")
         return value
 
     return parse

@@ -96,6 +96,8 @@ class Run:
             if changed:
                 was = ", ".join(f"--{k} {before.get(k)} (now {settings[k]})" for k in changed)
                 raise UserError(f"{path}: --resume needs the settings of the run, which had {was}")
+            # The run may have been killed between its checkpoint and its log.
+            self.write_table("log.csv", self.history)
         elif path.is_file() and not overwrite:
             raise UserError(
                 f"{folder}: a run is there already; --resume continues it, --overwrite starts it again, "
@@ -106,6 +108,8 @@ class Run:
                 (folder / old).unlink(missing_ok=True)
             for old in (folder / "tensorboard").glob("events.*"):
                 old.unlink()
+        for left_over in folder.glob(".*.tmp"):  # of a run that was killed while writing
+            left_over.unlink()
         write_json(folder / "args.json", settings)
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.history))
 
@@ -164,10 +168,14 @@ class Run:
         self.writer.flush()
 
     def draw(self, panels: Figure) -> None:
-        """Draw curves.png and panels.png for the epoch just closed."""
-        write_atomically(self.folder / "curves.png", png(learning_curves(self.history)))
+        """Draw panels.png for the epoch just closed, and curves.png up to it."""
+        self.draw_curves()
         write_atomically(self.folder / "panels.png", png(panels))
         self.writer.add_image("panels", pixels(panels), self.epochs_done - 1, dataformats="HWC")
+
+    def draw_curves(self) -> None:
+        """Draw curves.png from the history."""
+        write_atomically(self.folder / "curves.png", png(learning_curves(self.history)))
 
     def write_table(self, name: str, rows: Sequence[dict]) -> None:
         """Write rows of one kind as a CSV file of the run folder; None and NaN are left blank and 'nan'."""
@@ -180,5 +188,6 @@ class Run:
     def finish(self, result: dict, per_image: Sequence[dict]) -> None:
         """Write per_image.csv and then result.json, which says that the run is complete."""
         self.write_table("per_image.csv", per_image)
+        self.draw_curves()
         write_json(self.folder / "result.json", result)
         self.writer.close()
