@@ -27,7 +27,8 @@ FOLDERS = {"train": ("images", "masks"), "test": ("images_test", "masks_test")}
 EMPTY_EVERY = 15  # one image of each run of 15 has no lesion: 6.7 %
 GROUNDS = np.float32([[0.80, 0.47, 0.42], [0.76, 0.52, 0.40], [0.84, 0.60, 0.54]])  # mucosa and skin, RGB in 0..1
 # From the ground to a lesion or stain: red-brown, red, violet-black, pale yellow.
-SHIFTS = np.float32([[-0.16, -0.22, -0.20], [-0.03, -0.22, -0.16], [-0.28, -0.24, -0.17], [0.12, 0.15, 0.06]])
+LESIONS = np.float32([[-0.16, -0.22, -0.20], [-0.10, -0.24, -0.18], [-0.26, -0.24, -0.17]])  # added to the ground
+STAINS = np.float32([[-0.03, -0.20, -0.14], [0.10, 0.10, 0.04], [-0.10, -0.12, -0.10]])
 
 
 def smooth_noise(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
@@ -87,7 +88,7 @@ def draw_lesion(rng: np.random.Generator, image: np.ndarray, shape: np.ndarray) 
     size = len(image)
     pixel = max(size / 128, 1)  # the rim keeps its look at larger sizes
     alpha = cv2.GaussianBlur(shape.astype(np.float32), (0, 0), 0.8 * pixel)[..., None]
-    tone = SHIFTS[rng.integers(len(SHIFTS))] * rng.uniform(0.3, 0.9) + rng.normal(0, 0.02, 3)
+    tone = LESIONS[rng.integers(len(LESIONS))] * rng.uniform(0.5, 1.1) + rng.normal(0, 0.02, 3)
     inside = image + tone + texture(rng, size, (0.008, 0.02, 0.05), rng.uniform(0.02, 0.05))
 
     depth = cv2.distanceTransform(cv2.copyMakeBorder(shape, 1, 1, 1, 1, cv2.BORDER_REPLICATE), cv2.DIST_L2, 5)
@@ -108,11 +109,11 @@ def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
     """Textured tissue with stains and vessels, RGB (size,size,3) float32, about 0..1."""
     colour = rng.dirichlet(np.ones(len(GROUNDS))) @ GROUNDS + rng.normal(0, 0.02, 3)
     image = colour.astype(np.float32) + texture(rng, size, (0.01, 0.03, 0.08, 0.2), rng.uniform(0.025, 0.05))
-    # Stains have the colours of lesions, so that colour alone does not tell a lesion.
+    # Stains come near the colours of faint lesions, so that a threshold does not tell a lesion.
     for _ in range(rng.integers(1, 4)):
         blur = rng.uniform(0.05, 0.09) * size
         stain = cv2.GaussianBlur(random_shape(rng, size, rng.uniform(0.2, 0.5)).astype(np.float32), (0, 0), blur)
-        image += stain[..., None] * SHIFTS[rng.integers(len(SHIFTS))] * rng.uniform(0.4, 0.9)
+        image += stain[..., None] * STAINS[rng.integers(len(STAINS))] * rng.uniform(0.3, 0.7)
     vessels = np.zeros((size, size), np.float32)
     for _ in range(rng.integers(3, 9)):
         heading = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.22, 40))
