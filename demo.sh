@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job from nothing, on drawn images: noisy masks -> superpixels -> training -> comparison. About 6 minutes on two
+# The main job from nothing, on drawn images: noisy masks -> superpixels -> training -> comparison. A few minutes on two
 # CPU cores. Safe to run again: what is done is kept, and a broken run goes on.
 #
 #     sh demo.sh
@@ -10,23 +10,23 @@ python=.venv/bin/python
 data=data/phantom
 noisy=$data/masks_200_0.2_0.05_0.2_mask_channel0
 
-echo "== 1/5 images of drawn lesions with their clean masks: $data"
-$python scripts/make_phantoms.py --save_root $data --train 160 --test 60 --image_size 96
+echo "== 1/5 drawn images of lesions with their clean masks: $data"
+$python scripts/make_phantoms.py --save_root $data --train 160 --test 60 --image_size 256
 
-echo "== 2/5 label noise S_R on the training masks: $noisy"
-$python scripts/generate_simulated_noise.py --gts_root $data/masks --save_root $noisy --T 100 --theta1 0.2 --theta2 0.05
+echo "== 2/5 label noise S_R, which shrinks the training masks: $noisy"
+$python scripts/generate_simulated_noise.py --gts_root $data/masks --save_root $noisy --theta1 0.2
 
 echo "== 3/5 superpixels (SLIC): $data/images_SLIC"
-$python scripts/generate_SLIC.py --images_root $data/images --save_root $data/images_SLIC --image_size 96 --n_segments 256
+$python scripts/generate_SLIC.py --images_root $data/images --save_root $data/images_SLIC --image_size 64 --n_segments 256
 
-for method in ce gsd; do
-    case $method in
-        ce) echo "== 4/5 plain cross-entropy on the noisy masks: model/phantom+ce+02" ;;
-        gsd) echo "== 5/5 GSD-Net on the same masks: model/phantom+gsd+02" ;;
-    esac
-    $python train_GSD-Net.py --datasets phantom --noise_type 02 --tau 0.05 --image_size 96 --max_epochs 30 \
-        --method $method --resume
-done
+train() { # --tau: about the share of wrong pixels that step 2 reports
+    $python train_GSD-Net.py --datasets phantom --noise_type 02 --tau 0.08 --image_size 64 --max_epochs 30 \
+        --batch_size 8 --learning_rate 0.01 --resume --method "$1"
+}
+echo "== 4/5 plain cross-entropy on the noisy masks: model/phantom+ce+02"
+train ce
+echo "== 5/5 GSD-Net on the same masks: model/phantom+gsd+02"
+train gsd
 
 echo
 echo "== both runs, scored on clean test masks"
