@@ -5,7 +5,8 @@
 #     sh demo.sh
 set -eu
 cd "$(dirname "$0")"
-. scripts/environment.sh requirements.txt
+requirements="requirements.txt"
+. scripts/environment.sh
 python=.venv/bin/python
 data=data/phantom
 noisy=$data/masks_200_0.2_0.05_0.2_mask_channel0

@@ -2,7 +2,8 @@
 # Sets up .venv and runs the style check and the tests: sh test.sh [arguments of pytest]
 set -eu
 cd "$(dirname "$0")"
-. scripts/environment.sh requirements.txt requirements-dev.txt
+requirements="requirements.txt requirements-dev.txt"
+. scripts/environment.sh
 echo "== ruff"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .

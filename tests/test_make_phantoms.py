@@ -75,8 +75,8 @@ def test_images_differ_by_index_split_and_seed():
 def test_share_without_lesion_and_lesion_sizes(drawn):
     shares = np.array([(mask > 0).mean() for _, mask in drawn])
     assert (shares == 0).sum() == 6  # exactly one in each run of 15
-    assert 0.1 < shares.mean() < 0.25
-    assert shares.max() < 0.5
+    assert 0.15 < shares.mean() < 0.35
+    assert shares.max() < 0.75
     lesions = [cv2.connectedComponents(mask)[0] - 1 for _, mask in drawn]
     assert max(lesions) == 3
     diameters = [
@@ -84,7 +84,7 @@ def test_share_without_lesion_and_lesion_sizes(drawn):
         for _, mask in drawn
         for area in cv2.connectedComponentsWithStats(mask)[2][1:, cv2.CC_STAT_AREA]
     ]
-    assert np.mean([0.2 <= diameter <= 0.6 for diameter in diameters]) > 0.75
+    assert np.mean([0.3 <= diameter <= 0.8 for diameter in diameters]) > 0.75
     assert min(diameters) > 0.05
 
 
@@ -105,7 +105,7 @@ def test_outline_is_visible_where_the_mask_says(drawn):
     assert np.mean(contrast > turned) > 0.95
 
 
-def test_colour_alone_does_not_tell_a_lesion(drawn):
+def test_a_threshold_does_not_tell_a_lesion(drawn):
     """The best threshold on any one colour channel, chosen per image with the mask in hand, stays far from it."""
 
     def best_dice(image, mask):
@@ -117,7 +117,7 @@ def test_colour_alone_does_not_tell_a_lesion(drawn):
         ]
         return max(2 * (seg & (mask > 0)).sum() / (seg.sum() + (mask > 0).sum()) for seg in found)
 
-    assert np.mean([best_dice(image, mask) for image, mask in drawn if mask.any()]) < 0.65
+    assert np.mean([best_dice(image, mask) for image, mask in drawn if mask.any()]) < 0.75
 
 
 def test_second_run_skips_and_an_incomplete_set_is_completed(tmp_path, capsys):
