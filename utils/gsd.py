@@ -105,7 +105,10 @@ def select_small_loss(loss: Tensor, rate: float) -> Tensor:
 
 
 def weight_cap(epoch: int, max_epochs: int, decay_rate: int = 10) -> int:
-    """Upper limit of the distance weight in ``epoch``: 11 at first, falling to 1. Source: docs/method.md section 2."""
+    """Upper limit of the distance weight in ``epoch``: from 11 down by decay_rate over the run, at least 1.
+
+    Source: docs/method.md section 2.
+    """
     return max(11 - decay_rate * epoch // max_epochs, 1)
 
 

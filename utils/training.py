@@ -33,7 +33,7 @@ class TestCase(Protocol):
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that a run trains and tests; the three training scripts differ in how they fill it."""
+    """Everything that a run trains and tests; training scripts differ in how they fill it."""
 
     networks: nn.ModuleList  # f1, f2 on the device
     optimiser: torch.optim.Optimizer
