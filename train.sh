@@ -36,9 +36,9 @@ there() { # dataset
 }
 
 if there Kvasir; then
-    run Kvasir 02 0.05 0.5 "$@"
-    run Kvasir 08 0.05 0.5 "$@"
-    run Kvasir DE 0.05 0.5 "$@"
+    run kvasir 02 0.05 0.5 "$@"
+    run kvasir 08 0.05 0.5 "$@"
+    run kvasir DE 0.05 0.5 "$@"
 fi
 if there shenzhen; then
     run shenzhen 02 0.17 0.5 "$@"

@@ -1,0 +1,58 @@
+"""train.sh: the paper's nine runs, datasets that are absent, runs that fail."""
+
+import os
+import subprocess
+
+import pytest
+from conftest import REPO
+
+
+def train_sh(data_root, python, *flags):
+    """train.sh with ``python`` as the interpreter; `echo` prints the commands in place of running them."""
+    environment = {**os.environ, "DATA_ROOT": str(data_root), "PYTHON": python}
+    return subprocess.run(["sh", REPO / "train.sh", *flags], env=environment, capture_output=True, text=True)
+
+
+def test_the_nine_runs_with_the_settings_of_the_paper(tmp_path):
+    for folder in ("Kvasir", "shenzhen", "BUSUC"):
+        (tmp_path / folder).mkdir()
+    done = train_sh(tmp_path, "echo", "--max_epochs", "7")
+    assert done.returncode == 0, done.stderr
+    commands = [line.split() for line in done.stdout.splitlines() if line.startswith("train_GSD-Net.py")]
+    settings = [tuple(command[command.index(f"--{name}") + 1] for name in ("datasets", "noise_type", "tau", "ratecp"))
+                for command in commands]  # fmt: skip
+    assert settings == [
+        *(("kvasir", noise, "0.05", "0.5") for noise in ("02", "08", "DE")),
+        *(("shenzhen", noise, "0.17", ratecp) for noise, ratecp in (("02", "0.5"), ("08", "0.1"), ("DE", "0.5"))),
+        ("BUSUC", "02", "0.062", "0.5"),
+        ("BUSUC", "08", "0.08", "0.1"),
+        ("BUSUC", "DE", "0.045", "0.5"),
+    ]
+    assert all("--resume" in command and command[-2:] == ["--max_epochs", "7"] for command in commands)
+
+
+def test_absent_datasets_are_skipped_with_a_line(tmp_path):
+    (tmp_path / "shenzhen").mkdir()
+    done = train_sh(tmp_path, "echo")
+    assert done.returncode == 0
+    assert done.stdout.count("train_GSD-Net.py") == 3
+    for absent in ("Kvasir", "BUSUC"):
+        assert f"{absent}: skipped, there is no folder {tmp_path}/{absent}" in done.stdout
+
+
+def test_all_absent_fails(tmp_path):
+    done = train_sh(tmp_path, "echo")
+    assert done.returncode == 2
+    assert "none of the datasets" in done.stderr and str(tmp_path) in done.stderr
+
+
+@pytest.mark.parametrize("noise", ["02", "08", "DE"])
+def test_failed_runs_are_named_and_the_others_still_run(tmp_path, noise):
+    (tmp_path / "BUSUC").mkdir()
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *"--noise_type {noise} "*) exit 2 ;; *) echo ran ;; esac\n')
+    python.chmod(0o755)
+    done = train_sh(tmp_path, str(python))
+    assert done.returncode == 1
+    assert done.stdout.splitlines().count("ran") == 2
+    assert done.stderr.strip().endswith(f"failed: BUSUC/{noise}")
