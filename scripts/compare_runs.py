@@ -24,7 +24,6 @@ from utils.cli import UserError, run_main, write_atomically
 from utils.figures import image_grid, outlined, png
 from utils.geometry import resize_image, resize_label
 from utils.intensity import Intensity
-from utils.metrics import overlap_scores
 from utils.run import read_checkpoint
 from utils.training import predict
 
@@ -93,8 +92,6 @@ def draw(runs: list[Path], count: int, path: Path) -> None:
         masks[checkpoint["args"]["exp"]] = predicted.numpy()
     columns = {"training image": np.broadcast_to(pictures / 255, (*pictures.shape[:3], 3))}
     for title, values in masks.items():
-        dice = overlap_scores(torch.from_numpy(values), torch.from_numpy(clean), classes)["dice"].mean()
-        title = title if values is clean else f"{title}\nDice {dice:.3f}"
         grey = np.repeat((values / (classes - 1))[..., None], 3, axis=-1)
         columns[title] = np.stack([outlined(g, c) for g, c in zip(grey, clean, strict=True)])
     write_atomically(path, png(image_grid(columns, stems)))
