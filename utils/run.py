@@ -17,7 +17,7 @@ from utils.figures import Figure, learning_curves, pixels, png
 from utils.gsd import Network
 
 # Settings that say where a run happens, not what it computes: --resume may change them.
-PLACE_SETTINGS = {"data_root", "output_root", "device", "gpu", "resume", "overwrite"}
+PLACE_SETTINGS = {"data_root", "output_root", "device", "gpu"}
 
 
 def choose_device(device: str, gpu: int) -> torch.device:
@@ -84,7 +84,8 @@ class Run:
         Raises `UserError` if a run is there already and neither flag is given, or if it was made with other settings.
         """
         self.folder = folder
-        self.settings = settings
+        # How the run was opened is no setting of the run.
+        self.settings = settings = {k: v for k, v in settings.items() if k not in ("resume", "overwrite")}
         self.history: list[dict] = []
         self.checkpoint: dict | None = None
         path = folder / "checkpoint.pt"
