@@ -146,7 +146,7 @@ def draw_figure(target: Path, source: Path, seed: int) -> None:
         "S_E: Markov, theta1 = 0.8": markov_noise(clean, file_generator(seed, source.stem), theta1=0.8),
         f"S_DE: {'dilated' if moved.sum() > clean.sum() else 'eroded'} here": moved,
     }
-    figure = Figure(figsize=(12, 3.65), layout="constrained")
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (title, mask) in zip(figure.subplots(1, 4), panels.items(), strict=True):
         axes.imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         if clean.min() < clean.max():

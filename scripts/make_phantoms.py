@@ -168,7 +168,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save_root", type=Path, required=True, help="folder of the set, such as data/phantom")
     parser.add_argument("--train", type=int, default=200, help="training images (default: %(default)s)")
     parser.add_argument("--test", type=int, default=60, help="test images (default: %(default)s)")
-    parser.add_argument("--image_size", type=int, default=128, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--image_size", type=int, default=256, help="side in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     parser.add_argument("--overwrite", action="store_true", help="replace a set made with other settings")
