@@ -211,17 +211,16 @@ def report(experiment: Experiment, run: Run) -> dict:
 def print_result(result: dict, folder: str) -> None:
     """The table that ends a run."""
     last = result["last_epoch"]
-    print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} test cases")
-    print(
-        f"  Dice, mean of the last {result['averaged_epochs']} epochs   {result['final_dice_mean']:.4f} "
-        f"+- {result['final_dice_std']:.4f}"
-    )
+    averaged = f"{result['final_dice_mean']:.4f} +- {result['final_dice_std']:.4f}"
+    lines = {f"Dice, mean of the last {result['averaged_epochs']} epochs": averaged}
     for name, unit in (("dice", ""), ("iou", ""), ("hd95", " px"), ("assd", " px"), ("nsd", " (2 px)")):
         value = "undefined" if last[name] is None else f"{last[name]:.4f}{unit}"
-        print(f"  {name:<5} after the last epoch       {value}")
+        lines[f"{name} after the last epoch"] = value
+    lines["seconds an epoch"] = f"{result['seconds_per_epoch']:.1f} ({result['device']}, {result['precision']})"
+    print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} test cases")
+    for label, value in lines.items():
+        print(f"  {label:<34} {value}")
     for name, count in result["undefined"].items():
         if count:
             print(f"  {name} is undefined on {count} cases, where prediction or mask is empty, and left out")
-    where = f"{result['device']}, {result['precision']}"
-    print(f"  seconds an epoch               {result['seconds_per_epoch']:.1f} ({where})")
     print(f"  everything is in {folder}")
