@@ -8,20 +8,18 @@ laid out like Kvasir; for those give --tau, the share of wrong pixels that you e
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from dataloaders.batches import training_batches
 from dataloaders.noisy_folder import NOISE_TYPES, find_dataset, load_test_cases, load_training_set
 from networks.unet import two_unets
-from utils.arguments import add_training_arguments, gsd_config, resolve_fidelity
-from utils.baselines import ce_step
-from utils.cli import UserError, run_main
-from utils.gsd import gsd_step
+from utils.arguments import add_training_arguments, resolve_arguments, tau_in_words
+from utils.baselines import USES_TAU
+from utils.cli import run_main
 from utils.intensity import Intensity
-from utils.run import Run, choose_device, uses_bf16
-from utils.training import Experiment, fit, print_result
+from utils.run import Run, choose_device
+from utils.training import experiment_of, fit, print_result
 
 # docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
 TAU = {
@@ -43,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     dataset = args.datasets.lower()
     if args.tau is None:
         args.tau = 0.0 if args.noise_type == "clean" else TAU.get(dataset, {}).get(args.noise_type)
-    if args.tau is None and args.method == "gsd":
+    if args.tau is None and args.method in USES_TAU:
         parser.error(
             f"--tau: no default for {args.datasets} with {args.noise_type} masks; give the share of wrong "
             "pixels that you expect, for example 0.05"
@@ -51,52 +49,31 @@ def parse_arguments() -> argparse.Namespace:
     args.tau = args.tau or 0.0
     args.ratecp = RATECP.get((dataset, args.noise_type), 0.5) if args.ratecp is None else args.ratecp
     args.jitter = JITTER.get(dataset, 0.5) if args.jitter is None else args.jitter
-    args.exp = args.exp or args.method
-    resolve_fidelity(args)
-    return args
+    return resolve_arguments(args)
 
 
 def main() -> None:
-    """Arguments, data, networks, optimiser, epochs, report."""
+    """Arguments, data, networks, experiment, run, report."""
     args = parse_arguments()
     device = choose_device(args.device, args.gpu)
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
-    train = load_training_set(dataset, layout, args.noise_type, args.image_size, args.num_classes)
+    segments = Path(args.slic_root or dataset / layout.segments)
+    train = load_training_set(dataset, layout, args.noise_type, args.image_size, args.num_classes, segments)
     channels = train.images.shape[1]
-    cases = load_test_cases(dataset, layout, args.image_size, channels, args.num_classes)
-    if len(train) < args.batch_size:
-        raise UserError(f"--batch_size {args.batch_size}: {dataset} has only {len(train)} training images")
-    intensity = Intensity.of(train.images) if args.inputs == "normalised" else Intensity.raw(channels)
+    intensity = Intensity.chosen(args.inputs, train.images)
+    print(f"{dataset}: {len(train)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")
 
+    experiment = experiment_of(
+        args,
+        networks=two_unets(channels, args.num_classes, args.seed),
+        device=device,
+        training_images=len(train),
+        epoch_batches=partial(training_batches, train, args.batch_size, args.jitter, intensity, device=device),
+        intensity=intensity,
+        cases=load_test_cases(dataset, layout, args.image_size, channels, args.num_classes),
+    )
     folder = Path(args.output_root) / f"{args.datasets}+{args.exp}+{args.noise_type}"
     run = Run(folder, vars(args), args.resume, args.overwrite)
-    if run.result:
-        print(f"{folder}: this run is complete already")
-        return print_result(run.result, folder)
-
-    networks = two_unets(channels, args.num_classes, args.seed).to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(networks.parameters(), args.learning_rate, momentum=0.9, weight_decay=1e-5)
-    experiment = Experiment(
-        networks=networks,
-        optimiser=optimiser,
-        step={"gsd": gsd_step, "ce": ce_step}[args.method],
-        config=gsd_config(args),
-        epoch_batches=lambda generator: training_batches(
-            train, args.batch_size, args.jitter, intensity, generator, device
-        ),
-        steps_per_epoch=len(train) // args.batch_size,
-        cases=cases,
-        num_classes=args.num_classes,
-        intensity=intensity,
-        batch_size=args.batch_size,
-        generator=torch.Generator().manual_seed(args.seed),
-        device=device,
-        bf16=uses_bf16(args.amp, device),
-    )
-    print(
-        f"{args.method} on {dataset}: {len(train)} training images, {len(cases)} test images, {device}, "
-        f"{'bf16' if experiment.bf16 else 'fp32'}, tau {args.tau}; writing {folder}"
-    )
     print_result(fit(experiment, run), folder)
 
 

@@ -1,15 +1,18 @@
-"""From arrays in memory to training batches: shuffling, joint augmentation, colour jitter.
+"""From arrays in memory to training batches: shuffling, joint augmentation, noise, colour jitter.
 
-Whole batches are transformed at once on the training device. Every draw comes from one generator on the CPU, so that
-the batches are the same on every device.
+Whole batches are transformed at once, all but the rotation on the training device. Every draw comes from one generator
+on the CPU, so that the batches are the same on every device.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from utils.geometry import squared_boundary_distance
 from utils.gsd import Batch
 from utils.intensity import Intensity, to_unit
 
@@ -34,10 +37,13 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class TestCase:
-    """One case to test on: S slices, R raters (Kvasir: 1 and 1; LIDC: 1 and 4)."""
+    """One case to test on: S slices, R raters (Kvasir: 1 and 1; LIDC: 1 and 4; MMIS: S and 4).
+
+    The image has the training size, the masks have their own: predictions are resized to the masks.
+    """
 
     name: str
-    image: Tensor  # (S,C,H,W) uint8, 0..255
+    image: Tensor  # (S,C,size,size) uint8, 0..255
     masks: Tensor  # (R,S,H,W) uint8 classes
 
 
@@ -48,21 +54,27 @@ def training_batches(
     intensity: Intensity,
     generator: torch.Generator,
     device: torch.device,
+    max_rotation: float = 0.0,
+    noise_sigma: float = 0.0,
 ) -> Iterator[tuple[Batch, list[str]]]:
     """One epoch of batches with the names of their images; the last incomplete batch is left out.
 
     Each image gets a random quarter turn, a flip with probability 0.5 and a jittered view, new ones each epoch; label,
-    distances and superpixels move with it. Source: docs/method.md section 5.
+    distances and superpixels move with it. Where asked for, half of the images are rotated by up to ``max_rotation``
+    degrees before (`rotate_half`), and half get Gaussian noise of ``noise_sigma`` on the [0, 1] scale (`noise_half`);
+    both views see both. Source: docs/method.md section 5.
     """
     order = torch.randperm(len(data), generator=generator)
     for start in range(0, len(data) - batch_size + 1, batch_size):
         index = order[start : start + batch_size]
+        parts = tuple(values[index] for values in (data.images, data.labels, data.squared_distances, data.segments))
+        if max_rotation > 0:
+            parts = rotate_half(*parts, max_rotation, generator)
         symmetry = torch.randint(8, (batch_size,), generator=generator).to(device)
-        image, label, squared, segments = (
-            move_square(values[index].to(device), symmetry)
-            for values in (data.images, data.labels, data.squared_distances, data.segments)
-        )
+        image, label, squared, segments = (move_square(part.to(device), symmetry) for part in parts)
         unit = to_unit(image)
+        if noise_sigma > 0:
+            unit = noise_half(unit, noise_sigma, generator)
         jittered = color_jitter(unit, jitter_strength, generator)
         batch = Batch(
             image=intensity.normalise(unit).contiguous(memory_format=torch.channels_last),
@@ -86,6 +98,61 @@ def move_square(values: Tensor, symmetry: Tensor) -> Tensor:
     source = table[symmetry].view(len(values), *[1] * (values.ndim - 3), -1)
     flat = values.flatten(-2)
     return flat.gather(-1, source.expand_as(flat)).view_as(values)
+
+
+# --- Rotation and noise -----------------------------------------------------------------------------------------------
+
+
+def rotate_half(
+    images: Tensor, labels: Tensor, squared: Tensor, segments: Tensor, max_rotation: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rotate each image with probability 0.5, by an angle uniform in +-``max_rotation`` degrees.
+
+    images (B,C,S,S) uint8, bilinear; labels and segments (B,S,S), nearest, move with them. The squared distances
+    (B,S,S) of rotated images are those of the rotated label. All on the CPU; images that are not rotated stay as they
+    are. Source: docs/method.md sections 2 and 5.
+    """
+    chosen = torch.rand(len(images), generator=generator) < 0.5
+    angles = max_rotation * (2 * torch.rand(len(images), generator=generator) - 1)
+    if not chosen.any():
+        return images, labels, squared, segments
+    angles = angles[chosen]
+    rotated_labels = rotate(labels[chosen, None], angles, "nearest").squeeze(1)
+    rotated = (
+        rotate(images[chosen], angles, "bilinear"),
+        rotated_labels,
+        torch.from_numpy(np.stack([squared_boundary_distance(label) for label in rotated_labels.numpy()])),
+        rotate(segments[chosen, None], angles, "nearest").squeeze(1),
+    )
+    parts = (images, labels, squared, segments)
+    return tuple(part.index_put((chosen,), new) for part, new in zip(parts, rotated, strict=True))
+
+
+def rotate(images: Tensor, angles: Tensor, mode: str) -> Tensor:
+    """Rotate each of B square images of integers (B,C,S,S) about its centre by angles (B,), in degrees anticlockwise.
+
+    mode: "bilinear", rounded to whole numbers, or "nearest". What comes in from outside is the image's mirror image,
+    so that no border appears that is not in the image. In float64, which holds every superpixel id exactly.
+    """
+    cosine, sine = (f(angles.double().deg2rad()) for f in (torch.cos, torch.sin))
+    zero = torch.zeros_like(cosine)
+    # From places in the result to places in the image, rows running down.
+    theta = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = F.grid_sample(images.double(), grid, mode=mode, padding_mode="reflection", align_corners=False)
+    return moved.round().to(images.dtype)
+
+
+def noise_half(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise to each image (B,C,H,W) in [0, 1] with probability 0.5; the result is clipped to [0, 1].
+
+    The noise has standard deviation ``sigma`` and is cut at 2 sigma: what lies beyond becomes +-2 sigma. Images without
+    noise stay as they are. Source: docs/method.md section 5.
+    """
+    chosen = (torch.rand(len(images), generator=generator) < 0.5).nonzero().flatten()
+    noise = sigma * torch.randn(len(chosen), *images.shape[1:], generator=generator).clamp(-2, 2)
+    chosen = chosen.to(images.device)
+    return images.index_put((chosen,), (images[chosen] + noise.to(images.device)).clamp(0, 1))
 
 
 # --- Colour jitter: torchvision's ColorJitter with factors of its own for every image of a batch ----------------------

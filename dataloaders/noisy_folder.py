@@ -74,15 +74,22 @@ def find_dataset(data_root: Path, name: str) -> tuple[Path, Layout]:
 
 
 def load_training_set(
-    folder: Path, layout: Layout, noise_type: str, image_size: int, num_classes: int = 2
+    folder: Path,
+    layout: Layout,
+    noise_type: str,
+    image_size: int,
+    num_classes: int = 2,
+    segment_folder: Path | None = None,
 ) -> TrainingSet:
     """Read the training images, masks and superpixels of a dataset folder, at image_size x image_size.
+
+    ``segment_folder`` holds the superpixels; the layout's own by default.
 
     Images are resized by area or linearly, masks by nearest neighbour; superpixels must have been computed at that
     size. If some images are grey and some in colour, all are taken as colour.
     Raises `UserError` for anything missing, unpaired, unreadable or of the wrong shape.
     """
-    mask_folder, segment_folder = folder / layout.training_masks(noise_type), folder / layout.segments
+    mask_folder, segment_folder = folder / layout.training_masks(noise_type), segment_folder or folder / layout.segments
     images = list_images(folder / layout.images)
     pairs = pair_by_stem(images, _list_masks(mask_folder, folder, noise_type), mask_folder)
     slic = f"scripts/generate_SLIC.py --images_root {folder / layout.images} --save_root {segment_folder}"

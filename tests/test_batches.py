@@ -1,5 +1,6 @@
 """Training batches: what moves with the image, what is drawn, and the colour jitter against torchvision's."""
 
+import hashlib
 from itertools import chain
 
 import numpy as np
@@ -8,7 +9,15 @@ import torch
 import torchvision.transforms.functional as TF
 
 from dataloaders import batches
-from dataloaders.batches import TrainingSet, color_jitter, move_square, training_batches
+from dataloaders.batches import (
+    TrainingSet,
+    color_jitter,
+    move_square,
+    noise_half,
+    rotate,
+    rotate_half,
+    training_batches,
+)
 from utils.geometry import squared_boundary_distance
 from utils.intensity import Intensity, to_unit
 
@@ -30,9 +39,10 @@ def coded_set(count=10, size=SIZE):
     )
 
 
-def epoch_of(data, generator, batch_size=4, jitter_strength=0.0, intensity=None):
+def epoch_of(data, generator, batch_size=4, jitter_strength=0.0, intensity=None, **augmentation):
     intensity = intensity or Intensity.raw(data.images.shape[1])
-    return list(training_batches(data, batch_size, jitter_strength, intensity, generator, torch.device("cpu")))
+    device = torch.device("cpu")
+    return list(training_batches(data, batch_size, jitter_strength, intensity, generator, device, **augmentation))
 
 
 def names_of(epoch):
@@ -139,6 +149,223 @@ def test_both_views_are_normalised():
         for channel in range(3):
             expected = (before[:, channel] / 255 - intensity.mean[channel]) / intensity.std[channel]
             torch.testing.assert_close(after[:, channel], expected, rtol=1e-4, atol=1e-5)
+
+
+# --- Rotation ---------------------------------------------------------------------------------------------------------
+
+
+def discs(count, size=48, seed=0):
+    """A bright disc off the centre of each image, as (count,3,size,size), and its label (count,size,size)."""
+    rng = np.random.default_rng(seed)
+    centres = rng.uniform(size * 0.38, size * 0.62, (2, count, 1, 1))
+    y, x = np.mgrid[:size, :size]
+    label = (y - centres[0]) ** 2 + (x - centres[1]) ** 2 < (size * 0.15) ** 2
+    images = torch.tensor(np.where(label, 220, 20), dtype=torch.uint8)[:, None].repeat(1, 3, 1, 1)
+    return images, torch.tensor(label, dtype=torch.uint8)
+
+
+def disc_set(count=8, size=48):
+    images, labels = discs(count, size)
+    return TrainingSet(
+        names=tuple(f"case{i}" for i in range(count)),
+        images=images,
+        labels=labels,
+        squared_distances=torch.tensor(np.stack([squared_boundary_distance(label) for label in labels.numpy()])),
+        segments=torch.arange(count * size * size, dtype=torch.int32).view(count, size, size),
+        num_segments=count * size * size,
+    )
+
+
+def centroids(weights):
+    """Centre of mass of each (B,S,S), as (B,2): row and column from the image's centre."""
+    place = torch.arange(weights.shape[-1], dtype=torch.float64) - (weights.shape[-1] - 1) / 2
+    weights = weights.double()
+    total = weights.sum(dim=(1, 2))
+    return torch.stack([weights.sum(2) @ place / total, weights.sum(1) @ place / total], dim=1)
+
+
+@pytest.mark.parametrize("size", [5, 32, 37])
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("turns", [-2, -1, 0, 1, 2])
+def test_a_rotation_by_quarter_turns_is_exact(size, mode, turns):
+    ids = torch.randint(2**31 - 1, (3, 2, size, size), generator=seeded(), dtype=torch.int32)
+    for values in (ids, (ids % 256).to(torch.uint8)):
+        rotated = rotate(values, torch.full((3,), 90.0 * turns), mode)
+        assert rotated.dtype == values.dtype
+        assert torch.equal(rotated, torch.rot90(values, turns, (-2, -1)))
+
+
+def test_each_image_is_rotated_by_its_own_angle():
+    _, labels = discs(16, 65)
+    angles = torch.linspace(-180, 180, 16)
+    rotated = rotate(labels[:, None], angles, "nearest")[:, 0]
+    radians = angles.double().deg2rad()
+    row, column = centroids(labels).unbind(1)
+    # Anticlockwise with rows running down: a point right of the centre goes up.
+    expected = torch.stack(
+        [row * radians.cos() - column * radians.sin(), row * radians.sin() + column * radians.cos()], dim=1
+    )
+    torch.testing.assert_close(centroids(rotated), expected, rtol=0, atol=0.15)
+
+
+def test_bilinear_is_between_neighbours_and_keeps_constants():
+    constant = torch.full((7, 1, 9, 9), 201, dtype=torch.uint8)
+    assert torch.equal(rotate(constant, torch.linspace(-20, 20, 7), "bilinear"), constant)
+    ramp = (torch.arange(41) * 5).to(torch.uint8).expand(1, 1, 41, 41)
+    rotated = rotate(ramp, torch.tensor([15.0]), "bilinear")[0, 0, 10:31, 10:31].double()
+    place = torch.arange(-10, 11, dtype=torch.float64)
+    angle = torch.tensor(15.0).double().deg2rad()
+    expected = 100 + 5 * (place[None] * angle.cos() - place[:, None] * angle.sin())
+    assert (rotated - expected).abs().max() <= 0.5 + 1e-9
+
+
+def test_no_border_appears():
+    """What comes in from outside is the image's mirror image: values of the image, no black corner."""
+    image = torch.randint(100, 256, (4, 1, 24, 24), generator=seeded()).to(torch.uint8)
+    angles = torch.tensor([-20.0, -7, 11, 20])
+    assert rotate(image, angles, "bilinear").min() >= 100
+    halves = torch.full((4, 1, 24, 24), 50, dtype=torch.uint8)
+    halves[..., 12:] = 200
+    corners = rotate(halves, angles, "nearest")[..., [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert torch.equal(corners, torch.tensor([50, 200, 50, 200], dtype=torch.uint8).expand(4, 1, 4))
+
+
+def test_ids_do_not_mix():
+    ids = torch.randint(2**30, 2**31 - 1, (6, 1, 32, 32), generator=seeded(), dtype=torch.int32)
+    rotated = rotate(ids, torch.linspace(-20, 20, 6), "nearest")
+    for before, after in zip(ids, rotated, strict=True):
+        assert set(after.flatten().tolist()) <= set(before.flatten().tolist())
+    assert not torch.equal(ids, rotated)
+
+
+def test_half_of_the_images_are_rotated_together_with_their_label_and_segments():
+    images, labels = discs(64)
+    segments = torch.arange(labels.numel(), dtype=torch.int32).view_as(labels)
+    squared = torch.full_like(labels, 55)  # no distance of any label: tells which ones were taken anew
+    parts = (images, labels, squared, segments)
+    kept = [part.clone() for part in parts]
+    new_images, new_labels, new_squared, new_segments = rotate_half(*parts, 20.0, seeded())
+    assert all(torch.equal(part, copy) for part, copy in zip(parts, kept, strict=True))  # a pure function
+    rotated = (new_squared != 55).any(dim=(1, 2))  # by a small angle, no id need change
+    assert 20 < rotated.sum() < 44  # 32 +- 4
+    for index in range(64):
+        if rotated[index]:
+            np.testing.assert_array_equal(new_squared[index], squared_boundary_distance(new_labels[index].numpy()))
+        else:
+            news = (new_images, new_labels, new_squared, new_segments)
+            assert all(torch.equal(new[index], old[index]) for new, old in zip(news, parts, strict=True))
+    # Label and segments have taken the same way: each id tells where its pixel was, and the label is the one there.
+    assert torch.equal(new_labels, labels.flatten()[new_segments.long()])
+    np.testing.assert_allclose(centroids(new_images[:, 0] - 20), centroids(new_labels), atol=0.25)
+    assert (centroids(new_labels) - centroids(labels))[rotated].norm(dim=1).max() > 1
+
+
+def test_angles_are_uniform_within_the_range(monkeypatch):
+    seen = []
+    monkeypatch.setattr(batches, "rotate", lambda values, angles, mode: seen.append(angles) or values)
+    parts = [torch.zeros(40, *shape, dtype=torch.uint8) for shape in ((1, 2, 2), (2, 2), (2, 2), (2, 2))]
+    generator = seeded()
+    for _ in range(50):
+        rotate_half(*parts, 20.0, generator)
+    angles = torch.cat(seen[::3])  # of labels, images and segments one after the other
+    assert all(
+        torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(seen[::3], seen[1::3], seen[2::3], strict=True)
+    )
+    assert abs(len(angles) / 2000 - 0.5) < 0.05
+    quantiles = angles.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+    torch.testing.assert_close(quantiles, torch.tensor([-20.0, -10, 0, 10, 20]), rtol=0, atol=1.5)
+    assert angles.abs().max() <= 20
+
+
+def test_a_batch_of_which_no_image_is_rotated():
+    parts = [part[:1] for part in (*discs(1), torch.zeros(1, 48, 48, dtype=torch.uint8), torch.zeros(1, 48, 48))]
+    changed = [
+        not all(torch.equal(a, b) for a, b in zip(rotate_half(*parts, 20.0, seeded(seed)), parts, strict=True))
+        for seed in range(20)
+    ]
+    assert 4 < sum(changed) < 16
+
+
+def test_rotated_batches_stay_aligned_through_turns_flips_and_both_views():
+    data = disc_set(32)
+    plain, moved = (epoch_of(data, seeded(1), 8, max_rotation=angle) for angle in (0.0, 20.0))
+    rotations = 0
+    for batch, names in moved:
+        number = torch.tensor([data.names.index(name) for name in names])
+        assert torch.equal(batch.label, data.labels.flatten()[batch.segments].long())
+        assert torch.equal(batch.segments // data.labels[0].numel(), number[:, None, None].expand_as(batch.segments))
+        for label, distance in zip(batch.label, batch.distance, strict=True):
+            np.testing.assert_array_equal(distance.square().round(), squared_boundary_distance(label.numpy()))
+        for view in (batch.image, batch.jittered):
+            np.testing.assert_allclose(centroids(view[:, 0] - 20), centroids(batch.label), atol=0.25)
+        # A quarter turn or a flip leaves a one-to-one map; a rotation repeats some ids and loses others.
+        rotations += sum(len(ids.unique()) < ids.numel() for ids in batch.segments)
+    assert 8 < rotations < 24
+    assert not any(len(ids.unique()) < ids.numel() for batch, _ in plain for ids in batch.segments)
+
+
+# --- Noise ------------------------------------------------------------------------------------------------------------
+
+
+def test_noise_is_gaussian_cut_at_two_sigma_on_half_of_the_images():
+    grey = torch.full((64, 3, 40, 40), 0.5)  # far from 0 and 1, so that nothing is clipped
+    noise = noise_half(grey, 0.1, seeded()) - grey
+    noisy = noise.flatten(1).any(dim=1)
+    assert 20 < noisy.sum() < 44  # 32 +- 4
+    assert torch.equal(noise[~noisy], torch.zeros_like(noise[~noisy]))
+    values = noise[noisy].flatten().double()
+    assert values.abs().max().item() == pytest.approx(0.2, abs=1e-6)
+    assert (values.abs() > 0.2 - 1e-6).double().mean().item() == pytest.approx(0.0455, abs=0.003)  # 2 (1 - Phi(2))
+    inner = values[values.abs() < 0.199] / 0.1
+    assert inner.std().item() == pytest.approx(0.8796, abs=0.01)  # of a normal distribution within +-2
+    for level, share in ((0.5, 0.3829), (1.0, 0.6827), (1.5, 0.8664)):  # 2 Phi(level) - 1
+        assert (values.abs() < 0.1 * level).double().mean().item() == pytest.approx(share, abs=0.01)
+    assert abs(values.mean().item()) < 0.001
+    channels = noise[noisy].transpose(0, 1).flatten(1)
+    assert torch.corrcoef(channels).fill_diagonal_(0).abs().max() < 0.02  # every pixel and channel by itself
+
+
+def test_noisy_images_stay_in_range():
+    images = random_images(32)
+    noisy = noise_half(images, 0.5, seeded())
+    assert (noisy.min(), noisy.max()) == (0, 1)
+    assert torch.equal(noise_half(images[:0], 0.5, seeded()), images[:0])
+
+
+def test_both_views_see_the_same_noise():
+    data = disc_set(16)
+    noisy = 0
+    for (batch, _), (plain, _) in zip(
+        epoch_of(data, seeded(), 16, noise_sigma=0.1), epoch_of(data, seeded(), 16), strict=True
+    ):
+        torch.testing.assert_close(batch.jittered, batch.image, rtol=0, atol=1e-2)  # without jitter
+        assert torch.equal(batch.label, plain.label) and torch.equal(batch.distance, plain.distance)
+        noisy += (batch.image != plain.image).flatten(1).any(dim=1).sum()
+    assert 3 < noisy < 13
+
+
+def test_rotation_and_noise_are_independent_and_repeat_with_the_seed():
+    data = disc_set(32)
+    first, again, other = (
+        epoch_of(data, seeded(seed), 32, jitter_strength=0.01, max_rotation=20.0, noise_sigma=0.1) for seed in (2, 2, 3)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first[0][0][:5], again[0][0][:5], strict=True))
+    assert not torch.equal(first[0][0].image, other[0][0].image)
+    batch = first[0][0]
+    rotated = torch.tensor([len(ids.unique()) < ids.numel() for ids in batch.segments])
+    noisy = torch.tensor([len(image.unique()) > 600 for image in batch.image])
+    assert all((rotated == r).logical_and(noisy == n).any() for r in (True, False) for n in (True, False))
+
+
+def test_without_rotation_and_noise_batches_are_those_of_before():
+    """The draws of the other datasets must not move: figures would change from one version to the next."""
+    generator, digest = seeded(5), hashlib.sha256()
+    for batch, names in epoch_of(coded_set(), generator, jitter_strength=0.5):
+        digest.update(" ".join(names).encode())
+        for values in (batch.image, batch.label, batch.distance.square(), batch.segments):
+            digest.update(values.round().to(torch.int32).numpy().tobytes())
+    digest.update(generator.get_state().numpy().tobytes())
+    assert digest.hexdigest() == "3e1c1f13ccce68b3d5a19f0f835ff87ffa373304d4efeb548271900a3bef3c18"
 
 
 # --- Colour jitter ----------------------------------------------------------------------------------------------------

@@ -8,10 +8,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.losses import bounded_cross_entropy_map, cross_entropy_map, soft_dice, symmetric_kl_map
+from utils.losses import (
+    bounded_cross_entropy_map,
+    co_regularised_map,
+    cross_entropy_map,
+    generalised_cross_entropy_map,
+    reverse_cross_entropy_map,
+    soft_dice,
+    symmetric_cross_entropy_map,
+    symmetric_kl_map,
+)
 
 any_rank_and_classes = pytest.mark.parametrize(
     ("shape", "classes"), [((5, 6), 2), ((5, 6), 3), ((3, 4, 5), 2), ((3, 4, 5), 3)]
+)
+
+MAPS_OF_ONE_NETWORK = (
+    cross_entropy_map,
+    bounded_cross_entropy_map,
+    generalised_cross_entropy_map,
+    reverse_cross_entropy_map,
+    symmetric_cross_entropy_map,
 )
 
 
@@ -50,6 +67,114 @@ def test_maps_equal_loops(shape, classes):
         return sum(math.exp(a) * (a - b) + math.exp(b) * (b - a) for a, b in zip(p, q, strict=True))
 
     torch.testing.assert_close(symmetric_kl_map(log_p, log_q), over_pixels(divergence, log_p, log_q))
+
+
+@any_rank_and_classes
+def test_robust_maps_equal_loops(shape, classes):
+    log_p, log_q = random_log_p(shape, classes, 0), random_log_p(shape, classes, 1)
+    label = random_label(shape, classes)
+
+    def generalised(q):
+        return lambda p, y: (1 - math.exp(p[y]) ** q) / q
+
+    def reverse(log_zero):
+        return lambda p, y: -sum(math.exp(value) * (0 if k == y else log_zero) for k, value in enumerate(p))
+
+    def symmetric(alpha, beta, log_zero=-4):
+        return lambda p, y: -alpha * p[y] + beta * reverse(log_zero)(p, y)
+
+    def co_regularised(agreement):
+        def loss(p, q, y):
+            supervised = -p[y] - q[y]
+            forward = sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True))
+            backward = sum(math.exp(b) * (b - a) for a, b in zip(p, q, strict=True))
+            return (1 - agreement) * supervised + agreement * (forward + backward)
+
+        return loss
+
+    for loss, reference in (
+        (generalised_cross_entropy_map(log_p, label), generalised(0.7)),
+        (generalised_cross_entropy_map(log_p, label, q=0.3), generalised(0.3)),
+        (reverse_cross_entropy_map(log_p, label), reverse(-4)),
+        (reverse_cross_entropy_map(log_p, label, log_zero=-6.0), reverse(-6)),
+        (symmetric_cross_entropy_map(log_p, label), symmetric(0.1, 1)),
+        (symmetric_cross_entropy_map(log_p, label, alpha=6.0, beta=0.1), symmetric(6, 0.1)),
+    ):
+        torch.testing.assert_close(loss, over_pixels(reference, log_p, label))
+    for agreement in (0.0, 0.3, 0.85, 1.0):
+        loss = co_regularised_map(log_p, log_q, label, agreement)
+        torch.testing.assert_close(loss, over_pixels(co_regularised(agreement), log_p, log_q, label))
+
+
+@any_rank_and_classes
+def test_limits_of_the_robust_maps(shape, classes):
+    log_p, log_q = (F.log_softmax(random_log_p(shape, classes, seed).double(), dim=1) for seed in (0, 1))
+    label = random_label(shape, classes)
+    cross_entropy = cross_entropy_map(log_p, label)
+    absolute_error = (log_p.exp() - F.one_hot(label, classes).movedim(-1, 1)).abs().sum(dim=1)
+    for loss, limit in (
+        (generalised_cross_entropy_map(log_p, label, q=1e-9), cross_entropy),
+        (generalised_cross_entropy_map(log_p, label, q=1.0), absolute_error / 2),
+        (reverse_cross_entropy_map(log_p, label, log_zero=-2.0), absolute_error),
+        (symmetric_cross_entropy_map(log_p, label, beta=0.0), 0.1 * cross_entropy),
+        (symmetric_cross_entropy_map(log_p, label, alpha=0.0), reverse_cross_entropy_map(log_p, label)),
+        (co_regularised_map(log_p, log_q, label, agreement=1.0), symmetric_kl_map(log_p, log_q)),
+    ):
+        torch.testing.assert_close(loss, limit, rtol=1e-6, atol=1e-9)
+
+
+CERTAIN = torch.tensor([-1e4, -200.0, -100.0, -20.0, 0.0, 20.0, 100.0, 200.0, 1e4])  # difference of the two logits
+
+
+def test_bounds_of_the_robust_maps():
+    """From a probability of 0 for the label to one of 1, at both ends exactly."""
+    log_p = F.log_softmax(torch.stack([torch.zeros_like(CERTAIN), CERTAIN]).unsqueeze(0), dim=1)
+    label = torch.ones(1, len(CERTAIN), dtype=torch.long)
+    for loss_map, bound in ((generalised_cross_entropy_map, 1 / 0.7), (reverse_cross_entropy_map, 4.0)):
+        loss = loss_map(log_p, label)
+        assert (loss[0, 0].item(), loss[0, -1].item()) == (pytest.approx(bound), 0)
+        assert ((loss >= 0) & (loss <= bound + 1e-6)).all()
+        assert (loss.diff() <= 0).all()
+
+
+def test_gradients_are_finite_and_never_point_the_wrong_way_at_certain_predictions():
+    """In float32, at probabilities of exactly 0 and 1, for the right label and for the wrong one."""
+    label = torch.ones(1, len(CERTAIN), dtype=torch.long)
+
+    def both(log_p, label):
+        return co_regularised_map(log_p, log_p.detach().flip(1), label, agreement=0.85)
+
+    for loss_map in (*MAPS_OF_ONE_NETWORK, both):
+        logits = torch.stack([torch.zeros_like(CERTAIN), CERTAIN]).unsqueeze(0).requires_grad_()
+        loss = loss_map(F.log_softmax(logits, dim=1), label)
+        loss.sum().backward()
+        assert loss.isfinite().all()
+        assert logits.grad.isfinite().all()
+        if loss_map is not both:
+            assert (logits.grad[0, 1] <= 0).all()
+            assert logits.grad[0, 1, len(CERTAIN) // 2] < 0
+
+
+def test_the_robust_maps_keep_their_digits_where_the_label_is_nearly_certain():
+    """1 - p(label) in float32 has no digits left at p(label) = 1 - 1e-9; the losses must."""
+    log_p = F.log_softmax(torch.tensor([[[0.0], [20.7]]], dtype=torch.double), dim=1)
+    label = torch.tensor([[1]])
+    for loss_map in (generalised_cross_entropy_map, reverse_cross_entropy_map):
+        exact = loss_map(log_p, label).item()
+        assert exact > 0
+        assert loss_map(log_p.float(), label).item() == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_map", [generalised_cross_entropy_map, reverse_cross_entropy_map])
+def test_a_wrong_label_pulls_less_than_with_cross_entropy(loss_map):
+    """The pull on the logit vanishes where the prediction contradicts the label; that of cross-entropy is largest."""
+    pulls = []
+    for strength in (-6.0, -3.0, 0.0):
+        logits = torch.tensor([[[0.0], [strength]]], requires_grad=True)
+        loss_map(F.log_softmax(logits, dim=1), torch.tensor([[1]])).sum().backward()
+        pulls.append(logits.grad[0, 1, 0].abs().item())
+    assert pulls == sorted(pulls)
+    assert pulls[0] < 0.05 < pulls[2]
 
 
 @any_rank_and_classes
@@ -105,6 +230,10 @@ def test_a_better_prediction_costs_less(shape, classes):
     for cost in (
         lambda log_p: cross_entropy_map(log_p, label).mean(),
         lambda log_p: bounded_cross_entropy_map(log_p, label).mean(),
+        lambda log_p: generalised_cross_entropy_map(log_p, label).mean(),
+        lambda log_p: reverse_cross_entropy_map(log_p, label).mean(),
+        lambda log_p: symmetric_cross_entropy_map(log_p, label).mean(),
+        lambda log_p: co_regularised_map(log_p, truth, label, agreement=0.85).mean(),
         lambda log_p: 1 - soft_dice(log_p.exp(), label),
         lambda log_p: symmetric_kl_map(log_p, truth).mean(),
     ):
@@ -129,7 +258,8 @@ def test_the_losses_pass_gradients_through_every_argument():
 
     def losses(a, b):
         log_p, log_q = F.log_softmax(a, dim=1), F.log_softmax(b, dim=1)
-        maps = cross_entropy_map(log_p, label), bounded_cross_entropy_map(log_p, label), symmetric_kl_map(log_p, log_q)
-        return *maps, soft_dice(log_p.exp(), label)
+        of_one = [loss_map(log_p, label) for loss_map in MAPS_OF_ONE_NETWORK]
+        of_both = symmetric_kl_map(log_p, log_q), co_regularised_map(log_p, log_q, label, agreement=0.85)
+        return *of_one, *of_both, soft_dice(log_p.exp(), label)
 
     assert torch.autograd.gradcheck(losses, logits)

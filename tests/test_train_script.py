@@ -18,6 +18,7 @@ import torch
 from conftest import REPO, TRAIN_SCRIPT, run_script, script_process, write_dataset
 from PIL import Image
 
+from utils.baselines import METHODS
 from utils.cli import run_main
 
 specification = importlib.util.spec_from_file_location("train_gsd_net", TRAIN_SCRIPT)
@@ -326,7 +327,7 @@ def test_loss_that_becomes_nan_stops_the_run_and_spares_the_checkpoint(
     train, places, tmp_path, monkeypatch, poisoned_step
 ):
     folder = tmp_path / "kvasir+gsd+given"
-    healthy, seen = script.gsd_step, []
+    healthy, seen = METHODS["gsd"], []
 
     def poisoned(networks, batch, epoch, *rest):
         step = healthy(networks, batch, epoch, *rest)
@@ -334,7 +335,7 @@ def test_loss_that_becomes_nan_stops_the_run_and_spares_the_checkpoint(
         return step._replace(loss=step.loss * torch.nan) if epoch == 1 and seen.count(1) == 1 + poisoned_step else step
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "gsd_step", poisoned)
+        patch.setitem(METHODS, "gsd", poisoned)
         outcome = train(*GIVEN, *places)
     assert_refused(outcome, f"epoch 1, step {poisoned_step},", "--learning_rate")
     assert outcome.err[outcome.err.rindex("error: ") :].count("case") == 4  # the images of that step's batch

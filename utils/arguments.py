@@ -4,6 +4,7 @@ import argparse
 import math
 from collections.abc import Callable
 
+from utils.baselines import METHODS, USES_TAU
 from utils.gsd import GSDConfig
 
 # docs/method.md section 7: sections 1-5 as written, or the four choices of the published implementation.
@@ -33,12 +34,18 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     """Add the flags that all training scripts have; ``image_size`` is the dataset's default."""
     add = parser.add_argument
     add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
+    add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
     add("--output_root", default="model", help="folder for run folders (default: %(default)s)")
     add("--exp", help="name of the run, part of its folder's name (default: the method)")
-    add("--method", choices=("gsd", "ce"), default="gsd", help="gsd, or plain cross-entropy (default: %(default)s)")
+    add("--method", choices=tuple(METHODS), default="gsd", help="gsd, or one to compare it with (default: %(default)s)")
     add("--tau", type=number(float, 0, 1, below=True), help="expected share of wrong pixels, in [0, 1)")
     add("--ratecp", type=number(float, 0, 1), help="foreground share above which the background is pasted")
-    add("--consistency", type=number(float, 0, 1), default=0.5, help="lambda of the selection loss (default: 0.5)")
+    add(
+        "--consistency",
+        type=number(float, 0, 1),
+        default=0.5,
+        help="lambda of the selection loss (default: %(default)s)",
+    )
     add("--fidelity", choices=tuple(FIDELITY), default="paper", help="docs/method.md section 7 (default: %(default)s)")
     for name, values in FIDELITY["paper"].items():
         add(f"--{name}", choices=(values, FIDELITY["published"][name]), help="this one choice of --fidelity alone")
@@ -61,11 +68,30 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     add("--overwrite", action="store_true", help="start again a run whose folder exists")
 
 
-def resolve_fidelity(args: argparse.Namespace) -> None:
-    """Fill in the choices of --fidelity that were not given one by one."""
+def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the sets with several annotators an image."""
+    add = parser.add_argument
+    add("--raters", type=number(int, 1), default=4, help="annotators an image (default: %(default)s)")
+    add(
+        "--val_fraction",
+        type=number(float, 0, 1, below=True),
+        default=0.0,
+        help="share of the training patients held out to choose an epoch by; the test set never is (default: 0)",
+    )
+
+
+def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
+    """Fill in what follows from other flags: the run's name, and the choices of --fidelity not given one by one."""
+    args.exp = args.exp or args.method
     for name, value in FIDELITY[args.fidelity].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    return args
+
+
+def tau_in_words(args: argparse.Namespace) -> str:
+    """What a run does with --tau, for the line that begins it: a method that selects nothing does nothing."""
+    return f"tau {args.tau}" if args.method in USES_TAU else f"tau not used by {args.method}"
 
 
 def gsd_config(args: argparse.Namespace, weight_decay_rate: int = 10) -> GSDConfig:

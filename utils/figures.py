@@ -16,11 +16,12 @@ from utils.intensity import Intensity
 
 def method_panels(batch: Batch, maps: dict[str, Tensor], intensity: Intensity, most: int = 4) -> Figure:
     """One row for each of the first images of a batch: image, noisy label, kept pixels, weight, superpixels, refined
-    label, mixed image; the last two only once refinement has begun."""
+    label, mixed image; of the last five those that the method has in this epoch."""
     images = displayed(batch.image[:most], intensity)
     columns = {"image": images, "noisy label": array(batch.label[:most])}
     if "kept" in maps:
         columns["kept pixels"] = array(maps["kept"][:most])
+    if "weight" in maps:
         columns["weight"] = array(maps["weight"][:most])
         columns["superpixels"] = np.stack(
             [outlined(image, ids) for image, ids in zip(images, array(batch.segments[:most]), strict=True)]

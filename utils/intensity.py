@@ -26,6 +26,11 @@ class Intensity:
         return cls(tuple(mean.tolist()), tuple(torch.where(std > 1e-4, std, 1.0).tolist()))
 
     @classmethod
+    def chosen(cls, inputs: str, images: Tensor) -> "Intensity":
+        """What --inputs asks for, "normalised" or "raw", for the training images (N,C,H,W) uint8."""
+        return cls.of(images) if inputs == "normalised" else cls.raw(images.shape[1])
+
+    @classmethod
     def raw(cls, channels: int) -> "Intensity":
         """Inputs 0..255 as stored. Source: docs/method.md section 7."""
         return cls((0.0,) * channels, (1 / 255,) * channels)

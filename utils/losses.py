@@ -23,9 +23,43 @@ def bounded_cross_entropy_map(log_p: Tensor, label: Tensor) -> Tensor:
     return F.nll_loss(F.log_softmax(log_p.exp(), dim=1), label, reduction="none")
 
 
+def generalised_cross_entropy_map(log_p: Tensor, label: Tensor, q: float = 0.7) -> Tensor:
+    """(1 - p(label)^q) / q per pixel, (B,*S), in [0, 1/q]; q in (0, 1].
+
+    Between cross-entropy, its limit for q -> 0, and 1 - p(label), half the absolute error, at q = 1.
+    Source: Zhang & Sabuncu, NeurIPS 2018: L_q, without the truncated variant, with their q.
+    """
+    return torch.expm1(-q * cross_entropy_map(log_p, label)) / -q  # expm1: exact where p(label) is close to 1
+
+
+def reverse_cross_entropy_map(log_p: Tensor, label: Tensor, log_zero: float = -4.0) -> Tensor:
+    """-sum_k p(k) log t(k) with the one-hot label t and log 0 := log_zero < 0, per pixel, (B,*S), in [0, -log_zero].
+
+    Source: Wang et al., ICCV 2019.
+    """
+    return log_zero * torch.expm1(-cross_entropy_map(log_p, label))  # the sum is -log_zero * (1 - p(label))
+
+
+def symmetric_cross_entropy_map(log_p: Tensor, label: Tensor, alpha: float = 0.1, beta: float = 1.0) -> Tensor:
+    """alpha * cross-entropy + beta * reverse cross-entropy per pixel, (B,*S), >= 0.
+
+    Source: Wang et al., ICCV 2019, with their alpha and beta for CIFAR-10.
+    """
+    return alpha * cross_entropy_map(log_p, label) + beta * reverse_cross_entropy_map(log_p, label)
+
+
 def symmetric_kl_map(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p||q) + KL(q||p) per pixel, (B,*S), >= 0."""
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=1)
+
+
+def co_regularised_map(log_p: Tensor, log_q: Tensor, label: Tensor, agreement: float) -> Tensor:
+    """(1 - agreement) * (CE(p) + CE(q)) + agreement * (KL(p||q) + KL(q||p)) per pixel, (B,*S), >= 0.
+
+    agreement: lambda in [0, 1]. Source: Wei et al., CVPR 2020 (JoCoR).
+    """
+    supervised = cross_entropy_map(log_p, label) + cross_entropy_map(log_q, label)
+    return (1 - agreement) * supervised + agreement * symmetric_kl_map(log_p, log_q)
 
 
 def soft_dice(probability: Tensor, label: Tensor, smoothing: float = 1.0) -> Tensor:

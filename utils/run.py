@@ -16,8 +16,10 @@ from utils.cli import UserError, write_atomically, write_json
 from utils.figures import Figure, learning_curves, pixels, png
 from utils.gsd import Network
 
+RUN_FILES = ("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "curves.png", "panels.png")
+
 # Settings that say where a run happens, not what it computes: --resume may change them.
-PLACE_SETTINGS = {"data_root", "output_root", "device", "gpu"}
+PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu"}
 
 
 def choose_device(device: str, gpu: int) -> torch.device:
@@ -72,7 +74,7 @@ def read_checkpoint(path: Path) -> dict:
 
 class Run:
     """A run folder: args.json, log.csv, checkpoint.pt, result.json, per_image.csv, curves.png, panels.png,
-    tensorboard/.
+    tensorboard/; with validation cases best.pt too.
 
     ``history`` holds one row an epoch; it travels in the checkpoint, so that log.csv never says more or less than the
     checkpoint beside it.
@@ -105,7 +107,7 @@ class Run:
                 "--exp NAME keeps both"
             )
         elif folder.is_dir():
-            for old in ("checkpoint.pt", "log.csv", "result.json", "per_image.csv", "curves.png", "panels.png"):
+            for old in RUN_FILES:
                 (folder / old).unlink(missing_ok=True)
             for old in (folder / "tensorboard").glob("events.*"):
                 old.unlink()
@@ -133,6 +135,7 @@ class Run:
         optimiser.load_state_dict(self.checkpoint["optimiser"])
         generator.set_state(self.checkpoint["random"]["generator"])
         torch.set_rng_state(self.checkpoint["random"]["torch"])
+        self._keep_best(self.checkpoint)  # the run may have been killed between its checkpoint and best.pt
 
     def close_epoch(
         self,
@@ -147,26 +150,46 @@ class Run:
         model: what a reader of the checkpoint needs to rebuild and feed the networks (channels, classes, intensity).
         """
         self.history.append(row)
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "epoch": len(self.history),
-                "networks": networks.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                # The generator draws everything a run draws; torch's own is kept in case a layer ever uses it.
-                "random": {"generator": generator.get_state(), "torch": torch.get_rng_state()},
-                "args": self.settings,
-                "model": model,
-                "history": self.history,
-            },
-            buffer,
-        )
-        write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
+        checkpoint = {
+            "epoch": len(self.history),
+            "networks": networks.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            # The generator draws everything a run draws; torch's own is kept in case a layer ever uses it.
+            "random": {"generator": generator.get_state(), "torch": torch.get_rng_state()},
+            "args": self.settings,
+            "model": model,
+            "history": self.history,
+        }
+        self._save("checkpoint.pt", checkpoint)
+        self._keep_best(checkpoint)
         self.write_table("log.csv", self.history)
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
+
+    @property
+    def best_epoch(self) -> dict:
+        """The row of the first epoch with the highest Dice on the validation cases."""
+        return max(self.history, key=lambda row: row["val_dice"])
+
+    def load_best(self, networks: nn.Module) -> None:
+        """Bring the networks to the state of the best epoch. Raises `UserError` if best.pt is not of that epoch."""
+        path = self.folder / "best.pt"
+        best = read_checkpoint(path)
+        if best["epoch"] != self.best_epoch["epoch"] + 1:
+            raise UserError(f"{path}: of epoch {best['epoch'] - 1}, not {self.best_epoch['epoch']} as log.csv says")
+        networks.load_state_dict(best["networks"])
+
+    def _keep_best(self, checkpoint: dict) -> None:
+        """Write best.pt if the checkpoint's epoch is the best so far on the validation cases."""
+        if "val_dice" in self.history[-1] and self.best_epoch is self.history[-1]:
+            self._save("best.pt", {name: checkpoint[name] for name in ("epoch", "networks", "args", "model")})
+
+    def _save(self, name: str, contents: dict) -> None:
+        buffer = io.BytesIO()
+        torch.save(contents, buffer)
+        write_atomically(self.folder / name, buffer.getvalue())
 
     def draw(self, panels: Figure) -> None:
         """Draw panels.png for the epoch just closed, and curves.png up to it."""

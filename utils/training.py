@@ -1,21 +1,25 @@
 """Train one epoch, predict, evaluate, and the run made of them; the same for every dataset."""
 
+import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from utils.arguments import gsd_config
+from utils.baselines import METHODS
 from utils.cli import UserError, listed
 from utils.figures import method_panels
 from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, weight_cap
 from utils.intensity import Intensity, to_unit
-from utils.metrics import overlap_scores, surface_scores
-from utils.run import Run, at_precision
+from utils.metrics import case_scores
+from utils.run import Run, at_precision, uses_bf16
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "transfer1", "transfer2", "agreement")
@@ -24,11 +28,14 @@ LAST_EPOCHS = 10  # the reported figure is the mean over these; docs/method.md s
 
 
 class TestCase(Protocol):
-    """One case to test on, of S slices and R raters."""
+    """One case to test on, of S slices and R raters; the masks may be of another size than the images."""
 
     name: str
-    image: Tensor  # (S,C,H,W) uint8
+    image: Tensor  # (S,C,H,W) uint8, at the training size
     masks: Tensor  # (R,S,H,W) uint8 classes
+
+
+EpochBatches = Callable[[torch.Generator], Iterable[tuple[Batch, Sequence[str]]]]
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,10 @@ class Experiment:
     optimiser: torch.optim.Optimizer
     step: Callable[..., Step]  # utils.gsd.gsd_step or a baseline of its signature
     config: GSDConfig
-    epoch_batches: Callable[[torch.Generator], Iterable[tuple[Batch, Sequence[str]]]]  # batches and their images' names
+    epoch_batches: EpochBatches  # the batches of one epoch and their images' names
     steps_per_epoch: int
     cases: Sequence[TestCase]
+    validation: Sequence[TestCase]  # held out of training to choose an epoch by; may be empty
     num_classes: int
     intensity: Intensity
     batch_size: int
@@ -55,11 +63,56 @@ class Experiment:
         return [at_precision(network, self.device, self.bf16) for network in self.networks]
 
 
+def experiment_of(
+    args: argparse.Namespace,
+    networks: nn.ModuleList,
+    device: torch.device,
+    training_images: int,
+    epoch_batches: EpochBatches,
+    intensity: Intensity,
+    cases: Sequence[TestCase],
+    validation: Sequence[TestCase] = (),
+    weight_decay_rate: int = 10,
+) -> Experiment:
+    """The experiment that a training script's flags ask for, on data that the script has read.
+
+    Moves the networks to the device. Raises `UserError` if there are fewer training images than a batch takes.
+    """
+    if training_images < args.batch_size:
+        raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
+    networks = networks.to(device, memory_format=torch.channels_last)
+    return Experiment(
+        networks=networks,
+        optimiser=torch.optim.SGD(networks.parameters(), args.learning_rate, momentum=0.9, weight_decay=1e-5),
+        step=METHODS[args.method],
+        config=gsd_config(args, weight_decay_rate),
+        epoch_batches=epoch_batches,
+        steps_per_epoch=training_images // args.batch_size,
+        cases=cases,
+        validation=validation,
+        num_classes=args.num_classes,
+        intensity=intensity,
+        batch_size=args.batch_size,
+        generator=torch.Generator().manual_seed(args.seed),
+        device=device,
+        bf16=uses_bf16(args.amp, device),
+    )
+
+
 def fit(experiment: Experiment, run: Run) -> dict:
     """Train from the run's last complete epoch to the end, evaluating and saving each epoch; returns the result.
 
-    Raises `UserError` when the loss becomes non-finite; the last checkpoint is then the last good one.
+    With validation cases the epoch with the best mean Dice on them is kept in best.pt. A run that is complete already
+    is not trained again. Raises `UserError` when the loss becomes non-finite; the last checkpoint is then the last
+    good one.
     """
+    if run.result:
+        print(f"{run.folder}: this run is complete already")
+        return run.result
+    print(
+        f"{run.settings['method']}: {experiment.steps_per_epoch} steps an epoch, {len(experiment.cases)} test cases, "
+        f"{experiment.device}, {'bf16' if experiment.bf16 else 'fp32'}; writing {run.folder}"
+    )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
     epochs = experiment.config.max_epochs
     with tqdm(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch") as bar:
@@ -67,16 +120,17 @@ def fit(experiment: Experiment, run: Run) -> dict:
             start = time.perf_counter()
             losses, batch, step = train_one_epoch(experiment, epoch)
             seconds = time.perf_counter() - start
-            scores = evaluate(experiment)
             row = {
                 "epoch": epoch,
                 **losses,
                 "drop_rate": drop_rate(epoch, experiment.config.tau, epochs),
                 "weight_cap": weight_cap(epoch, epochs, experiment.config.weight_decay_rate),
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
-                **{name: statistics.fmean(values) for name, values in scores.items()},
-                "seconds": seconds,
+                **means(evaluate(experiment, experiment.cases)),
             }
+            if experiment.validation:
+                row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
+            row["seconds"] = seconds
             model = {
                 "in_channels": len(experiment.intensity.mean),
                 "num_classes": experiment.num_classes,
@@ -118,8 +172,8 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float
     # The last step's update has not been through a loss yet, and a checkpoint must not hold it unseen.
     if not torch.stack([v.isfinite().all() for v in experiment.networks.state_dict().values()]).all():
         raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
-    means = dict(zip(("loss", *step.parts), torch.stack(values).mean(dim=0).tolist(), strict=True))
-    return {name: means.get(name) for name in ("loss", *LOSS_PARTS)}, batch, step
+    mean = dict(zip(("loss", *step.parts), torch.stack(values).mean(dim=0).tolist(), strict=True))
+    return {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}, batch, step
 
 
 def _check_finite(values: list[Tensor], names: list[Sequence[str]], epoch: int) -> None:
@@ -138,89 +192,156 @@ def _diverged(what: str, names: Sequence[str]) -> UserError:
 
 @torch.no_grad()
 def predict(
-    forwards: Sequence[Network], images: Tensor, intensity: Intensity, batch_size: int, device: torch.device
+    forwards: Sequence[Network],
+    images: Tensor,
+    intensity: Intensity,
+    batch_size: int,
+    device: torch.device,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """The class of each pixel, uint8 (N,H,W) on the CPU: the argmax of the networks' summed logits on plain images.
 
-    images: uint8 (N,C,H,W); the networks must be in eval mode. Source: docs/method.md section 5.
+    images: uint8 (N,C,H,W); the networks must be in eval mode. With ``size`` the logits are first resized to it,
+    linearly: outlines come out smoother than from resized classes. Source: docs/method.md section 5.
     """
     classes = []
     for chunk in images.split(batch_size):
         inputs = intensity.normalise(to_unit(chunk.to(device))).contiguous(memory_format=torch.channels_last)
         logits = torch.stack([forward(inputs) for forward in forwards]).sum(dim=0)
+        if size not in (None, tuple(logits.shape[-2:])):
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         classes.append(logits.argmax(dim=1).to("cpu", torch.uint8))
     return torch.cat(classes)
 
 
-def evaluate(experiment: Experiment, surfaces: bool = False) -> dict[str, list[float]]:
-    """Scores of each test case, the mean over its slices and raters: Dice and IoU, with ``surfaces`` distances too.
+def predictions(experiment: Experiment, cases: Sequence[TestCase]) -> Iterator[tuple[TestCase, Tensor]]:
+    """Each case with its predicted classes, uint8 (S,H,W) at the size of its masks.
 
-    A distance that is undefined on a slice (`utils.metrics`) is left out of its case's mean; NaN where all are.
+    Cases are read one after the other and predicted together while they fill a batch, so that neither volumes larger
+    than memory nor hundreds of single slices are a burden.
     """
     experiment.networks.eval()
-    images = torch.cat([case.image for case in experiment.cases])
-    predictions = predict(
-        experiment.forwards, images, experiment.intensity, experiment.batch_size, experiment.device
-    ).split([len(case.image) for case in experiment.cases])
-    pairs = list(zip(predictions, (case.masks for case in experiment.cases), strict=True))
-    predicted = torch.cat([prediction.expand_as(masks).flatten(0, 1) for prediction, masks in pairs])
-    masks = torch.cat([masks.flatten(0, 1) for _, masks in pairs])
-    scores = overlap_scores(predicted, masks, experiment.num_classes)
-    if surfaces:
-        scores |= surface_scores(predicted, masks, experiment.num_classes)
-    counts = [case.masks.shape[0] * case.masks.shape[1] for case in experiment.cases]
-    return {name: [float(part.nanmean()) for part in values.split(counts)] for name, values in scores.items()}
+    waiting: list[TestCase] = []
+
+    def predicted() -> Iterator[tuple[TestCase, Tensor]]:
+        images = torch.cat([case.image for case in waiting])
+        size = tuple(waiting[0].masks.shape[-2:])
+        classes = predict(
+            experiment.forwards, images, experiment.intensity, experiment.batch_size, experiment.device, size
+        )
+        yield from zip(waiting, classes.split([len(case.image) for case in waiting]), strict=True)
+        waiting.clear()
+
+    for case in cases:
+        fits = sum(len(other.image) for other in (*waiting, case)) <= experiment.batch_size
+        if waiting and not (fits and case.masks.shape[-2:] == waiting[0].masks.shape[-2:]):
+            yield from predicted()
+        waiting.append(case)
+    yield from predicted()
+
+
+def evaluate(experiment: Experiment, cases: Sequence[TestCase], surfaces: bool = False) -> dict[str, dict[str, float]]:
+    """Each case's scores by its name (`utils.metrics.case_scores`), with ``surfaces`` the distances too."""
+    return {
+        case.name: case_scores(prediction, case.masks, experiment.num_classes, surfaces)
+        for case, prediction in predictions(experiment, cases)
+    }
+
+
+def means(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    """The mean of each score over the cases on which it is defined, None where it is on none."""
+    defined = {
+        name: [case[name] for case in scores.values() if case[name] == case[name]]
+        for name in next(iter(scores.values()))
+    }
+    return {name: statistics.fmean(values) if values else None for name, values in defined.items()}
 
 
 def report(experiment: Experiment, run: Run) -> dict:
     """Score the trained networks on every case, write per_image.csv and result.json, and return the result.
 
     The figure to report is the mean and standard deviation (of the population) over the last ten epochs of the mean
-    Dice of each: no epoch is chosen by its score on the test set. Source: docs/method.md section 5.
+    Dice of each: no epoch is chosen by its score on the test set. Where cases were held out for validation, the scores
+    of the epoch that was best on them are given beside it. Source: docs/method.md section 5.
     """
-    scores = evaluate(experiment, surfaces=True)
-    names = [case.name for case in experiment.cases]
-    per_image = [
-        {"image": name, **{metric: round(values[i], 6) for metric, values in scores.items()}}
-        for i, name in enumerate(names)
-    ]
+    scores = evaluate(experiment, experiment.cases, surfaces=True)
+    counts = {name: sum(case.pop(name) for case in scores.values()) for name in ("pairs", "one_empty", "both_empty")}
     last = run.history[-LAST_EPOCHS:]
-    undefined = {name: sum(v != v for v in values) for name, values in scores.items()}
+    final = {}
+    for name in scores[next(iter(scores))]:
+        if name in last[0]:  # surface distances are taken after the last epoch alone
+            values = [row[name] for row in last]
+            final |= {f"final_{name}_mean": statistics.fmean(values), f"final_{name}_std": statistics.pstdev(values)}
     result = {
-        "final_dice_mean": statistics.fmean(row["dice"] for row in last),
-        "final_dice_std": statistics.pstdev(row["dice"] for row in last),
-        "final_iou_mean": statistics.fmean(row["iou"] for row in last),
+        **final,
         "averaged_epochs": len(last),
         "epochs": len(run.history),
         "method": run.settings["method"],
-        "last_epoch": {
-            name: statistics.fmean(v for v in values if v == v) if undefined[name] < len(values) else None
-            for name, values in scores.items()
-        },
-        "undefined": {name: undefined[name] for name in ("hd95", "assd")},
-        "test_cases": len(names),
+        "last_epoch": means(scores),
+        "undefined": {name: sum(case[name] != case[name] for case in scores.values()) for name in ("hd95", "assd")},
+        "empty_masks": counts,
+        "test_cases": len(scores),
         "seconds_per_epoch": statistics.fmean(row["seconds"] for row in run.history),
         "device": str(experiment.device),
         "precision": "bf16" if experiment.bf16 else "fp32",
         "torch": torch.__version__,
     }
+    if experiment.validation:
+        run.load_best(experiment.networks)
+        result["best_validation"] = {
+            "epoch": run.best_epoch["epoch"],
+            "val_dice": run.best_epoch["val_dice"],
+            **means(evaluate(experiment, experiment.cases)),
+        }
+    per_image = [
+        {"image": name, **{metric: round(value, 6) for metric, value in case.items()}} for name, case in scores.items()
+    ]
     run.finish(result, per_image)
     return result
+
+
+SCORES = {  # what each score is called in the table that ends a run
+    "dice": "Dice",
+    "dice_majority": "Dice, majority vote",
+    "soft_dice": "soft Dice, mean of the raters",
+    "iou": "IoU",
+    "ged": "energy distance (GED)",
+    "hd95": "HD95, px",
+    "assd": "ASSD, px",
+    "nsd": "surface Dice (2 px)",
+}
 
 
 def print_result(result: dict, folder: str) -> None:
     """The table that ends a run."""
     last = result["last_epoch"]
-    averaged = f"{result['final_dice_mean']:.4f} +- {result['final_dice_std']:.4f}"
-    lines = {f"Dice, mean of the last {result['averaged_epochs']} epochs": averaged}
-    for name, unit in (("dice", ""), ("iou", ""), ("hd95", " px"), ("assd", " px"), ("nsd", " (2 px)")):
-        value = "undefined" if last[name] is None else f"{last[name]:.4f}{unit}"
-        lines[f"{name} after the last epoch"] = value
-    lines["seconds an epoch"] = f"{result['seconds_per_epoch']:.1f} ({result['device']}, {result['precision']})"
+    raters = {name: f"Dice, rater {name[10:]}" for name in last if name.startswith("dice_rater")}
+    if raters:
+        titles = {**raters, **SCORES, "dice": "Dice, mean of the raters", "iou": "IoU, mean of the raters"}
+    else:
+        titles = SCORES
     print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} test cases")
-    for label, value in lines.items():
-        print(f"  {label:<34} {value}")
+    print(f"  {'':<32}{'last epoch':>12}{'mean of the last ' + str(result['averaged_epochs']):>24}")
+    for name, title in titles.items():
+        if name in last:
+            value = "undefined" if last[name] is None else f"{last[name]:.4f}"
+            mean = result.get(f"final_{name}_mean")
+            averaged = "" if mean is None else f"{mean:.4f} +- {result[f'final_{name}_std']:.4f}"
+            print(f"  {title:<32}{value:>12}{averaged:>24}".rstrip())
+    best = result.get("best_validation")
+    if best:
+        print(
+            f"  epoch {best['epoch']} was best on the validation cases, {best['val_dice']:.4f}; its test Dice is "
+            f"{best['dice']:.4f}"
+        )
+    empty = result["empty_masks"]
+    if empty["one_empty"] or empty["both_empty"]:
+        print(
+            f"  of {empty['pairs']} pairs of prediction and mask, slice by slice, both were empty in "
+            f"{empty['both_empty']}, one in {empty['one_empty']}; distances leave these out"
+        )
     for name, count in result["undefined"].items():
         if count:
-            print(f"  {name} is undefined on {count} cases, where prediction or mask is empty, and left out")
+            print(f"  {name} is undefined on {count} cases, where nothing else is left")
+    print(f"  {result['seconds_per_epoch']:.1f} s an epoch ({result['device']}, {result['precision']})")
     print(f"  everything is in {folder}")

@@ -1,0 +1,73 @@
+"""Train GSD-Net on LIDC with the mask of one reader a slice, and test it against every reader.
+
+    python GSD_Net_lidc_each_select1.py
+
+reads data/lidc (README: LIDC), trains for 100 epochs and writes model/lidc+gsd+cycle/. Superpixels are made beforehand:
+python scripts/generate_SLIC.py --lidc_pickle data/lidc/lidc_attributes.pkl
+"""
+
+import argparse
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from dataloaders.batches import training_batches
+from dataloaders.lidc import PICKLE, as_test_cases, as_training_set, read_slices, read_split
+from dataloaders.raters import choose_raters, hold_out
+from networks.unet import two_unets
+from utils.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
+from utils.cli import run_main, write_json
+from utils.intensity import Intensity
+from utils.run import Run, choose_device
+from utils.training import experiment_of, fit, print_result
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags, with the paper's settings for LIDC (docs/method.md sections 1 and 5) where none is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rater_policy",
+        default="cycle",
+        help="whose mask a training slice has: cycle (slice i that of reader i mod 4), random (drawn from --seed), or "
+        "one reader's number, from 1 (default: %(default)s)",
+    )
+    add_rater_arguments(parser)
+    add_training_arguments(parser, image_size=128)
+    parser.set_defaults(tau=0.003, consistency=0.9, ratecp=0.5, jitter=0.05)
+    return resolve_arguments(parser.parse_args())
+
+
+def main() -> None:
+    """Arguments, data, networks, experiment, run, report."""
+    args = parse_arguments()
+    device = choose_device(args.device, args.gpu)
+    dataset = Path(args.data_root) / "lidc"
+    slices = read_slices(dataset / PICKLE, args.raters, args.num_classes)
+    train, test = read_split(dataset, slices)
+    train, validation = hold_out(train, [piece.patient for piece in train], args.val_fraction, args.seed)
+    raters = choose_raters(len(train), args.rater_policy, args.raters, args.seed)
+    data = as_training_set(train, raters, Path(args.slic_root or dataset / "lidc_slic"), args.image_size)
+    intensity = Intensity.chosen(args.inputs, data.images)
+    for name, part in (("training", train), ("validation", validation), ("test", test)):
+        print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")
+    shares = ", ".join(f"{count} of reader {rater + 1}" for rater, count in sorted(Counter(raters).items()))
+    print(f"training masks, --rater_policy {args.rater_policy}: {shares}; {tau_in_words(args)}")
+
+    experiment = experiment_of(
+        args,
+        networks=two_unets(1, args.num_classes, args.seed),
+        device=device,
+        training_images=len(data),
+        epoch_batches=partial(training_batches, data, args.batch_size, args.jitter, intensity, device=device),
+        intensity=intensity,
+        cases=as_test_cases(test, args.image_size),
+        validation=as_test_cases(validation, args.image_size),
+    )
+    folder = Path(args.output_root) / f"lidc+{args.exp}+{args.rater_policy}"
+    run = Run(folder, vars(args), args.resume, args.overwrite)
+    write_json(folder / "raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
+    print_result(fit(experiment, run), folder)
+
+
+if __name__ == "__main__":
+    run_main(main)

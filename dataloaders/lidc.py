@@ -1,0 +1,159 @@
+"""LIDC-IDRI: one slice of a nodule with the masks of several readers, all slices in one pickle."""
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dataloaders.batches import TestCase, TrainingSet
+from dataloaders.files import read_segments
+from dataloaders.raters import label_classes
+from dataloaders.safe_pickle import read_object_array, read_pickle
+from utils.cli import UserError, listed
+from utils.geometry import resize_image, resize_label, squared_boundary_distance
+
+PICKLE = "lidc_attributes.pkl"
+
+
+class Slice(NamedTuple):
+    """One slice as stored."""
+
+    name: str
+    patient: str
+    image: np.ndarray  # (H,W,1) uint8, 0..255
+    masks: np.ndarray  # (R,H,W) uint8 classes, one of each reader
+
+
+def read_slices(path: Path, num_raters: int, num_classes: int = 2) -> dict[str, Slice]:
+    """Every slice of the pickle at ``path``, by name.
+
+    The pickle is a dict: name -> {"image": (H,W) numbers 0..255, "masks": ``num_raters`` arrays (H,W) of classes,
+    perhaps "series_uid"}; other keys are left alone. Images in [0, 1] throughout are scaled by 255, with a note.
+    Raises `UserError` naming the slice for anything missing or of the wrong kind, and for a pickle that could run code.
+    """
+    entries = read_pickle(path)
+    if not isinstance(entries, dict) or not entries:
+        raise UserError(f"{path}: expected a dict of slices by name, found {_kind(entries)}")
+    slices = {name: _read_slice(f"{path}: {name}", name, entries[name], num_raters, num_classes) for name in entries}
+    if max(float(piece.image.max()) for piece in slices.values()) <= 1:
+        print(f"note: {path}: no image goes beyond 1; taken as [0, 1] and scaled to 0..255", file=sys.stderr)
+        slices = {name: piece._replace(image=piece.image * 255) for name, piece in slices.items()}
+    return {name: piece._replace(image=np.rint(piece.image).astype(np.uint8)) for name, piece in slices.items()}
+
+
+def _read_slice(where: str, name: object, entry: object, num_raters: int, num_classes: int) -> Slice:
+    if not isinstance(name, str) or name in ("", "..") or name != Path(name).name or "\0" in name:
+        raise UserError(f"{where}: a slice's name must be text that can name a file")
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected a dict of image and masks, found {_kind(entry)}")
+    lacking = [key for key in ("image", "masks") if key not in entry]
+    if lacking:
+        raise UserError(f"{where}: no {listed(lacking)} in it, only {listed(map(str, entry))}")
+    image, masks = entry["image"], entry["masks"]
+    if not isinstance(image, np.ndarray) or image.ndim != 2 or image.dtype.kind not in "uif" or not image.size:
+        raise UserError(f"{where}: the image is {_kind(image)}, expected a (H,W) array of numbers")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 255):  # so written that NaN fails too
+        raise UserError(f"{where}: image values from {low:g} to {high:g}, expected 0..255")
+    if not isinstance(masks, list | tuple | np.ndarray) or len(masks) != num_raters:
+        found = len(masks) if isinstance(masks, list | tuple | np.ndarray) else _kind(masks)
+        raise UserError(f"{where}: masks of {found} raters, expected {num_raters} (--raters)")
+    labels = []
+    for rater, mask in enumerate(masks, 1):
+        if not isinstance(mask, np.ndarray) or mask.shape != image.shape:
+            raise UserError(f"{where}: the mask of rater {rater} is {_kind(mask)}, expected an array {image.shape}")
+        labels.append(label_classes(mask, num_classes, f"{where}: the mask of rater {rater}"))
+    patient = patient_of(name, entry.get("series_uid"))
+    return Slice(name, patient, image[..., None], np.stack(labels))
+
+
+def patient_of(name: str, series_uid: object) -> str:
+    """The patient a slice belongs to: LIDC's number where the name starts with it, since a patient may have several
+    series; else the series, unless it only repeats the slice's name; else the name up to its first underscore."""
+    number = re.match(r"LIDC-IDRI-\d+", name)
+    if number:
+        return number[0]
+    if isinstance(series_uid, str) and series_uid not in ("", name):
+        return series_uid
+    return name.split("_")[0]
+
+
+def read_split(folder: Path, slices: dict[str, Slice]) -> tuple[list[Slice], list[Slice]]:
+    """The training and the test slices that ``folder``/train_idx.npy and test_idx.npy name.
+
+    Warns on stderr if a patient has slices on both sides. Raises `UserError` if a file is missing, empty, or names a
+    slice twice, on both sides, or one that ``slices`` does not have.
+    """
+    train, test = (_read_index(folder / f"{part}_idx.npy", slices) for part in ("train", "test"))
+    twice = sorted({piece.name for piece in train} & {piece.name for piece in test})
+    if twice:
+        raise UserError(f"{folder}: {len(twice)} slices are in train_idx.npy and test_idx.npy: {listed(twice)}")
+    both = sorted({piece.patient for piece in train} & {piece.patient for piece in test})
+    if both:
+        print(
+            f"warning: {folder}: {len(both)} patients have slices in train_idx.npy and in test_idx.npy, so test scores "
+            f"will be too good: {listed(both)}; scripts/split_lidc.py splits by patient",
+            file=sys.stderr,
+        )
+    return train, test
+
+
+def _read_index(path: Path, slices: dict[str, Slice]) -> list[Slice]:
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file; scripts/split_lidc.py --lidc_pickle {path.parent / PICKLE} makes a split by patient"
+        )
+    names = read_object_array(path)
+    if names.ndim != 1 or not len(names) or not all(isinstance(name, str) for name in names.tolist()):
+        raise UserError(f"{path}: expected a list of slice names, found an array {names.shape} of {names.dtype}")
+    names = names.tolist()
+    unknown = [name for name in names if name not in slices]
+    if unknown:
+        raise UserError(f"{path}: {len(unknown)} of {len(names)} slices are not in the pickle: {listed(unknown)}")
+    if len(set(names)) < len(names):
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        raise UserError(f"{path}: named more than once: {listed(repeated)}")
+    return [slices[name] for name in names]
+
+
+def as_training_set(slices: Sequence[Slice], raters: Sequence[int], segments: Path, image_size: int) -> TrainingSet:
+    """The slices at image_size x image_size, each with the mask of its rater (index from 0) and its superpixels.
+
+    Raises `UserError` if superpixels are missing or of another size.
+    """
+    lacking = [piece.name for piece in slices if not (segments / f"{piece.name}.npy").is_file()]
+    if lacking:
+        raise UserError(
+            f"{segments}: no superpixels for {len(lacking)} of {len(slices)} slices: {listed(lacking)}; make them with "
+            f"scripts/generate_SLIC.py --lidc_pickle FILE --save_root {segments} --image_size {image_size}"
+        )
+    labels = [resize_label(piece.masks[rater], image_size) for piece, rater in zip(slices, raters, strict=True)]
+    ids = [read_segments(segments / f"{piece.name}.npy", (image_size, image_size)) for piece in slices]
+    return TrainingSet(
+        names=tuple(piece.name for piece in slices),
+        images=torch.stack([_picture(piece, image_size) for piece in slices]),
+        labels=torch.from_numpy(np.stack(labels)),
+        squared_distances=torch.from_numpy(np.stack([squared_boundary_distance(label) for label in labels])),
+        segments=torch.from_numpy(np.stack(ids)),
+        num_segments=1 + max(int(one.max()) for one in ids),
+    )
+
+
+def as_test_cases(slices: Sequence[Slice], image_size: int) -> list[TestCase]:
+    """One case a slice: the image at image_size x image_size, the masks of all readers at their own size."""
+    return [
+        TestCase(piece.name, _picture(piece, image_size)[None], torch.from_numpy(piece.masks)[:, None])
+        for piece in slices
+    ]
+
+
+def _picture(piece: Slice, image_size: int) -> torch.Tensor:
+    return torch.from_numpy(resize_image(piece.image, image_size)).movedim(-1, 0)
+
+
+def _kind(value: object) -> str:
+    return f"an array {value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

@@ -1,0 +1,335 @@
+"""MMIS-2024: MR in three modalities with the masks of several raters, an HDF5 file a training slice or test volume."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders.batches import TestCase, TrainingSet
+from dataloaders.files import read_segments
+from dataloaders.raters import choose_raters, label_classes
+from utils.cli import UserError, listed
+from utils.geometry import resize_image, resize_label, squared_boundary_distance
+
+MODALITIES = ("t1", "t1c", "t2")
+SELECTION = "data_npc_select_one.json"
+
+
+class Case(NamedTuple):
+    """One file as read."""
+
+    image: np.ndarray  # (S,H,W,3) uint8, 0..255, the modalities as channels
+    labels: np.ndarray  # (R,S,H,W) uint8 classes, one of each rater
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def list_slices(folder: Path) -> dict[str, Path]:
+    """The .h5 files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
+
+    Raises `UserError` if the folder is missing or holds no .h5 file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    slices = {path.stem: path for path in paths if path.suffix == ".h5" and path.is_file()}
+    if not slices:
+        raise UserError(f"{folder}: no .h5 file in it, but {listed(path.name for path in paths) or 'nothing'}")
+    foreign = [path.name for path in paths if path not in slices.values()]
+    if foreign:
+        print(f"note: {folder}: not .h5 files, left out: {listed(foreign)}", file=sys.stderr)
+    return dict(sorted(slices.items()))
+
+
+def read_case(path: Path, num_raters: int, num_classes: int) -> Case:
+    """The modalities and labels of a file, which is open only while it is read; (H,W) is taken as one slice.
+
+    Each modality of each slice is scaled by itself to 0..255 (`to_bytes`). Labels hold 0..num_classes-1; with two
+    classes 0/255 is read as 0/1.
+    Raises `UserError` naming file and key for a file that is no HDF5 or damaged, for a modality or rater that is
+    missing, of another shape than the rest, empty, neither (H,W) nor (slices,H,W), or no numbers, and for NaN,
+    infinite values and labels out of range.
+    """
+    with _open(path) as file:
+        shape = _check_header(file, path, num_raters)
+        planes = [file[key][()].reshape(shape) for key in MODALITIES]
+        values = [file[key][()].reshape(shape) for key in _rater_keys(num_raters)]
+    for key, plane in zip(MODALITIES, planes, strict=True):
+        bad = plane.size - np.count_nonzero(np.isfinite(plane))
+        if bad:
+            raise UserError(f"{path}: {key}: {bad} of {plane.size} values are NaN or infinite; mend or remove the file")
+    labels = [
+        label_classes(value, num_classes, f"{path}: {key}")
+        for key, value in zip(_rater_keys(num_raters), values, strict=True)
+    ]
+    image = np.stack([np.stack([to_bytes(plane) for plane in volume]) for volume in planes], axis=-1)
+    return Case(image, np.stack(labels))
+
+
+def read_slice(path: Path, num_raters: int, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The single slice of a training file: uint8 (H,W,3) and the raters' labels (R,H,W).
+
+    Raises `UserError` as `read_case`, and if the file holds several slices.
+    """
+    image, labels = read_case(path, num_raters, num_classes)
+    if len(image) != 1:
+        raise UserError(f"{path}: {len(image)} slices; expected one, for training is by single slices")
+    return image[0], labels[:, 0]
+
+
+def to_bytes(plane: np.ndarray) -> np.ndarray:
+    """One modality of one slice, (H,W) finite numbers, as uint8 (H,W).
+
+    MR intensities have no unit: scanner and sequence decide their scale. The 0.5 and 99.5 percentiles of the pixels
+    other than zero, which is the background, become 0 and 255, linear in between, clipped beyond. If fewer than one in
+    a hundred pixels is other than zero, the percentiles are those of all pixels; if both percentiles are equal, the
+    extremes take their place; a constant plane gives 0. So a positive factor on the intensities changes nothing, nor
+    does a shift where there is no zero before or after it. It is done slice by slice because training has single slices
+    only, and testing must see the same.
+    """
+    values = plane.astype(np.float64)
+    tissue = values[values != 0]
+    if len(tissue) < values.size / 100:
+        tissue = values
+    low, high = np.percentile(tissue, (0.5, 99.5))
+    if low == high:
+        low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros(plane.shape, np.uint8)
+    unit = ((values - low) / (high - low)).clip(0, 1)
+    # A value halfway between two levels must not depend on the last bit, which the scale of the intensities decides.
+    return np.floor(255 * unit + 0.5 + 1e-6).astype(np.uint8)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[h5py.File]:
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    # HDF5 reports damage, within the file or at its end, by any of these.
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a readable HDF5 file ({error}); replace or remove it") from error
+
+
+def _rater_keys(num_raters: int) -> list[str]:
+    return [f"label_a{rater}" for rater in range(1, num_raters + 1)]
+
+
+def _check_header(file: h5py.File, path: Path, num_raters: int) -> tuple[int, int, int]:
+    """The shape (S,H,W) that all keys of the file share; no pixel is read. Raises `UserError` as `read_case`."""
+    raters = _rater_keys(num_raters)
+    there = listed(file, most=12) or "nothing"
+    lacking = [key for key in (*MODALITIES, *raters) if key not in file]
+    if lacking:
+        hint = "" if set(lacking) <= set(MODALITIES) else f", for --raters {num_raters}"
+        raise UserError(f"{path}: no {listed(lacking)} in it{hint}; it holds {there}")
+    surplus = [key for key in file if re.fullmatch(r"label_a\d+", key) and key not in raters]
+    if surplus:
+        raise UserError(f"{path}: {listed(surplus)} in it, beyond --raters {num_raters}; give the number of raters")
+    shape = None
+    for key in (*MODALITIES, *raters):
+        item = file[key]
+        if not isinstance(item, h5py.Dataset):
+            raise UserError(f"{path}: {key} is a group; expected an array (H,W) or (slices,H,W)")
+        kinds = "uif" if key in MODALITIES else "buif"
+        if item.dtype.kind not in kinds:
+            raise UserError(f"{path}: {key} is of type {item.dtype}; expected numbers")
+        if shape is None:
+            shape = item.shape
+            if shape is None or len(shape) not in (2, 3):
+                raise UserError(f"{path}: {key} is of shape {shape}; expected (H,W) or (slices,H,W)")
+            if 0 in shape:
+                raise UserError(f"{path}: {key} is of shape {shape}: no slice or no pixel in it; remove the file")
+        elif item.shape != shape:
+            raise UserError(f"{path}: {key} is of shape {item.shape}, {MODALITIES[0]} of {shape}; they must be equal")
+    return shape if len(shape) == 3 else (1, *shape)
+
+
+# --- Cases ------------------------------------------------------------------------------------------------------------
+
+
+def case_of(stem: str) -> str:
+    """The case that a training slice belongs to: its stem up to the last "_", all of it where there is none."""
+    return stem.rpartition("_")[0] or stem
+
+
+def shared_cases(slices: Iterable[str], volumes: Iterable[str]) -> list[str]:
+    """The stems of volumes that are also the case of a training slice, sorted: scores on them would be too good."""
+    return sorted({case_of(stem) for stem in slices} & set(volumes))
+
+
+def warn_of_leakage(slices: Iterable[str], test: "MMISCases") -> None:
+    """Name on stderr the test volumes that are also the case of a training slice (`shared_cases`)."""
+    shared = shared_cases(slices, (path.stem for path in test.paths))
+    if shared:
+        print(
+            f"warning: {test.paths[0].parent}: training slices of {len(shared)} of {len(test)} test volumes, so test "
+            f"scores will be too good: {listed(shared)}; remove them on one side",
+            file=sys.stderr,
+        )
+
+
+# --- Raters -----------------------------------------------------------------------------------------------------------
+
+
+def select_raters(root: Path, stems: Collection[str], num_raters: int, policy: str | None, seed: int) -> dict[str, int]:
+    """The rater each training slice is labelled by: stem -> index from 0, in the order of ``stems``.
+
+    policy None: as ``root``/data_npc_select_one.json says, or drawn from ``seed`` where that file is absent. Any other
+    (`choose_raters`) overrides the file. A line on stdout says which it was.
+    The file maps file names, with or without .h5, to "label_a3", "a3", "3" or 3, counted from 1. Entries for other
+    slices are named on stderr. Raises `UserError` if it is no such file, lacks a slice or has a rater out of range.
+    """
+    path = root / SELECTION
+    if policy is None and path.exists():
+        chosen = _read_selection(path, num_raters)
+        lacking = [stem for stem in stems if stem not in chosen]
+        if lacking:
+            raise UserError(
+                f"{path}: no rater for {len(lacking)} of {len(stems)} training slices: {listed(lacking)}; "
+                "add them, or override the file with --rater_policy"
+            )
+        absent = sorted(chosen.keys() - set(stems))
+        if absent:
+            print(f"note: {path}: {len(absent)} entries for absent files: {listed(absent)}", file=sys.stderr)
+        print(f"raters as in {path}")
+        return {stem: chosen[stem] for stem in stems}
+    if policy is None:
+        policy = "random"
+        print(f"no {path}: raters are drawn at random with --seed {seed}")
+    elif path.exists():
+        print(f"--rater_policy {policy} overrides {path}")
+    return dict(zip(stems, choose_raters(len(stems), policy, num_raters, seed), strict=True))
+
+
+def selection_json(raters: Mapping[str, int]) -> dict[str, str]:
+    """The choice of `select_raters` in the format of data_npc_select_one.json, to be written with a run."""
+    return {f"{stem}.h5": f"label_a{rater + 1}" for stem, rater in raters.items()}
+
+
+def _read_selection(path: Path, num_raters: int) -> dict[str, int]:
+    try:
+        # Pairs rather than a dict, which would keep the last of two equal names without a word.
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=tuple)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); mend it, or give --rater_policy") from error
+    if not isinstance(pairs, tuple):
+        raise UserError(f'{path}: expected an object that maps file names to raters, such as {{"a.h5": "label_a1"}}')
+    chosen: dict[str, int] = {}
+    for name, value in pairs:
+        match = re.fullmatch(r"(?:(?:label_)?a)?([0-9]{1,3})", str(value))
+        if not match or not 1 <= int(match[1]) <= num_raters:
+            raise UserError(
+                f"{path}: {name}: rater {value!r}; expected label_a1 to label_a{num_raters} or 1 to {num_raters}, "
+                "counted from 1 (--raters)"
+            )
+        if name.removesuffix(".h5") in chosen:
+            raise UserError(f"{path}: {name} is named twice; keep one entry")
+        chosen[name.removesuffix(".h5")] = int(match[1]) - 1
+    return chosen
+
+
+# --- Training, validation and test data -------------------------------------------------------------------------------
+
+
+def load_training_set(
+    slices: Mapping[str, Path],
+    raters: Mapping[str, int],
+    segments: Path,
+    num_raters: int,
+    num_classes: int,
+    image_size: int,
+) -> TrainingSet:
+    """The slices (stem -> path) at image_size x image_size, each with the label of its rater (stem -> index from 0)
+    and its superpixels, ``segments``/STEM.npy.
+
+    Raises `UserError` as `read_slice`, and for superpixels that are missing or of another size.
+    """
+    lacking = [stem for stem in slices if not (segments / f"{stem}.npy").is_file()]
+    if lacking:
+        root = slices[lacking[0]].parents[1]
+        raise UserError(
+            f"{segments}: no superpixels for {len(lacking)} of {len(slices)} slices: {listed(lacking)}; make them with "
+            f"scripts/generate_SLIC.py --mmis_root {root} --image_size {image_size} --save_root {segments}"
+        )
+
+    def read(stem: str) -> tuple[np.ndarray, ...]:
+        image, labels = read_slice(slices[stem], num_raters, num_classes)
+        label = resize_label(labels[raters[stem]], image_size)
+        ids = read_segments(segments / f"{stem}.npy", (image_size, image_size))
+        return resize_image(image, image_size), label, squared_boundary_distance(label), ids
+
+    images, labels, distances, ids = map(np.stack, zip(*_read_all(read, slices, "training set"), strict=True))
+    return TrainingSet(
+        names=tuple(slices),
+        images=torch.from_numpy(images).movedim(-1, 1),
+        labels=torch.from_numpy(labels),
+        squared_distances=torch.from_numpy(distances),
+        segments=torch.from_numpy(ids),
+        num_segments=1 + int(ids.max()),
+    )
+
+
+def validation_cases(slices: Mapping[str, Path], num_raters: int, num_classes: int, image_size: int) -> list[TestCase]:
+    """Training slices (stem -> path) that were held out, stacked to their cases in the order of their stems.
+
+    Images at image_size x image_size, the masks of all raters at their own size; a case of several sizes comes in as
+    many parts, named after them. Raises `UserError` as `read_slice`.
+    """
+    groups: dict[tuple[str, tuple[int, ...]], list] = {}
+    pieces = _read_all(lambda stem: read_slice(slices[stem], num_raters, num_classes), slices, "validation set")
+    for stem, (image, labels) in zip(slices, pieces, strict=True):
+        groups.setdefault((case_of(stem), labels.shape[1:]), []).append((resize_image(image, image_size), labels))
+    names = [name for name, _ in groups]
+    cases = []
+    for (name, (height, width)), parts in groups.items():
+        images, labels = zip(*parts, strict=True)
+        full_name = name if names.count(name) == 1 else f"{name} {height}x{width}"
+        cases.append(_as_case(full_name, np.stack(images), np.stack(labels, axis=1)))
+    return cases
+
+
+class MMISCases(Sequence):
+    """The volumes of a folder as test cases, each read when it is asked for and not kept.
+
+    Images (S,3,image_size,image_size), the masks of all raters (R,S,H,W) at their own size. Every file's keys, shapes
+    and types are checked at once, without reading a pixel, so that a wrong file is found before training; values are
+    checked when a case is read. Raises `UserError` as `list_slices` and `read_case`.
+    """
+
+    def __init__(self, folder: Path, num_raters: int, num_classes: int, image_size: int) -> None:
+        self.paths = list(list_slices(folder).values())
+        self.num_raters, self.num_classes, self.image_size = num_raters, num_classes, image_size
+        for path in self.paths:
+            with _open(path) as file:
+                _check_header(file, path, num_raters)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> TestCase:
+        path = self.paths[index]
+        image, labels = read_case(path, self.num_raters, self.num_classes)
+        return _as_case(path.stem, np.stack([resize_image(plane, self.image_size) for plane in image]), labels)
+
+
+def _as_case(name: str, images: np.ndarray, labels: np.ndarray) -> TestCase:
+    """images (S,size,size,3), labels (R,S,H,W)."""
+    return TestCase(name, torch.from_numpy(images).movedim(-1, 1), torch.from_numpy(labels))
+
+
+def _read_all(read: Callable, stems: Iterable[str], label: str) -> list:
+    stems = list(stems)
+    with ThreadPoolExecutor() as pool:  # scaling and resizing release the interpreter lock
+        results = pool.map(read, stems)
+        return list(tqdm(results, total=len(stems), desc=f"reading {label}", unit="slice", disable=not stems))

@@ -1,0 +1,52 @@
+"""Split the slices of LIDC into training and test by patient, where no split comes with the data.
+
+    python scripts/split_lidc.py --lidc_pickle data/lidc/lidc_attributes.pkl
+
+Writes train_idx.npy and test_idx.npy, arrays of slice names, beside the pickle: scripts/README.md.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.lidc import read_slices
+from dataloaders.raters import split_by_patient
+from utils.arguments import number
+from utils.cli import UserError, listed, run_main, write_atomically
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lidc_pickle", type=Path, required=True, help="lidc_attributes.pkl")
+    parser.add_argument("--save_root", type=Path, help="folder of the two arrays (default: the pickle's)")
+    parser.add_argument(
+        "--test_fraction", type=number(float, 0.01, 0.99), default=0.2, help="of the patients (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="which patients (default: %(default)s)")
+    parser.add_argument("--raters", type=number(int, 1), default=4, help="readers a slice (default: %(default)s)")
+    parser.add_argument("--num_classes", type=number(int, 2, 255), default=2, help="classes (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a split that is there")
+    args = parser.parse_args()
+
+    folder = args.save_root or args.lidc_pickle.parent
+    targets = [folder / "train_idx.npy", folder / "test_idx.npy"]
+    present = [path.name for path in targets if path.exists()]
+    if present and not args.overwrite:
+        raise UserError(f"{folder}: {listed(present)} there already; add --overwrite, or choose another --save_root")
+
+    slices = list(read_slices(args.lidc_pickle, args.raters, args.num_classes).values())
+    sides = split_by_patient([piece.patient for piece in slices], args.test_fraction, args.seed)
+    for path, side in zip(targets, sides, strict=True):
+        chosen = [slices[i] for i in side]
+        data = io.BytesIO()
+        np.save(data, np.array([piece.name for piece in chosen]))
+        write_atomically(path, data.getvalue())
+        print(f"{path}: {len(chosen)} slices of {len({piece.patient for piece in chosen})} patients")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,278 @@
+"""The two scripts for sets with several annotators, as a user meets them, on files in the exact layout."""
+
+import csv
+import importlib.util
+import json
+import signal
+import statistics
+import sys
+import time
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, run_script, script_process
+from lidc_files import entries, write_lidc
+from mmis_files import write_mmis
+from test_train_script import assert_same_run, log_rows
+
+from dataloaders.mmis import read_case
+from networks.unet import unets_of
+from utils.cli import run_main
+from utils.geometry import resize_image
+from utils.intensity import Intensity
+from utils.run import Run
+
+LIDC = REPO / "GSD_Net_lidc_each_select1.py"
+MMIS = REPO / "GSD_Net_MMIS2024_each_select1.py"
+BOTH = pytest.mark.parametrize(
+    ("script", "name"), [(LIDC, "lidc+gsd+cycle"), (MMIS, "MMIS2024+gsd+select1")], ids=["lidc", "mmis"]
+)
+QUICK = ("--device", "cpu", "--image_size", 32, "--batch_size", 4, "--max_epochs", 4)
+RATERS = ("dice_rater1", "dice_rater2", "dice_rater3", "dice_rater4")
+COLUMNS = ["image", "dice", "iou", *RATERS, "dice_majority", "soft_dice", "ged", "hd95", "assd", "nsd"]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory) -> Path:
+    """Both sets in miniature; tests do not write to them."""
+    root = tmp_path_factory.mktemp("data")
+    write_lidc(root, entries())
+    write_mmis(root)
+    return root
+
+
+def flags_of(data_root: Path, output_root: Path, *flags: object) -> tuple:
+    return ("--data_root", data_root, "--output_root", output_root, *QUICK, *flags)
+
+
+def run(script: Path, data_root: Path, output_root: Path, *flags: object) -> CompletedProcess:
+    """The script in a process of its own."""
+    return run_script(*flags_of(data_root, output_root, *flags), script=script)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """The script's main() in this process, which costs no imports, and without pictures, which cost more than the
+    training of such small networks."""
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
+    monkeypatch.setattr(Run, "draw_curves", lambda run: None)
+
+    def main(script: Path, data_root: Path, output_root: Path, *flags: object) -> CompletedProcess:
+        specification = importlib.util.spec_from_file_location(script.stem, script)
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        arguments = [script.name, *map(str, flags_of(data_root, output_root, *flags))]
+        monkeypatch.setattr(sys, "argv", arguments)
+        capsys.readouterr()
+        code = 0
+        try:
+            run_main(module.main)
+        except SystemExit as stop:
+            code = stop.code
+        return CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return main
+
+
+def cases_of(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "per_image.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_refused(outcome, *parts: str) -> None:
+    assert outcome.returncode == 2 and "Traceback" not in outcome.stderr, outcome.stderr
+    for part in parts:
+        assert part in outcome.stderr, outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "test_names"),
+    [
+        (LIDC, "lidc+gsd+cycle", [f"LIDC-IDRI-000{p}_nodule-0_slice-{s}" for p in (4, 5) for s in range(3)]),
+        (MMIS, "MMIS2024+gsd+select1", ["test00", "test01"]),
+    ],
+    ids=["lidc", "mmis"],
+)
+def test_a_run_scores_against_every_rater(script, name, test_names, data_root, tmp_path):
+    outcome = run(script, data_root, tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "Traceback" not in outcome.stderr and "warning" not in outcome.stderr.lower(), outcome.stderr
+    folder = tmp_path / name
+    cases, result, rows = cases_of(folder), json.loads((folder / "result.json").read_text()), log_rows(folder)
+    assert [case["image"] for case in cases] == test_names and list(cases[0]) == COLUMNS
+    for case in cases:
+        values = {key: float(case[key]) for key in COLUMNS[1:]}
+        assert all(0 <= values[key] <= 1 for key in (*RATERS, "dice", "iou", "dice_majority", "soft_dice", "nsd"))
+        assert values["dice"] == pytest.approx(np.mean([values[key] for key in RATERS]), abs=1e-5)
+        assert 0 <= values["ged"] <= 2 and not values["hd95"] < values["assd"]
+    for score in ("dice", "iou", "dice_majority", "soft_dice", "ged", *RATERS):
+        logged = [float(row[score]) for row in rows]
+        assert result[f"final_{score}_mean"] == pytest.approx(np.mean(logged))
+        assert result[f"final_{score}_std"] == pytest.approx(statistics.pstdev(logged), abs=1e-12)
+        assert result["last_epoch"][score] == pytest.approx(np.mean([float(case[score]) for case in cases]), abs=1e-5)
+    assert result["epochs"] == 4 and result["test_cases"] == len(test_names) and "best_validation" not in result
+    empty = result["empty_masks"]
+    slices = {"lidc": 6, "MMIS2": 7}[name[:5].removesuffix("+")]
+    assert empty["pairs"] == 4 * slices and empty["one_empty"] + empty["both_empty"] <= empty["pairs"]
+    if script == MMIS:
+        assert empty["one_empty"] + empty["both_empty"] >= 7  # an empty slice, and a rater who marked nothing
+    for title in ("Dice, rater 1", "Dice, rater 4", "Dice, mean of the raters", "majority", "soft Dice", "GED", "HD95"):
+        assert title in outcome.stdout
+    for file in ("args.json", "checkpoint.pt", "curves.png", "panels.png"):
+        assert (folder / file).is_file()
+
+
+def test_raters_are_written_beside_the_run(data_root, tmp_path, call):
+    assert call(LIDC, data_root, tmp_path, "--max_epochs", 1).returncode == 0
+    names = np.load(data_root / "lidc" / "train_idx.npy").tolist()
+    chosen = json.loads((tmp_path / "lidc+gsd+cycle" / "raters.json").read_text())
+    assert chosen == {name: i % 4 + 1 for i, name in enumerate(names)}
+    fixed = call(LIDC, data_root, tmp_path, "--max_epochs", 1, "--rater_policy", 3)
+    assert "12 of reader 3; tau 0.003" in fixed.stdout
+    assert set(json.loads((tmp_path / "lidc+gsd+3" / "raters.json").read_text()).values()) == {3}
+    assert_refused(call(LIDC, data_root, tmp_path, "--rater_policy", 5), "--rater_policy 5", "1 to 4")
+
+
+def test_mmis_selection_is_drawn_from_the_seed_or_taken_from_the_file(tmp_path, call):
+    root = write_mmis(tmp_path)
+    chosen = []
+    for seed, output in ((5, "a"), (5, "b"), (6, "c")):
+        assert call(MMIS, tmp_path, tmp_path / output, "--max_epochs", 1, "--seed", seed).returncode == 0
+        chosen.append(json.loads((tmp_path / output / "MMIS2024+gsd+select1" / "data_npc_select_one.json").read_text()))
+    assert chosen[0] == chosen[1] != chosen[2] and len(chosen[0]) == 12
+    (root / "data_npc_select_one.json").write_text(json.dumps(chosen[2]))
+    outcome = call(MMIS, tmp_path, tmp_path / "d", "--max_epochs", 1, "--seed", 5)
+    assert outcome.returncode == 0, outcome.stderr
+    beside = tmp_path / "d" / "MMIS2024+gsd+select1" / "data_npc_select_one.json"
+    assert json.loads(beside.read_text()) == chosen[2]
+
+
+@BOTH
+def test_validation_chooses_an_epoch_and_not_the_figure(script, name, data_root, tmp_path, call):
+    outcome = call(script, data_root, tmp_path, "--val_fraction", 0.3)
+    assert outcome.returncode == 0, outcome.stderr
+    folder = tmp_path / name
+    rows, result = log_rows(folder), json.loads((folder / "result.json").read_text())
+    scores = [float(row["val_dice"]) for row in rows]
+    best = result["best_validation"]
+    assert best["epoch"] == scores.index(max(scores)) and best["val_dice"] == max(scores)
+    # The weights of best.pt are those of that epoch: its test scores are the ones logged then.
+    for score in ("dice", "iou", "dice_rater2", "ged"):
+        assert best[score] == pytest.approx(float(rows[best["epoch"]][score]), abs=1e-9)
+    assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == best["epoch"] + 1
+    assert result["final_dice_mean"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]))
+    assert "was best on the validation cases" in outcome.stdout
+    assert (" validation slices of 1 " in outcome.stdout) and ("9 training slices of 3 " in outcome.stdout)
+
+
+@BOTH
+def test_a_killed_run_goes_on_as_if_it_had_not_been(script, name, data_root, tmp_path, call):
+    flags = ("--max_epochs", 8, "--val_fraction", 0.3, "--method", "ce", "--exp", "gsd")
+    assert call(script, data_root, tmp_path / "whole", *flags).returncode == 0
+    folder = tmp_path / "broken" / name
+    with script_process(*flags_of(data_root, tmp_path / "broken", *flags), script=script) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "log.csv").is_file() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert 1 <= len(log_rows(folder)) < 8
+    resumed = call(script, data_root, tmp_path / "broken", *flags, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(tmp_path / "whole" / name, folder)
+    assert "complete already" in call(script, data_root, tmp_path / "broken", *flags, "--resume").stdout
+
+
+def test_best_weights_lost_between_two_writes_come_back(data_root, tmp_path, call, monkeypatch):
+    """Killed after the checkpoint of the best epoch and before best.pt: resuming writes it from the checkpoint."""
+    flags = ("--val_fraction", 0.3)
+    assert call(LIDC, data_root, tmp_path / "whole", *flags).returncode == 0
+    best = json.loads((tmp_path / "whole" / "lidc+gsd+cycle" / "result.json").read_text())["best_validation"]["epoch"]
+
+    keep_best = Run._keep_best
+
+    def stop_in_the_best_epoch(run, checkpoint):
+        if checkpoint["epoch"] == best + 1:
+            raise KeyboardInterrupt
+        keep_best(run, checkpoint)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_keep_best", stop_in_the_best_epoch)
+        assert call(LIDC, data_root, tmp_path / "broken", *flags).returncode == 130
+    assert call(LIDC, data_root, tmp_path / "broken", *flags, "--resume").returncode == 0
+    assert_same_run(tmp_path / "whole" / "lidc+gsd+cycle", tmp_path / "broken" / "lidc+gsd+cycle")
+
+
+def test_published_choices_and_baselines_run(data_root, tmp_path, call):
+    for flags in (("--fidelity", "published"), ("--method", "ce", "--rater_policy", "random")):
+        for script in (LIDC, MMIS):
+            outcome = call(script, data_root, tmp_path, "--max_epochs", 4, *flags)
+            assert outcome.returncode == 0, outcome.stderr
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"lidc+gsd+cycle", "lidc+ce+random", "MMIS2024+gsd+select1", "MMIS2024+ce+random"}
+
+
+def test_superpixels_elsewhere(tmp_path, call):
+    folder = write_lidc(tmp_path, entries())
+    (folder / "lidc_slic").rename(tmp_path / "elsewhere")
+    missing = call(LIDC, tmp_path, tmp_path / "model")
+    assert_refused(missing, "no superpixels for 12 of 12 slices", "generate_SLIC.py --lidc_pickle")
+    assert not (tmp_path / "model").exists()
+    found = call(LIDC, tmp_path, tmp_path / "model", "--slic_root", tmp_path / "elsewhere", "--max_epochs", 1)
+    assert found.returncode == 0, found.stderr
+
+
+def test_superpixels_of_mmis_by_the_script(tmp_path, call):
+    root = write_mmis(tmp_path)
+    for path in (root / "train_2D_slic").iterdir():
+        path.unlink()
+    assert_refused(call(MMIS, tmp_path, tmp_path), "generate_SLIC.py --mmis_root")
+    slic = REPO / "scripts" / "generate_SLIC.py"
+    made = run_script("--mmis_root", root, "--image_size", 32, "--n_segments", 50, script=slic)
+    assert made.returncode == 0, made.stderr
+    assert call(MMIS, tmp_path, tmp_path, "--max_epochs", 1).returncode == 0
+
+
+def test_errors_name_what_is_missing(tmp_path, call):
+    assert_refused(call(LIDC, tmp_path, tmp_path), str(tmp_path / "lidc" / "lidc_attributes.pkl"))
+    assert_refused(call(MMIS, tmp_path, tmp_path), str(tmp_path / "MMIS2024TASK1"))
+    write_mmis(tmp_path)
+    for path in (tmp_path / "MMIS2024TASK1" / "testing").iterdir():
+        path.unlink()
+    assert_refused(call(MMIS, tmp_path, tmp_path), "testing")
+    valid = call(MMIS, tmp_path, tmp_path, "--test_folder", "validation", "--max_epochs", 1)
+    assert valid.returncode == 0, valid.stderr
+
+
+def test_a_leaking_split_is_warned_of(tmp_path, call):
+    root = write_mmis(tmp_path)
+    (root / "testing" / "test00.h5").rename(root / "testing" / "case01.h5")
+    outcome = call(MMIS, tmp_path, tmp_path, "--max_epochs", 1)
+    assert outcome.returncode == 0 and "warning" in outcome.stderr and "case01" in outcome.stderr
+
+
+def test_volumes_are_scored_at_their_own_size(data_root, tmp_path, call):
+    """Against a slow reference: predictions resized to each volume, overlaps counted on the whole of it."""
+    assert call(MMIS, data_root, tmp_path, "--amp", "fp32").returncode == 0
+    folder = tmp_path / "MMIS2024+gsd+select1"
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    networks = unets_of(checkpoint).eval()
+    intensity = Intensity(**checkpoint["model"]["intensity"])
+    for case in cases_of(folder):
+        path = data_root / "MMIS2024TASK1" / "testing" / f"{case['image']}.h5"
+        with h5py.File(path) as file:
+            masks = [file[f"label_a{rater}"][:] for rater in range(1, 5)]
+        image, _ = read_case(path, 4, 2)
+        small = np.stack([resize_image(plane, 32) for plane in image])
+        inputs = intensity.normalise(torch.from_numpy(small).movedim(-1, 1).float() / 255)
+        with torch.no_grad():
+            logits = networks[0](inputs) + networks[1](inputs)
+        size = masks[0].shape[-2:]
+        predicted = torch.nn.functional.interpolate(logits, size, mode="bilinear").argmax(1).numpy()
+        for rater, mask in enumerate(masks, 1):
+            total = (predicted == 1).sum() + mask.sum()
+            dice = 2 * ((predicted == 1) & (mask == 1)).sum() / total if total else 1.0
+            assert float(case[f"dice_rater{rater}"]) == pytest.approx(dice, abs=2e-3)
