@@ -128,7 +128,7 @@ def read_valid(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
 def summary(outcomes: list[Outcome]) -> str:
     """What was made, in a few lines."""
     actions = Counter(o.action for o in outcomes)
-    damaged = [o.name for o in outcomes if o.action == "made again"]
+    damaged = [f"{o.name}.npy" for o in outcomes if o.action == "made again"]
     counts = [o.segments for o in outcomes]
     lines = [f"{len(outcomes)} images: {actions['written']} written, {actions['skipped']} already there and skipped"]
     if damaged:

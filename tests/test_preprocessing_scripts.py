@@ -347,7 +347,7 @@ def test_valid_maps_are_kept_and_the_rest_made_again(images, tmp_path, capsys):
     output = capsys.readouterr().out
     assert contents(saved) == first
     assert "3 images: 0 written, 1 already there and skipped" in output
-    assert "made again, the file there was not valid: 2 (case 0.png, case 1.png)" in output
+    assert "made again, the file there was not valid: 2 (case 0.npy, case 1.npy)" in output
     slic(images, saved, "--overwrite")
     assert "3 images: 3 written" in capsys.readouterr().out
     with pytest.raises(UserError, match="was made with"):
