@@ -12,21 +12,23 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders.batches import training_batches
+from dataloaders.cache import load_training_set
 from dataloaders.mmis import (
     SELECTION,
     MMISCases,
     case_of,
     list_slices,
-    load_training_set,
     select_raters,
     selection_json,
+    training_recipe,
     validation_cases,
     warn_of_leakage,
 )
 from dataloaders.raters import hold_out
 from networks.unet import two_unets
 from utils.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
-from utils.cli import run_main, write_json
+from utils.cli import run_main
+from utils.distributed import join_team, leave_team
 from utils.intensity import Intensity
 from utils.run import Run, choose_device
 from utils.training import experiment_of, fit, print_result
@@ -58,6 +60,7 @@ def main() -> None:
     """Arguments, data, networks, experiment, run, report."""
     args = parse_arguments()
     device = choose_device(args.device, args.gpu)
+    team = join_team(device)
     dataset = Path(args.data_root) / "MMIS2024TASK1"
     slices = list_slices(dataset / "training_2d")
     test = MMISCases(dataset / args.test_folder, args.raters, args.num_classes, args.image_size)
@@ -67,7 +70,8 @@ def main() -> None:
     cases = [case_of(stem) for stem in slices]
     train, held_out = map(dict, hold_out(slices.items(), cases, args.val_fraction, args.seed))
     segments = Path(args.slic_root or dataset / "train_2D_slic")
-    data = load_training_set(train, raters, segments, args.raters, args.num_classes, args.image_size)
+    recipe = training_recipe(train, raters, segments, args.raters, args.num_classes, args.image_size)
+    data = load_training_set(recipe, args.cache, args.cache_root, device)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
         print(f"{dataset}: {len(part)} {name} slices of {len({case_of(stem) for stem in part})} cases")
@@ -80,6 +84,7 @@ def main() -> None:
         args,
         networks=two_unets(data.images.shape[1], args.num_classes, args.seed),
         device=device,
+        team=team,
         training_images=len(data),
         epoch_batches=partial(
             training_batches,
@@ -88,6 +93,7 @@ def main() -> None:
             args.jitter,
             intensity,
             device=device,
+            team=team,
             max_rotation=MAX_ROTATION,
             noise_sigma=NOISE_SIGMA,
         ),
@@ -97,9 +103,10 @@ def main() -> None:
         weight_decay_rate=5,
     )
     folder = Path(args.output_root) / f"MMIS2024+{args.exp}+{args.rater_policy or 'select1'}"
-    run = Run(folder, vars(args), args.resume, args.overwrite)
-    write_json(folder / SELECTION, selection_json(raters))
+    run = Run(folder, vars(args), args.resume, args.overwrite, team)
+    run.write_json(SELECTION, selection_json(raters))
     print_result(fit(experiment, run), folder)
+    leave_team()
 
 
 if __name__ == "__main__":

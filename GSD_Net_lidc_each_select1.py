@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders.batches import training_batches
-from dataloaders.lidc import PICKLE, as_test_cases, as_training_set, read_slices, read_split
+from dataloaders.cache import load_training_set
+from dataloaders.lidc import PICKLE, as_test_cases, read_slices, read_split, training_recipe
 from dataloaders.raters import choose_raters, hold_out
 from networks.unet import two_unets
 from utils.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
-from utils.cli import run_main, write_json
+from utils.cli import run_main
+from utils.distributed import join_team, leave_team
 from utils.intensity import Intensity
 from utils.run import Run, choose_device
 from utils.training import experiment_of, fit, print_result
@@ -41,12 +43,15 @@ def main() -> None:
     """Arguments, data, networks, experiment, run, report."""
     args = parse_arguments()
     device = choose_device(args.device, args.gpu)
+    team = join_team(device)
     dataset = Path(args.data_root) / "lidc"
     slices = read_slices(dataset / PICKLE, args.raters, args.num_classes)
     train, test = read_split(dataset, slices)
     train, validation = hold_out(train, [piece.patient for piece in train], args.val_fraction, args.seed)
     raters = choose_raters(len(train), args.rater_policy, args.raters, args.seed)
-    data = as_training_set(train, raters, Path(args.slic_root or dataset / "lidc_slic"), args.image_size)
+    segments = Path(args.slic_root or dataset / "lidc_slic")
+    recipe = training_recipe(dataset / PICKLE, train, raters, segments, args.image_size, args.num_classes)
+    data = load_training_set(recipe, args.cache, args.cache_root, device)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")
@@ -57,16 +62,20 @@ def main() -> None:
         args,
         networks=two_unets(1, args.num_classes, args.seed),
         device=device,
+        team=team,
         training_images=len(data),
-        epoch_batches=partial(training_batches, data, args.batch_size, args.jitter, intensity, device=device),
+        epoch_batches=partial(
+            training_batches, data, args.batch_size, args.jitter, intensity, device=device, team=team
+        ),
         intensity=intensity,
         cases=as_test_cases(test, args.image_size),
         validation=as_test_cases(validation, args.image_size),
     )
     folder = Path(args.output_root) / f"lidc+{args.exp}+{args.rater_policy}"
-    run = Run(folder, vars(args), args.resume, args.overwrite)
-    write_json(folder / "raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
+    run = Run(folder, vars(args), args.resume, args.overwrite, team)
+    run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
     print_result(fit(experiment, run), folder)
+    leave_team()
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders.batches import training_batches
-from dataloaders.noisy_folder import NOISE_TYPES, find_dataset, load_test_cases, load_training_set
+from dataloaders.cache import load_training_set
+from dataloaders.noisy_folder import NOISE_TYPES, find_dataset, load_test_cases, training_recipe
 from networks.unet import two_unets
 from utils.arguments import add_training_arguments, resolve_arguments, tau_in_words
 from utils.baselines import USES_TAU
 from utils.cli import run_main
+from utils.distributed import join_team, leave_team
 from utils.intensity import Intensity
 from utils.run import Run, choose_device
 from utils.training import experiment_of, fit, print_result
@@ -56,9 +58,11 @@ def main() -> None:
     """Arguments, data, networks, experiment, run, report."""
     args = parse_arguments()
     device = choose_device(args.device, args.gpu)
+    team = join_team(device)
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
     segments = Path(args.slic_root or dataset / layout.segments)
-    train = load_training_set(dataset, layout, args.noise_type, args.image_size, args.num_classes, segments)
+    recipe = training_recipe(dataset, layout, args.noise_type, args.image_size, args.num_classes, segments)
+    train = load_training_set(recipe, args.cache, args.cache_root, device)
     channels = train.images.shape[1]
     intensity = Intensity.chosen(args.inputs, train.images)
     print(f"{dataset}: {len(train)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")
@@ -67,14 +71,18 @@ def main() -> None:
         args,
         networks=two_unets(channels, args.num_classes, args.seed),
         device=device,
+        team=team,
         training_images=len(train),
-        epoch_batches=partial(training_batches, train, args.batch_size, args.jitter, intensity, device=device),
+        epoch_batches=partial(
+            training_batches, train, args.batch_size, args.jitter, intensity, device=device, team=team
+        ),
         intensity=intensity,
         cases=load_test_cases(dataset, layout, args.image_size, channels, args.num_classes),
     )
     folder = Path(args.output_root) / f"{args.datasets}+{args.exp}+{args.noise_type}"
-    run = Run(folder, vars(args), args.resume, args.overwrite)
+    run = Run(folder, vars(args), args.resume, args.overwrite, team)
     print_result(fit(experiment, run), folder)
+    leave_team()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.distributed import ALONE, Team
 from utils.geometry import squared_boundary_distance
 from utils.gsd import Batch
 from utils.intensity import Intensity, to_unit
@@ -28,11 +29,26 @@ class TrainingSet:
     images: Tensor  # (N,C,H,W) uint8, 0..255
     labels: Tensor  # (N,H,W) uint8 classes
     squared_distances: Tensor  # (N,H,W) uint8
-    segments: Tensor  # (N,H,W) int32 superpixel ids
+    segments: Tensor  # (N,H,W) int16 or int32 superpixel ids
     num_segments: int  # above every id
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """images, labels, squared_distances, segments."""
+        return self.images, self.labels, self.squared_distances, self.segments
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all arrays in bytes."""
+        return sum(part.nbytes for part in self.parts)
+
+    def to(self, device: torch.device) -> "TrainingSet":
+        """The same set with its arrays on ``device``."""
+        images, labels, squared, segments = (part.to(device) for part in self.parts)
+        return TrainingSet(self.names, images, labels, squared, segments, self.num_segments)
 
 
 @dataclass(frozen=True)
@@ -56,22 +72,28 @@ def training_batches(
     device: torch.device,
     max_rotation: float = 0.0,
     noise_sigma: float = 0.0,
+    team: Team = ALONE,
 ) -> Iterator[tuple[Batch, list[str]]]:
     """One epoch of batches with the names of their images; the last incomplete batch is left out.
 
     Each image gets a random quarter turn, a flip with probability 0.5 and a jittered view, new ones each epoch; label,
     distances and superpixels move with it. Where asked for, half of the images are rotated by up to ``max_rotation``
     degrees before (`rotate_half`), and half get Gaussian noise of ``noise_sigma`` on the [0, 1] scale (`noise_half`);
-    both views see both. Source: docs/method.md section 5.
+    both views see both. Of a team of processes each takes its part of every batch, and draws what it does to it from a
+    generator of its own, while ``generator`` stays the same for all. Source: docs/method.md section 5.
     """
     order = torch.randperm(len(data), generator=generator)
-    for start in range(0, len(data) - batch_size + 1, batch_size):
-        index = order[start : start + batch_size]
-        parts = tuple(values[index] for values in (data.images, data.labels, data.squared_distances, data.segments))
+    size = batch_size // team.size
+    if team.size > 1:
+        seed = int(torch.randint(2**62, (), generator=generator)) + team.rank
+        generator = torch.Generator().manual_seed(seed)
+    for start in range(team.rank * size, len(data) // batch_size * batch_size, batch_size):
+        index = order[start : start + size]
+        parts = tuple(values[index.to(values.device)] for values in data.parts)
         if max_rotation > 0:
-            parts = rotate_half(*parts, max_rotation, generator)
-        symmetry = torch.randint(8, (batch_size,), generator=generator).to(device)
-        image, label, squared, segments = (move_square(part.to(device), symmetry) for part in parts)
+            parts = rotate_half(*(part.cpu() for part in parts), max_rotation, generator)
+        symmetry = torch.randint(8, (size,), generator=generator).to(device)
+        image, label, squared, segments = (move_square(to_device(part, device), symmetry) for part in parts)
         unit = to_unit(image)
         if noise_sigma > 0:
             unit = noise_half(unit, noise_sigma, generator)
@@ -85,6 +107,13 @@ def training_batches(
             num_segments=data.num_segments,
         )
         yield batch, [data.names[i] for i in index.tolist()]
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` on the device; to a GPU by pinned memory, so that the copy waits for nothing that runs there."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def move_square(values: Tensor, symmetry: Tensor) -> Tensor:

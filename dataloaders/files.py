@@ -18,7 +18,8 @@ from utils.cli import UserError, listed
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 _NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scripts or by file managers
-_EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA"}
+_GREY_MODES = {"1", "L", "LA"}
+_EIGHT_BIT_MODES = {*_GREY_MODES, "P", "RGB", "RGBA"}
 
 
 class Mask(NamedTuple):
@@ -91,9 +92,21 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
         raise UserError(f"{path}: pixel format {image.mode!r}; convert it to 8-bit grey or RGB")
     if image.mode == "P":
         image = image.convert("RGBA")
-    grey = channels == 1 if channels else image.mode in {"1", "L", "LA"}
+    grey = channels == 1 if channels else image.mode in _GREY_MODES
     pixels = np.asarray(image.convert("L" if grey else "RGB"))
     return pixels[..., None] if grey else pixels
+
+
+def channels_of(path: Path) -> int:
+    """The channels that `read_image` gives an image by itself: 1 for grey, 3 for colour. Decodes no pixel.
+
+    Raises `UserError` if the file is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return 1 if image.mode in _GREY_MODES else 3
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
 
 
 def read_mask(path: Path, num_classes: int = 2) -> Mask:

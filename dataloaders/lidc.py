@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataloaders.batches import TestCase, TrainingSet
+from dataloaders.batches import TestCase
+from dataloaders.cache import Recipe, Sample
 from dataloaders.files import read_segments
 from dataloaders.raters import label_classes
 from dataloaders.safe_pickle import read_object_array, read_pickle
 from utils.cli import UserError, listed
-from utils.geometry import resize_image, resize_label, squared_boundary_distance
+from utils.geometry import resize_image, resize_label
 
 PICKLE = "lidc_attributes.pkl"
 
@@ -120,27 +121,34 @@ def _read_index(path: Path, slices: dict[str, Slice]) -> list[Slice]:
     return [slices[name] for name in names]
 
 
-def as_training_set(slices: Sequence[Slice], raters: Sequence[int], segments: Path, image_size: int) -> TrainingSet:
-    """The slices at image_size x image_size, each with the mask of its rater (index from 0) and its superpixels.
+def training_recipe(
+    pickle: Path, slices: Sequence[Slice], raters: Sequence[int], segments: Path, image_size: int, num_classes: int
+) -> Recipe:
+    """The slices of ``pickle`` at image_size x image_size, each with the mask of its rater (index from 0) and its
+    superpixels, ``segments``/NAME.npy.
 
-    Raises `UserError` if superpixels are missing or of another size.
+    Raises `UserError` if superpixels are missing, and when read if they are of another size.
     """
-    lacking = [piece.name for piece in slices if not (segments / f"{piece.name}.npy").is_file()]
+    files = [segments / f"{piece.name}.npy" for piece in slices]
+    lacking = [file.stem for file in files if not file.is_file()]
     if lacking:
         raise UserError(
             f"{segments}: no superpixels for {len(lacking)} of {len(slices)} slices: {listed(lacking)}; make them with "
-            f"scripts/generate_SLIC.py --lidc_pickle FILE --save_root {segments} --image_size {image_size}"
+            f"scripts/generate_SLIC.py --lidc_pickle {pickle} --save_root {segments} --image_size {image_size}"
         )
-    labels = [resize_label(piece.masks[rater], image_size) for piece, rater in zip(slices, raters, strict=True)]
-    ids = [read_segments(segments / f"{piece.name}.npy", (image_size, image_size)) for piece in slices]
-    return TrainingSet(
-        names=tuple(piece.name for piece in slices),
-        images=torch.stack([_picture(piece, image_size) for piece in slices]),
-        labels=torch.from_numpy(np.stack(labels)),
-        squared_distances=torch.from_numpy(np.stack([squared_boundary_distance(label) for label in labels])),
-        segments=torch.from_numpy(np.stack(ids)),
-        num_segments=1 + max(int(one.max()) for one in ids),
-    )
+
+    def read(index: int) -> Sample:
+        piece = slices[index]
+        label = resize_label(piece.masks[raters[index]], image_size)
+        return Sample(
+            resize_image(piece.image, image_size), label, read_segments(files[index], (image_size, image_size))
+        )
+
+    names = tuple(piece.name for piece in slices)
+    raters = list(raters)
+    settings = {"pickle": str(pickle.resolve()), "names": names, "raters": raters, "segments": str(segments.resolve())}
+    settings |= {"image_size": image_size, "num_classes": num_classes}
+    return Recipe(names, read, [pickle, *files], settings)
 
 
 def as_test_cases(slices: Sequence[Slice], image_size: int) -> list[TestCase]:

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloaders.batches import TestCase, TrainingSet
+from dataloaders.batches import TestCase
+from dataloaders.cache import Recipe, Sample
 from dataloaders.files import read_segments
 from dataloaders.raters import choose_raters, label_classes
 from utils.cli import UserError, listed
-from utils.geometry import resize_image, resize_label, squared_boundary_distance
+from utils.geometry import resize_image, resize_label
 
 MODALITIES = ("t1", "t1c", "t2")
 SELECTION = "data_npc_select_one.json"
@@ -242,20 +243,22 @@ def _read_selection(path: Path, num_raters: int) -> dict[str, int]:
 # --- Training, validation and test data -------------------------------------------------------------------------------
 
 
-def load_training_set(
+def training_recipe(
     slices: Mapping[str, Path],
     raters: Mapping[str, int],
     segments: Path,
     num_raters: int,
     num_classes: int,
     image_size: int,
-) -> TrainingSet:
+) -> Recipe:
     """The slices (stem -> path) at image_size x image_size, each with the label of its rater (stem -> index from 0)
     and its superpixels, ``segments``/STEM.npy.
 
-    Raises `UserError` as `read_slice`, and for superpixels that are missing or of another size.
+    Raises `UserError` for missing superpixels, and when read as `read_slice` and for superpixels of another size.
     """
-    lacking = [stem for stem in slices if not (segments / f"{stem}.npy").is_file()]
+    names = tuple(slices)
+    files = [segments / f"{stem}.npy" for stem in names]
+    lacking = [file.stem for file in files if not file.is_file()]
     if lacking:
         root = slices[lacking[0]].parents[1]
         raise UserError(
@@ -263,21 +266,21 @@ def load_training_set(
             f"scripts/generate_SLIC.py --mmis_root {root} --image_size {image_size} --save_root {segments}"
         )
 
-    def read(stem: str) -> tuple[np.ndarray, ...]:
-        image, labels = read_slice(slices[stem], num_raters, num_classes)
-        label = resize_label(labels[raters[stem]], image_size)
-        ids = read_segments(segments / f"{stem}.npy", (image_size, image_size))
-        return resize_image(image, image_size), label, squared_boundary_distance(label), ids
+    def read(index: int) -> Sample:
+        image, labels = read_slice(slices[names[index]], num_raters, num_classes)
+        label = resize_label(labels[raters[names[index]]], image_size)
+        ids = read_segments(files[index], (image_size, image_size))
+        return Sample(resize_image(image, image_size), label, ids)
 
-    images, labels, distances, ids = map(np.stack, zip(*_read_all(read, slices, "training set"), strict=True))
-    return TrainingSet(
-        names=tuple(slices),
-        images=torch.from_numpy(images).movedim(-1, 1),
-        labels=torch.from_numpy(labels),
-        squared_distances=torch.from_numpy(distances),
-        segments=torch.from_numpy(ids),
-        num_segments=1 + int(ids.max()),
-    )
+    settings = {
+        "files": [str(path.resolve()) for path in slices.values()],
+        "raters": [raters[name] for name in names],
+        "segments": str(segments.resolve()),
+        "num_raters": num_raters,
+        "num_classes": num_classes,
+        "image_size": image_size,
+    }
+    return Recipe(names, read, [*slices.values(), *files], settings)
 
 
 def validation_cases(slices: Mapping[str, Path], num_raters: int, num_classes: int, image_size: int) -> list[TestCase]:

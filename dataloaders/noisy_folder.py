@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloaders.batches import TestCase, TrainingSet
-from dataloaders.files import list_images, pair_by_stem, read_image, read_mask, read_segments
+from dataloaders.batches import TestCase
+from dataloaders.cache import Recipe, Sample
+from dataloaders.files import channels_of, list_images, pair_by_stem, read_image, read_mask, read_segments
 from utils.cli import UserError, listed
-from utils.geometry import resize_image, resize_label, squared_boundary_distance
+from utils.geometry import resize_image, resize_label
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,20 @@ def find_dataset(data_root: Path, name: str) -> tuple[Path, Layout]:
     return (exact or matching)[0], LAYOUTS.get(name.lower(), Layout())
 
 
-def load_training_set(
+def training_recipe(
     folder: Path,
     layout: Layout,
     noise_type: str,
     image_size: int,
     num_classes: int = 2,
     segment_folder: Path | None = None,
-) -> TrainingSet:
-    """Read the training images, masks and superpixels of a dataset folder, at image_size x image_size.
+) -> Recipe:
+    """The training images, masks and superpixels of a dataset folder, at image_size x image_size.
 
-    ``segment_folder`` holds the superpixels; the layout's own by default.
-
-    Images are resized by area or linearly, masks by nearest neighbour; superpixels must have been computed at that
-    size. If some images are grey and some in colour, all are taken as colour.
-    Raises `UserError` for anything missing, unpaired, unreadable or of the wrong shape.
+    ``segment_folder`` holds the superpixels; the layout's own by default. Images are resized by area or linearly, masks
+    by nearest neighbour; superpixels must have been computed at that size. If some images are grey and some in colour,
+    all are taken as colour.
+    Raises `UserError` for anything missing or unpaired, and when read for what is unreadable or of the wrong shape.
     """
     mask_folder, segment_folder = folder / layout.training_masks(noise_type), segment_folder or folder / layout.segments
     images = list_images(folder / layout.images)
@@ -95,27 +95,31 @@ def load_training_set(
     slic = f"scripts/generate_SLIC.py --images_root {folder / layout.images} --save_root {segment_folder}"
     if not segment_folder.is_dir():
         raise UserError(f"{segment_folder}: no such folder; make it with {slic} --image_size {image_size}")
-    lacking = [path.name for stem, path in images.items() if not (segment_folder / f"{stem}.npy").is_file()]
+    segment_files = [segment_folder / f"{stem}.npy" for stem in images]
+    lacking = [image.name for (image, _), ids in zip(pairs, segment_files, strict=True) if not ids.is_file()]
     if lacking:
         raise UserError(
             f"{segment_folder}: no superpixels for {len(lacking)} of {len(images)} images: {listed(lacking)}; "
             f"make them with {slic} --image_size {image_size}"
         )
+    channels = max(channels_of(image) for image, _ in pairs)
 
-    def read(pair: tuple[Path, Path]) -> tuple:
-        image, label, soiled = _read_pair(*pair, image_size, num_classes)
-        segments = read_segments(segment_folder / f"{pair[0].stem}.npy", (image_size, image_size))
-        return image, label, squared_boundary_distance(label), segments, soiled
+    def read(index: int) -> Sample:
+        image, label, soiled = _read_pair(*pairs[index], image_size, num_classes, channels)
+        segments = read_segments(segment_files[index], (image_size, image_size))
+        return Sample(image, label, segments, pairs[index][1].name if soiled else "")
 
-    samples, labels, distances, segments, soiled = zip(*_read_all(read, pairs, "training set"), strict=True)
-    _report_soiled(pairs, soiled)
-    return TrainingSet(
+    return Recipe(
         names=tuple(images),
-        images=_stack_images(samples),
-        labels=torch.from_numpy(np.stack(labels)),
-        squared_distances=torch.from_numpy(np.stack(distances)),
-        segments=torch.from_numpy(np.stack(segments)),
-        num_segments=1 + max(int(ids.max()) for ids in segments),
+        read=read,
+        sources=[*(path for pair in pairs for path in pair), *segment_files],
+        settings={
+            "folder": str(folder.resolve()),
+            "masks": mask_folder.name,
+            "segments": str(segment_folder.resolve()),
+            "image_size": image_size,
+            "num_classes": num_classes,
+        },
     )
 
 
@@ -150,7 +154,7 @@ def _list_masks(mask_folder: Path, folder: Path, noise_type: str) -> dict[str, P
 
 
 def _read_pair(
-    image_path: Path, mask_path: Path, image_size: int, num_classes: int, channels: int | None = None
+    image_path: Path, mask_path: Path, image_size: int, num_classes: int, channels: int
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     image = read_image(image_path, channels)
     labels, soiled = read_mask(mask_path, num_classes)
@@ -173,8 +177,3 @@ def _report_soiled(pairs: list[tuple[Path, Path]], soiled: tuple[bool, ...]) -> 
     if names:
         folder = pairs[0][1].parent
         print(f"note: {folder}: in-between greys thresholded at 128 in {len(names)} masks: {listed(names)}")
-
-
-def _stack_images(samples: tuple[np.ndarray, ...]) -> torch.Tensor:
-    channels = max(sample.shape[-1] for sample in samples)
-    return torch.from_numpy(np.stack([np.broadcast_to(s, (*s.shape[:2], channels)) for s in samples])).movedim(-1, 1)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 # The tensors of these tests are tiny: on a busy machine threads would only wait for each other, up to fifty times as
 # long as the work takes. Set before torch is imported, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+_ELSEWHERE = tempfile.TemporaryDirectory()  # where scripts leave their caches; removed when the tests end
 
 REPO = Path(__file__).resolve().parents[1]
 TRAIN_SCRIPT = REPO / "train_GSD-Net.py"
@@ -50,10 +53,20 @@ def write_dataset(
     return folder
 
 
+def loaded(recipe):
+    """The training set of a recipe, read into memory on the CPU."""
+    import torch
+
+    from dataloaders.cache import load_training_set
+
+    return load_training_set(recipe, "none", "unused", torch.device("cpu"))
+
+
 def script_process(*args: object, script: Path = TRAIN_SCRIPT) -> subprocess.Popen:
-    """A script of the project, started in a process of its own; its output is captured as text."""
+    """A script of the project, started in a process and a folder of its own; its output is captured as text."""
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, args)],
+        cwd=_ELSEWHERE.name if Path(script).is_absolute() else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

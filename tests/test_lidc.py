@@ -7,11 +7,11 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run_script
+from conftest import REPO, loaded, run_script
 from lidc_files import entries, write_lidc
 from scipy.ndimage import distance_transform_edt
 
-from dataloaders.lidc import as_test_cases, as_training_set, patient_of, read_slices, read_split
+from dataloaders.lidc import PICKLE, as_test_cases, patient_of, read_slices, read_split, training_recipe
 from dataloaders.raters import choose_raters, hold_out, label_classes, split_by_patient
 from utils.cli import UserError
 
@@ -237,15 +237,19 @@ def test_labels_keep_their_classes():
 # --- Arrays for training and testing ----------------------------------------------------------------------------------
 
 
+def training_set(folder, slices, raters, size=SIZE):
+    return loaded(training_recipe(folder / PICKLE, slices, raters, folder / "lidc_slic", size, 2))
+
+
 def test_training_set_holds_the_mask_of_the_chosen_reader(folder):
     slices = list(read(folder).values())
-    data = as_training_set(slices, [i % 4 for i in range(len(slices))], folder / "lidc_slic", SIZE)
+    data = training_set(folder, slices, [i % 4 for i in range(len(slices))])
     shapes = {field.name: getattr(data, field.name) for field in fields(data) if field.name not in ("names",)}
     assert shapes["images"].shape == (18, 1, SIZE, SIZE) and shapes["images"].dtype == torch.uint8
     same_size = write_lidc(
         folder / "own", {p.name: {"image": p.image[..., 0], "masks": p.masks} for p in slices}, 2, 40
     )
-    data = as_training_set(slices, [i % 4 for i in range(len(slices))], same_size / "lidc_slic", 40)
+    data = training_set(same_size, slices, [i % 4 for i in range(len(slices))], 40)
     for i, piece in enumerate(slices):
         label = piece.masks[i % 4]
         assert np.array_equal(data.labels[i], label) and np.array_equal(data.images[i, 0], piece.image[..., 0])
@@ -261,7 +265,7 @@ def test_missing_superpixels_are_named(folder):
     slices = list(read(folder).values())
     (folder / "lidc_slic" / f"{FIRST}.npy").unlink()
     with pytest.raises(UserError, match=f"no superpixels for 1 of 18 slices: {FIRST}.*generate_SLIC.py --lidc_pickle"):
-        as_training_set(slices, [0] * 18, folder / "lidc_slic", SIZE)
+        training_set(folder, slices, [0] * 18)
 
 
 def test_cases_are_tested_at_the_size_of_their_masks(folder):

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import block_segments
+from conftest import block_segments, loaded
 from mmis_files import LABELS, MODALITIES, draw_volume, write_h5, write_mmis
 
 from dataloaders.mmis import (
@@ -14,13 +14,13 @@ from dataloaders.mmis import (
     MMISCases,
     case_of,
     list_slices,
-    load_training_set,
     read_case,
     read_slice,
     select_raters,
     selection_json,
     shared_cases,
     to_bytes,
+    training_recipe,
     validation_cases,
     warn_of_leakage,
 )
@@ -455,13 +455,13 @@ def test_the_training_set_holds_each_slice_with_its_rater(tmp_path):
     slices = dict(list(list_slices(root / "training_2d").items())[1:9])
     raters = {stem: index % 4 for index, stem in enumerate(slices)}
     np.save(root / "train_2D_slic" / "case01_0.npy", block_segments(SIZE) + 200)
-    data = load_training_set(slices, raters, root / "train_2D_slic", *UNITS)
+    data = loaded(training_recipe(slices, raters, root / "train_2D_slic", *UNITS))
     assert data.names == tuple(slices) and len(data) == 8
     assert (data.images.shape, data.images.dtype) == ((8, 3, SIZE, SIZE), torch.uint8)
     assert (data.labels.dtype, data.squared_distances.dtype, data.segments.dtype) == (
         torch.uint8,
         torch.uint8,
-        torch.int32,
+        torch.int16,
     )
     for index, (stem, path) in enumerate(slices.items()):
         image, labels = read_slice(path, 4, 2)
@@ -481,16 +481,16 @@ def test_missing_superpixels_come_with_the_command_that_makes_them(tmp_path):
     raters = dict.fromkeys(slices, 0)
     (segments / "case02_1.npy").unlink()
     command = f"scripts/generate_SLIC.py --mmis_root {root} --image_size {SIZE}"
-    refusal(lambda: load_training_set(slices, raters, segments, *UNITS), segments, "1 of 12", "case02_1", command)
+    refusal(lambda: loaded(training_recipe(slices, raters, segments, *UNITS)), segments, "1 of 12", "case02_1", command)
     none = tmp_path / "none"
-    refusal(lambda: load_training_set(slices, raters, none, *UNITS), none, "12 of 12", f"--save_root {none}")
+    refusal(lambda: loaded(training_recipe(slices, raters, none, *UNITS)), none, "12 of 12", f"--save_root {none}")
 
 
 def test_superpixels_of_another_size_are_refused(tmp_path):
     root = write_mmis(tmp_path, SIZE)
     slices, segments = list_slices(root / "training_2d"), root / "train_2D_slic"
     raters = dict.fromkeys(slices, 0)
-    refusal(lambda: load_training_set(slices, raters, segments, 4, 2, 48), segments / "case00_0.npy", "(32, 32)")
+    refusal(lambda: loaded(training_recipe(slices, raters, segments, 4, 2, 48)), segments / "case00_0.npy", "(32, 32)")
 
 
 def test_a_bad_slice_among_good_ones_is_named(tmp_path):
@@ -498,7 +498,7 @@ def test_a_bad_slice_among_good_ones_is_named(tmp_path):
     slices = list_slices(root / "training_2d")
     slices["case01_1"].write_bytes(b"")
     raters = dict.fromkeys(slices, 0)
-    refusal(lambda: load_training_set(slices, raters, root / "train_2D_slic", *UNITS), slices["case01_1"])
+    refusal(lambda: loaded(training_recipe(slices, raters, root / "train_2D_slic", *UNITS)), slices["case01_1"])
 
 
 # --- Validation and test cases ----------------------------------------------------------------------------------------

@@ -55,9 +55,10 @@ def run(script: Path, data_root: Path, output_root: Path, *flags: object) -> Com
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
+def call(monkeypatch, capsys, tmp_path):
     """The script's main() in this process, which costs no imports, and without pictures, which cost more than the
     training of such small networks."""
+    monkeypatch.chdir(tmp_path)  # where the cache is made
     monkeypatch.setattr(Run, "draw", lambda run, panels: None)
     monkeypatch.setattr(Run, "draw_curves", lambda run: None)
 
@@ -212,7 +213,7 @@ def test_published_choices_and_baselines_run(data_root, tmp_path, call):
             outcome = call(script, data_root, tmp_path, "--max_epochs", 4, *flags)
             assert outcome.returncode == 0, outcome.stderr
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"lidc+gsd+cycle", "lidc+ce+random", "MMIS2024+gsd+select1", "MMIS2024+ce+random"}
+    assert names == {"lidc+gsd+cycle", "lidc+ce+random", "MMIS2024+gsd+select1", "MMIS2024+ce+random", "cache"}
 
 
 def test_superpixels_elsewhere(tmp_path, call):

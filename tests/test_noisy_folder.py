@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import block_segments, write_dataset
+from conftest import block_segments, loaded, write_dataset
 from PIL import Image
 
-from dataloaders.noisy_folder import LAYOUTS, NOISE_TYPES, Layout, find_dataset, load_test_cases, load_training_set
+from dataloaders.noisy_folder import LAYOUTS, NOISE_TYPES, Layout, find_dataset, load_test_cases, training_recipe
 from utils.cli import UserError
 from utils.geometry import squared_boundary_distance
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, noise_type: str = "clean", image_size: int = SIZE, **options: int):
-    return load_training_set(folder, Layout(), noise_type, image_size, **options)
+    return loaded(training_recipe(folder, Layout(), noise_type, image_size, **options))
 
 
 def refusal(*args, **options) -> str:
@@ -173,7 +173,7 @@ def test_each_noise_type_reads_its_folder(folder, name, noise_type):
         pixels[:2] = 255
         Image.fromarray(pixels).save(target / wanted / path.name)
     dataset, layout = find_dataset(target.parent, name)
-    assert load_training_set(dataset, layout, noise_type, SIZE).labels[:, 0].all()
+    assert loaded(training_recipe(dataset, layout, noise_type, SIZE)).labels[:, 0].all()
     assert len(load_test_cases(dataset, layout, SIZE, 3)) == 2
 
 

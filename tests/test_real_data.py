@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, block_segments
+from conftest import REPO, TRAIN_SCRIPT, block_segments, loaded
 from PIL import Image
 
 from dataloaders.files import list_images, pair_by_stem, read_mask
-from dataloaders.noisy_folder import find_dataset, load_test_cases, load_training_set
+from dataloaders.noisy_folder import find_dataset, load_test_cases, training_recipe
 
 DATA = REPO.parent / "shared" / "data"
 
@@ -39,7 +39,7 @@ def link_kvasir(root: Path, image_size: int, train: int = 16, test: int = 4) -> 
 
 def test_kvasir_is_read_at_training_size(tmp_path):
     folder, layout = find_dataset(link_kvasir(tmp_path, 256).parent, "kvasir")
-    data = load_training_set(folder, layout, "clean", 256)
+    data = loaded(training_recipe(folder, layout, "clean", 256))
     assert (data.images.shape, data.labels.shape) == ((16, 3, 256, 256), (16, 256, 256))
     assert data.labels.unique().tolist() == [0, 1]
     assert data.num_segments == 1 + 3 * (64 * 64 - 1)

@@ -64,6 +64,15 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
         default="auto",
         help="precision of the networks; auto: bf16 where the hardware has it natively",
     )
+    add("--compile", action="store_true", help="compile the networks for training: for a GPU; a CPU gains nothing")
+    add(
+        "--cache",
+        choices=("auto", "ram", "device", "none"),
+        default="auto",
+        help="training set: ram, files that are mapped into memory; device, copied to the GPU; auto, device where it "
+        "fits, else ram; none, read anew at each start (default: %(default)s)",
+    )
+    add("--cache_root", default="cache", help="folder of the cached training sets (default: %(default)s)")
     add("--resume", action="store_true", help="continue the run in its folder; start it if there is none")
     add("--overwrite", action="store_true", help="start again a run whose folder exists")
 

@@ -3,14 +3,15 @@
 Nothing here imports torch, so that the preprocessing scripts start at once.
 """
 
+import fcntl
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write ``value`` as indented JSON, atomically (`write_atomically`)."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextmanager
+def locked(path: Path, waiting: str) -> Iterator[None]:
+    """Hold the lock file ``path`` while the body runs; if another process has it, print ``waiting`` and wait.
+
+    The system gives the lock back however a process ends. Its file stays. Raises OSError if it cannot be made.
+    """
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting, file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterable[Path] = ()) -> None:

@@ -16,9 +16,11 @@ class Intensity:
     @classmethod
     def of(cls, images: Tensor) -> "Intensity":
         """The mean and standard deviation of each channel of uint8 images (N,C,H,W)."""
-        # A histogram is exact and needs no copy of the whole set in floating point.
+        # A histogram is exact; taken in pieces, it needs no copy of a set that may be larger than memory.
         levels = torch.arange(256, dtype=torch.float64) / 255
-        counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()
+        counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+        for piece in images.split(64):
+            counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in piece.unbind(1)]).cpu()
         shares = counts / counts.sum(dim=1, keepdim=True)
         mean = shares @ levels
         std = (shares @ levels.square() - mean.square()).clamp(min=0).sqrt()

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Sequence
@@ -13,24 +14,27 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.cli import UserError, write_atomically, write_json
+from utils.distributed import ALONE, Team, wait_for_all
 from utils.figures import Figure, learning_curves, pixels, png
 from utils.gsd import Network
 
 RUN_FILES = ("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "curves.png", "panels.png")
 
 # Settings that say where a run happens, not what it computes: --resume may change them.
-PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu"}
+PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
 
 
 def choose_device(device: str, gpu: int) -> torch.device:
     """auto, cpu or cuda -> the device; auto takes GPU number ``gpu`` where there is one.
 
+    Of several processes on a machine, started by torchrun, each takes the GPU of its own number.
     Raises `UserError` if CUDA is asked for and absent, or has no such GPU.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
+    gpu = int(os.environ.get("LOCAL_RANK", gpu))
     if not 0 <= gpu < torch.cuda.device_count():
         raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{torch.cuda.device_count() - 1}")
     return torch.device("cuda", gpu)
@@ -80,12 +84,16 @@ class Run:
     checkpoint beside it.
     """
 
-    def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool):
+    def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool, team: Team = ALONE):
         """Open ``folder`` for a run of ``settings``; with ``resume`` read its checkpoint where there is one.
 
+        Of a team of processes only the first writes; the others open the run after it, and read.
         Raises `UserError` if a run is there already and neither flag is given, or if it was made with other settings.
         """
         self.folder = folder
+        self.writes = team.leads
+        if not self.writes:
+            wait_for_all()
         # How the run was opened is no setting of the run.
         self.settings = settings = {k: v for k, v in settings.items() if k not in ("resume", "overwrite")}
         self.history: list[dict] = []
@@ -99,22 +107,27 @@ class Run:
             if changed:
                 was = ", ".join(f"--{k} {before.get(k)} (now {settings[k]})" for k in changed)
                 raise UserError(f"{path}: --resume needs the settings of the run, which had {was}")
-            # The run may have been killed between its checkpoint and its log.
-            self.write_table("log.csv", self.history)
-        elif path.is_file() and not overwrite:
+        elif path.is_file() and not overwrite and self.writes:
             raise UserError(
                 f"{folder}: a run is there already; --resume continues it, --overwrite starts it again, "
                 "--exp NAME keeps both"
             )
-        elif folder.is_dir():
-            for old in RUN_FILES:
-                (folder / old).unlink(missing_ok=True)
-            for old in (folder / "tensorboard").glob("events.*"):
-                old.unlink()
-        for left_over in folder.glob(".*.tmp"):  # of a run that was killed while writing
+        if self.writes:
+            self._tidy()
+            self.write_json("args.json", settings)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.history))
+            wait_for_all()
+
+    def _tidy(self) -> None:
+        """Remove what a run that starts again, or one that was killed, has left."""
+        if self.history:
+            # The run may have been killed between its checkpoint and its log.
+            self.write_table("log.csv", self.history)
+        elif self.folder.is_dir():
+            for old in (*map(self.folder.joinpath, RUN_FILES), *(self.folder / "tensorboard").glob("events.*")):
+                old.unlink(missing_ok=True)
+        for left_over in self.folder.glob(".*.tmp"):
             left_over.unlink()
-        write_json(folder / "args.json", settings)
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.history))
 
     @property
     def epochs_done(self) -> int:
@@ -150,6 +163,8 @@ class Run:
         model: what a reader of the checkpoint needs to rebuild and feed the networks (channels, classes, intensity).
         """
         self.history.append(row)
+        if not self.writes:
+            return
         checkpoint = {
             "epoch": len(self.history),
             "networks": networks.state_dict(),
@@ -183,7 +198,7 @@ class Run:
 
     def _keep_best(self, checkpoint: dict) -> None:
         """Write best.pt if the checkpoint's epoch is the best so far on the validation cases."""
-        if "val_dice" in self.history[-1] and self.best_epoch is self.history[-1]:
+        if self.writes and "val_dice" in self.history[-1] and self.best_epoch is self.history[-1]:
             self._save("best.pt", {name: checkpoint[name] for name in ("epoch", "networks", "args", "model")})
 
     def _save(self, name: str, contents: dict) -> None:
@@ -193,6 +208,8 @@ class Run:
 
     def draw(self, panels: Figure) -> None:
         """Draw panels.png for the epoch just closed, and curves.png up to it."""
+        if not self.writes:
+            return
         self.draw_curves()
         write_atomically(self.folder / "panels.png", png(panels))
         self.writer.add_image("panels", pixels(panels), self.epochs_done - 1, dataformats="HWC")
@@ -203,15 +220,24 @@ class Run:
 
     def write_table(self, name: str, rows: Sequence[dict]) -> None:
         """Write rows of one kind as a CSV file of the run folder; None and NaN are left blank and 'nan'."""
+        if not self.writes:
+            return
         text = io.StringIO()
         table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         write_atomically(self.folder / name, text.getvalue().encode())
 
+    def write_json(self, name: str, value: object) -> None:
+        """Write ``value`` as a JSON file of the run folder."""
+        if self.writes:
+            write_json(self.folder / name, value)
+
     def finish(self, result: dict, per_image: Sequence[dict]) -> None:
         """Write per_image.csv and then result.json, which says that the run is complete."""
+        if not self.writes:
+            return
         self.write_table("per_image.csv", per_image)
         self.draw_curves()
-        write_json(self.folder / "result.json", result)
+        self.write_json("result.json", result)
         self.writer.close()

@@ -1,12 +1,20 @@
 """Train one epoch, predict, evaluate, and the run made of them; the same for every dataset."""
 
 import argparse
+import os
+import shutil
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +23,7 @@ from tqdm import tqdm
 from utils.arguments import gsd_config
 from utils.baselines import METHODS
 from utils.cli import UserError, listed
+from utils.distributed import Team, average, average_buffers, gather, shared
 from utils.figures import method_panels
 from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, weight_cap
 from utils.intensity import Intensity, to_unit
@@ -24,6 +33,7 @@ from utils.run import Run, at_precision, uses_bf16
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "transfer1", "transfer2", "agreement")
 PICTURES = 10  # times in a run that panels and curves are drawn
+WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
 LAST_EPOCHS = 10  # the reported figure is the mean over these; docs/method.md section 5
 
 
@@ -43,6 +53,8 @@ class Experiment:
     """Everything that a run trains and tests; training scripts differ in how they fill it."""
 
     networks: nn.ModuleList  # f1, f2 on the device
+    trained: Sequence[nn.Module]  # the same two as training calls them: compiled, with gradients shared by the team
+    team: Team
     optimiser: torch.optim.Optimizer
     step: Callable[..., Step]  # utils.gsd.gsd_step or a baseline of its signature
     config: GSDConfig
@@ -57,16 +69,16 @@ class Experiment:
     device: torch.device
     bf16: bool
 
-    @property
-    def forwards(self) -> list[Network]:
+    def forwards(self, networks: Iterable[nn.Module]) -> list[Network]:
         """The networks' forward passes at the run's precision."""
-        return [at_precision(network, self.device, self.bf16) for network in self.networks]
+        return [at_precision(network, self.device, self.bf16) for network in networks]
 
 
 def experiment_of(
     args: argparse.Namespace,
     networks: nn.ModuleList,
     device: torch.device,
+    team: Team,
     training_images: int,
     epoch_batches: EpochBatches,
     intensity: Intensity,
@@ -76,14 +88,28 @@ def experiment_of(
 ) -> Experiment:
     """The experiment that a training script's flags ask for, on data that the script has read.
 
-    Moves the networks to the device. Raises `UserError` if there are fewer training images than a batch takes.
+    Moves the networks to the device. Raises `UserError` if there are fewer training images than a batch takes, if the
+    team cannot share a batch evenly, or if nothing is there to compile with.
     """
     if training_images < args.batch_size:
         raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
+    if args.batch_size % team.size:
+        raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
+    # channels_last: the layout of the fast convolutions, on the CPU in bf16 and on GPUs with tensor cores.
     networks = networks.to(device, memory_format=torch.channels_last)
+    trained = [shared(network, team) for network in networks]
+    if args.compile:
+        if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+            raise UserError("--compile needs a C++ compiler, and neither g++ nor clang++ is there; leave it out")
+        trained = [torch.compile(network) for network in trained]
     return Experiment(
         networks=networks,
-        optimiser=torch.optim.SGD(networks.parameters(), args.learning_rate, momentum=0.9, weight_decay=1e-5),
+        trained=trained,
+        team=team,
+        # fused: one kernel for all parameters, in place of several for each.
+        optimiser=torch.optim.SGD(
+            networks.parameters(), args.learning_rate, momentum=0.9, weight_decay=1e-5, fused=True
+        ),
         step=METHODS[args.method],
         config=gsd_config(args, weight_decay_rate),
         epoch_batches=epoch_batches,
@@ -115,10 +141,11 @@ def fit(experiment: Experiment, run: Run) -> dict:
     )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
     epochs = experiment.config.max_epochs
-    with tqdm(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch") as bar:
+    silent = not experiment.team.leads
+    with tqdm(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", disable=silent) as bar:
         for epoch in range(run.epochs_done, epochs):
             start = time.perf_counter()
-            losses, batch, step = train_one_epoch(experiment, epoch)
+            losses, waited, batch, step = train_one_epoch(experiment, epoch)
             seconds = time.perf_counter() - start
             row = {
                 "epoch": epoch,
@@ -130,7 +157,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
             }
             if experiment.validation:
                 row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
-            row["seconds"] = seconds
+            row |= {"seconds": seconds, "waiting": waited / seconds}
             model = {
                 "in_channels": len(experiment.intensity.mean),
                 "num_classes": experiment.num_classes,
@@ -144,20 +171,25 @@ def fit(experiment: Experiment, run: Run) -> dict:
     return report(experiment, run)
 
 
-def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float | None], Batch, Step]:
+def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float | None], float, Batch, Step]:
     """One pass over the training images.
 
-    Returns the mean of the loss and its parts over the steps (None for a part that this epoch does not have), and the
-    last batch with its step, for pictures.
+    Returns the mean of the loss and its parts over the steps (None for a part that this epoch does not have), the
+    seconds in which the networks had no batch to work on, and the last batch with its step, for pictures.
+    On a GPU the seconds are an upper limit: while a batch is made the GPU may still be busy with the step before, for
+    nothing in a step waits for it.
     Raises `UserError` naming epoch, step and images when the loss is not finite.
     """
     experiment.networks.train()
-    forwards = experiment.forwards
+    forwards = experiment.forwards(experiment.trained)
     names: list[Sequence[str]] = []
     values: list[Tensor] = []  # on the device until looked at
+    waited, asked = 0.0, time.perf_counter()
     batches = experiment.epoch_batches(experiment.generator)
-    with tqdm(batches, total=experiment.steps_per_epoch, desc=f"epoch {epoch}", unit="step", leave=False) as bar:
+    steps, silent = experiment.steps_per_epoch, not experiment.team.leads
+    with tqdm(batches, total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=silent) as bar:
         for index, (batch, batch_names) in enumerate(bar):
+            waited += time.perf_counter() - asked
             mixing = float(torch.rand((), generator=experiment.generator))
             permutation = torch.randperm(len(batch.image), generator=experiment.generator).to(experiment.device)
             step = experiment.step(forwards, batch, epoch, experiment.config, mixing, permutation)
@@ -166,14 +198,16 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float
             experiment.optimiser.step()
             values.append(torch.stack([step.loss.detach(), *step.parts.values()]))
             names.append(batch_names)
-            if (index + 1) % CHECK_EVERY == 0 or index + 1 == experiment.steps_per_epoch:
+            if (index + 1) % CHECK_EVERY == 0 or index + 1 == steps:
                 _check_finite(values, names, epoch)
                 bar.set_postfix(loss=f"{float(values[-1][0]):.3f}")
+            asked = time.perf_counter()
+    average_buffers(experiment.networks)
     # The last step's update has not been through a loss yet, and a checkpoint must not hold it unseen.
     if not torch.stack([v.isfinite().all() for v in experiment.networks.state_dict().values()]).all():
         raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
-    mean = dict(zip(("loss", *step.parts), torch.stack(values).mean(dim=0).tolist(), strict=True))
-    return {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}, batch, step
+    mean = dict(zip(("loss", *step.parts), average(torch.stack(values).mean(dim=0)).tolist(), strict=True))
+    return {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}, waited, batch, step
 
 
 def _check_finite(values: list[Tensor], names: list[Sequence[str]], epoch: int) -> None:
@@ -214,21 +248,20 @@ def predict(
     return torch.cat(classes)
 
 
-def predictions(experiment: Experiment, cases: Sequence[TestCase]) -> Iterator[tuple[TestCase, Tensor]]:
+def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[tuple[TestCase, Tensor]]:
     """Each case with its predicted classes, uint8 (S,H,W) at the size of its masks.
 
     Cases are read one after the other and predicted together while they fill a batch, so that neither volumes larger
     than memory nor hundreds of single slices are a burden.
     """
     experiment.networks.eval()
+    forwards = experiment.forwards(experiment.networks)
     waiting: list[TestCase] = []
 
     def predicted() -> Iterator[tuple[TestCase, Tensor]]:
         images = torch.cat([case.image for case in waiting])
         size = tuple(waiting[0].masks.shape[-2:])
-        classes = predict(
-            experiment.forwards, images, experiment.intensity, experiment.batch_size, experiment.device, size
-        )
+        classes = predict(forwards, images, experiment.intensity, experiment.batch_size, experiment.device, size)
         yield from zip(waiting, classes.split([len(case.image) for case in waiting]), strict=True)
         waiting.clear()
 
@@ -237,15 +270,49 @@ def predictions(experiment: Experiment, cases: Sequence[TestCase]) -> Iterator[t
         if waiting and not (fits and case.masks.shape[-2:] == waiting[0].masks.shape[-2:]):
             yield from predicted()
         waiting.append(case)
-    yield from predicted()
+    if waiting:
+        yield from predicted()
 
 
 def evaluate(experiment: Experiment, cases: Sequence[TestCase], surfaces: bool = False) -> dict[str, dict[str, float]]:
-    """Each case's scores by its name (`utils.metrics.case_scores`), with ``surfaces`` the distances too."""
-    return {
-        case.name: case_scores(prediction, case.masks, experiment.num_classes, surfaces)
-        for case, prediction in predictions(experiment, cases)
-    }
+    """Each case's scores by its name (`utils.metrics.case_scores`), with ``surfaces`` the distances too.
+
+    Each process of the team scores its share of the cases, and all get all scores.
+    """
+    own = (cases[index] for index in range(experiment.team.rank, len(cases), experiment.team.size))
+    score = partial(_score, num_classes=experiment.num_classes, surfaces=surfaces)
+    return dict(gather(list(_scored(predictions(experiment, own), score, WORTH_PROCESSES if surfaces else None))))
+
+
+def _scored(
+    predicted: Iterable[tuple[TestCase, Tensor]], score: Callable[..., dict], most: int | None
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """The name of each case and its scores, in order. After ``most`` masks other processes score, all at the same time;
+    no more cases are in memory than they have in hand."""
+    predicted = iter(predicted)
+    masks_scored = 0
+    for case, prediction in predicted:
+        yield case.name, score(prediction.numpy(), case.masks.numpy())
+        masks_scored += case.masks.shape[:2].numel()
+        if most is not None and masks_scored >= most:
+            break
+    following = next(predicted, None)
+    if following is None:
+        return
+    processes = min(os.cpu_count() or 1, 8)
+    # Fresh processes: a fork of one that has threads may hang.
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        running: deque = deque()
+        for case, prediction in chain([following], predicted):
+            running.append((case.name, pool.submit(score, prediction.numpy(), case.masks.numpy())))
+            if len(running) > 2 * processes:
+                name, scores = running.popleft()
+                yield name, scores.result()
+        yield from ((name, scores.result()) for name, scores in running)
+
+
+def _score(prediction: np.ndarray, masks: np.ndarray, num_classes: int, surfaces: bool) -> dict[str, float]:
+    return case_scores(torch.from_numpy(prediction), torch.from_numpy(masks), num_classes, surfaces)
 
 
 def means(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:
@@ -281,6 +348,8 @@ def report(experiment: Experiment, run: Run) -> dict:
         "undefined": {name: sum(case[name] != case[name] for case in scores.values()) for name in ("hd95", "assd")},
         "empty_masks": counts,
         "test_cases": len(scores),
+        "waiting": statistics.fmean(row["waiting"] for row in run.history),
+        "processes": experiment.team.size,
         "seconds_per_epoch": statistics.fmean(row["seconds"] for row in run.history),
         "device": str(experiment.device),
         "precision": "bf16" if experiment.bf16 else "fp32",
@@ -343,5 +412,8 @@ def print_result(result: dict, folder: str) -> None:
     for name, count in result["undefined"].items():
         if count:
             print(f"  {name} is undefined on {count} cases, where nothing else is left")
-    print(f"  {result['seconds_per_epoch']:.1f} s an epoch ({result['device']}, {result['precision']})")
+    print(
+        f"  {result['seconds_per_epoch']:.1f} s an epoch ({result['device']}, {result['precision']}), "
+        f"{result['waiting']:.1%} of it waiting for data"
+    )
     print(f"  everything is in {folder}")

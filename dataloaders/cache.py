@@ -1,0 +1,211 @@
+"""A training set as compact arrays, computed once: kept in files that are memory-mapped, or in memory alone.
+
+What does not depend on the epoch - decoding, resizing, distances, superpixels - is done when a set is first read. The
+files live in a folder of the cache root and are used again as long as neither a source file nor a setting has changed.
+Mapped files take no more memory than the system has to spare, so a set may be larger than memory.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders.batches import TrainingSet
+from utils.cli import UserError, listed, locked, write_json
+from utils.geometry import squared_boundary_distance
+
+VERSION = 1  # of what is stored; a change makes every cache again
+CHUNK = 64  # images handled at once where a whole set would be too large for memory
+
+
+class Sample(NamedTuple):
+    """One training image as a loader reads it, at the training size."""
+
+    image: np.ndarray  # (H,W,C) uint8, 0..255
+    label: np.ndarray  # (H,W) uint8 classes
+    segments: np.ndarray  # (H,W) int32 superpixel ids >= 0
+    soiled: str = ""  # the mask file's name where lossy compression had soiled it (`dataloaders.files.read_mask`)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a training set, and what it depends on."""
+
+    names: tuple[str, ...]
+    read: Callable[[int], Sample]  # the sample of an index into names; called from several threads
+    sources: Sequence[Path]  # every file that is read
+    settings: dict  # everything else that decides the result, as JSON values
+
+
+def load_training_set(recipe: Recipe, cache: str, root: Path, device: torch.device) -> TrainingSet:
+    """The training set of ``recipe``, as --cache says.
+
+    "ram": mapped from files below the cache root, which are made where they are missing, out of date or damaged; a line
+    on stdout says so. Another process that makes the same set at this moment is waited for. "none": read into memory,
+    nothing is stored. "device": as ram, then copied to the training device. "auto": so too on a GPU where the set takes
+    less than half of its free memory, else as ram. Soiled masks are named on stdout.
+    Raises `UserError` as ``recipe.read``, and if the cache cannot be written or the set does not fit the device.
+    """
+    stored = (
+        _read_all(recipe, lambda name, shape, dtype: np.empty(shape, dtype))
+        if cache == "none"
+        else (_from_cache(recipe, Path(root)))
+    )
+    if stored.soiled:
+        print(f"note: in-between greys thresholded at 128 in {len(stored.soiled)} masks: {listed(stored.soiled)}")
+    arrays = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
+    data = TrainingSet(recipe.names, **arrays, num_segments=stored.num_segments)
+    return _placed(data, cache, device)
+
+
+class _Stored(NamedTuple):
+    arrays: dict[str, np.ndarray]
+    num_segments: int
+    soiled: list[str]
+
+
+def _from_cache(recipe: Recipe, root: Path) -> _Stored:
+    settings = json.loads(json.dumps(recipe.settings))  # as they will be read back
+    kind = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    folder = root / kind
+    try:
+        expected = {"version": VERSION, "settings": settings, "sources": _fingerprint(recipe.sources)}
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(root / f"{kind}.lock", f"{folder}: another process is making it; waiting"):
+            why = _stale(folder, expected)
+            print(f"cache {folder}: {why}, making it" if why else f"cache {folder}: up to date")
+            if why:
+                _make(recipe, folder, expected)
+            return _open(folder)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or root}: the cache cannot be made there ({error.strerror}); free some space, choose "
+            "another --cache_root, or give --cache none"
+        ) from error
+
+
+def _fingerprint(sources: Sequence[Path]) -> str:
+    """Changes when a source file is changed, replaced, renamed, added or taken away."""
+    digest = hashlib.sha256()
+    for path in sources:
+        state = path.stat()
+        digest.update(f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _stale(folder: Path, expected: dict) -> str:
+    """Why the cache in ``folder`` cannot be used; "" if it can."""
+    if not folder.is_dir():
+        return "new"
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        if any(meta[name] != value for name, value in expected.items()):
+            return "a source file has changed"
+        for name, (shape, dtype) in meta["arrays"].items():
+            if (folder / f"{name}.bin").stat().st_size != int(np.prod(shape)) * np.dtype(dtype).itemsize:
+                return f"{name}.bin is damaged"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "damaged"
+    return ""
+
+
+def _make(recipe: Recipe, folder: Path, expected: dict) -> None:
+    """Make the cache beside ``folder`` and then put it in its place; the caller holds the lock."""
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        stored = _read_all(recipe, lambda name, shape, dtype: _allocated(temporary / f"{name}.bin", shape, dtype))
+        for array in stored.arrays.values():
+            array.flush()
+        made = {"arrays": {name: (array.shape, array.dtype.str) for name, array in stored.arrays.items()}}
+        made |= {"num_segments": stored.num_segments, "soiled": stored.soiled}
+        write_json(temporary / "meta.json", {**expected, **made})
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    finally:
+        for left_over in (temporary, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _allocated(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    """A file of zeros, mapped for writing. Its space is taken here: a full disk must be an error, not a fault later."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    zeros = bytes(2**20)
+    with open(path, "wb") as file:
+        for start in range(0, size, len(zeros)):
+            file.write(zeros[: size - start])
+        file.flush()
+        os.fsync(file.fileno())
+    return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def _read_all(recipe: Recipe, allocate: Callable[..., np.ndarray]) -> _Stored:
+    """Every sample read into arrays that ``allocate`` gives for a name, shape and dtype."""
+    count, first = len(recipe.names), recipe.read(0)
+    height, width, channels = first.image.shape
+    arrays = {
+        "images": allocate("images", (count, channels, height, width), np.uint8),
+        "labels": allocate("labels", (count, height, width), np.uint8),
+        "squared_distances": allocate("squared_distances", (count, height, width), np.uint8),
+        "segments": allocate("segments", (count, height, width), np.int32),
+    }
+
+    def store(index: int) -> str:
+        sample = recipe.read(index)
+        arrays["images"][index] = np.moveaxis(sample.image, -1, 0)
+        arrays["labels"][index] = sample.label
+        arrays["squared_distances"][index] = squared_boundary_distance(sample.label)
+        arrays["segments"][index] = sample.segments
+        return sample.soiled
+
+    with ThreadPoolExecutor() as pool:  # decoding, resizing and distances release the interpreter lock
+        try:
+            bar = tqdm(pool.map(store, range(count)), total=count, desc="reading training set", unit="image")
+            soiled = [name for name in bar if name]
+        finally:
+            pool.shutdown(cancel_futures=True)
+    wide = arrays["segments"]
+    num_segments = 1 + max(int(ids.max()) for ids in wide)
+    if num_segments <= 2**15:  # nearly always, and half the size
+        arrays["segments"] = allocate("narrow", wide.shape, np.int16)
+        for start in range(0, count, CHUNK):
+            arrays["segments"][start : start + CHUNK] = wide[start : start + CHUNK]
+        if isinstance(wide, np.memmap):
+            Path(arrays["segments"].filename).replace(wide.filename)
+    return _Stored(arrays, num_segments, soiled)
+
+
+def _open(folder: Path) -> _Stored:
+    meta = json.loads((folder / "meta.json").read_text())
+    arrays = {
+        # "c": writes, of which there are none, would stay in memory; read-only arrays make torch warn.
+        name: np.memmap(folder / f"{name}.bin", dtype, "c", shape=tuple(shape))
+        for name, (shape, dtype) in meta["arrays"].items()
+    }
+    return _Stored(arrays, meta["num_segments"], meta["soiled"])
+
+
+def _placed(data: TrainingSet, cache: str, device: torch.device) -> TrainingSet:
+    if device.type == "cpu" or cache not in ("auto", "device"):
+        return data
+    size, free = data.nbytes, torch.cuda.mem_get_info(device)[0]
+    figures = f"the training set takes {size / 1e9:.2f} GB, the GPU has {free / 1e9:.2f} GB free"
+    if cache == "device" and size > free:
+        raise UserError(f"--cache device: {figures}; give --cache ram")
+    if cache == "auto" and size > free / 2:
+        print(f"{figures}: it stays off the GPU")
+        return data
+    print(f"{figures}: it is copied there")
+    return data.to(device)

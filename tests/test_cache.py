@@ -1,0 +1,236 @@
+"""The cache of training sets: as if it were not there, but when a source, a setting or its own files change."""
+
+import errno
+import json
+import multiprocessing
+import os
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import block_segments, loaded, run_script, write_dataset
+from PIL import Image
+
+from dataloaders import cache
+from dataloaders.cache import Recipe, Sample, load_training_set
+from dataloaders.noisy_folder import Layout, training_recipe
+from utils.cli import UserError
+from utils.intensity import Intensity
+
+CPU = torch.device("cpu")
+SIZE = 32
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path, train=5, test=2, image_size=SIZE)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def load(folder: Path, root: Path, size: int = SIZE, noise_type: str = "clean"):
+    return load_training_set(training_recipe(folder, Layout(), noise_type, size), "ram", root, CPU)
+
+
+def assert_same(one, other) -> None:
+    for field in fields(one):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        assert torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
+
+
+def folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir())
+
+
+def test_cached_equals_read(folder, root, capsys):
+    plain = loaded(training_recipe(folder, Layout(), "clean", SIZE))
+    assert_same(load(folder, root), plain)
+    assert "new, making it" in capsys.readouterr().out
+    assert_same(load(folder, root), plain)
+    assert "up to date" in capsys.readouterr().out
+    assert {path.name for path in folders(root)[0].iterdir()} == {
+        "images.bin", "labels.bin", "squared_distances.bin", "segments.bin", "meta.json",
+    }  # fmt: skip
+
+
+def test_second_use_reads_no_source(folder, root, monkeypatch):
+    load(folder, root)
+    monkeypatch.setattr(cache, "_read_all", lambda *args: pytest.fail("read again"))
+    load(folder, root)
+
+
+def test_arrays_are_compact_and_mapped(folder, root):
+    data = load(folder, root)
+    assert data.segments.dtype == torch.int16 and data.nbytes == 5 * SIZE * SIZE * (3 + 1 + 1 + 2)
+    (cached,) = folders(root)
+    assert sum(path.stat().st_size for path in cached.glob("*.bin")) == data.nbytes
+    mapped = Path("/proc/self/maps").read_text()
+    assert all(f"{cached.name}/{name}.bin" in mapped for name in ("images", "labels", "segments"))
+
+
+def test_many_superpixels_take_wider_ids(root):
+    ids = np.arange(200 * 200, dtype=np.int32).reshape(200, 200)
+    sample = Sample(np.zeros((200, 200, 1), np.uint8), np.zeros((200, 200), np.uint8), ids)
+    recipe = Recipe(("a", "b"), lambda index: sample, [], {})
+    for mode in ("none", "ram"):
+        data = load_training_set(recipe, mode, root, CPU)
+        assert data.segments.dtype == torch.int32 and data.num_segments == 40000
+        assert np.array_equal(data.segments[1], ids)
+
+
+@pytest.mark.parametrize("kind", ["images", "masks", "images_SLIC"])
+def test_a_changed_source_makes_it_again(folder, root, kind, capsys):
+    before = load(folder, root)
+    path = sorted((folder / kind).iterdir())[2]
+    if kind == "images_SLIC":
+        np.save(path, np.zeros((SIZE, SIZE), np.int32))
+    else:
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    os.utime(path, ns=(time.time_ns(), time.time_ns() + 1))
+    capsys.readouterr()
+    after = load(folder, root)
+    assert "a source file has changed, making it" in capsys.readouterr().out
+    assert_same(after, loaded(training_recipe(folder, Layout(), "clean", SIZE)))
+    assert any(not torch.equal(a[2], b[2]) for a, b in zip(before.parts, after.parts, strict=True))
+    assert len(folders(root)) == 1
+
+
+def test_an_image_more_or_less_makes_it_again(folder, root):
+    assert len(load(folder, root)) == 5
+    for kind in ("images", "masks", "images_SLIC"):
+        next((folder / kind).glob("case00.*")).unlink()
+    data = load(folder, root)
+    assert len(data) == 4 and data.names[0] == "case01"
+
+
+def test_a_changed_setting_has_a_cache_of_its_own(folder, root):
+    first = load(folder, root)
+    for path in (folder / "images_SLIC").iterdir():
+        np.save(path, block_segments(48))
+    assert load(folder, root, size=48).images.shape[-1] == 48
+    assert len(folders(root)) == 2
+    assert first.images.shape[-1] == SIZE
+    (folder / "masks_DE").mkdir()
+    for path in (folder / "masks").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(folder / "masks_DE" / path.name)
+    assert torch.equal(load(folder, root, 48, "DE").labels, 1 - load(folder, root, 48).labels)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda cached: os.truncate(cached / "images.bin", 100),
+        lambda cached: (cached / "labels.bin").unlink(),
+        lambda cached: (cached / "meta.json").unlink(),
+        lambda cached: (cached / "meta.json").write_text("{"),
+        lambda cached: (cached / "meta.json").write_text("[]"),
+        lambda cached: (cached / "meta.json").write_bytes(b"\xff\x00"),
+    ],
+    ids=["truncated", "missing array", "no meta", "half a meta", "other meta", "binary meta"],
+)
+def test_a_damaged_cache_is_made_again(folder, root, damage, capsys):
+    before = load(folder, root)
+    damage(folders(root)[0])
+    after = load(folder, root)
+    assert "damaged, making it" in capsys.readouterr().out
+    assert_same(after, loaded(training_recipe(folder, Layout(), "clean", SIZE)))
+    del before
+
+
+def test_another_version_is_made_again(folder, root):
+    load(folder, root)
+    meta = folders(root)[0] / "meta.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "version": 0}))
+    load(folder, root)
+    assert json.loads(meta.read_text())["version"] == cache.VERSION
+
+
+def test_a_failed_build_leaves_nothing_behind_and_the_old_in_place(folder, root, monkeypatch):
+    load(folder, root)
+    Image.new("RGB", (48, 40)).save(folder / "images" / "case01.png")
+    (folder / "images" / "case03.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"case03\.png"):
+        load(folder, root)
+    assert [path.name for path in root.iterdir() if path.name.startswith(".")] == []
+    assert len(folders(root)) == 1
+
+
+def test_a_full_disk_is_an_error(folder, root, monkeypatch):
+    real = cache._allocated
+
+    def full(path, shape, dtype):
+        if path.name == "labels.bin":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, shape, dtype)
+
+    monkeypatch.setattr(cache, "_allocated", full)
+    with pytest.raises(UserError, match=r"No space left on device.*--cache none"):
+        load(folder, root)
+    assert folders(root) == []
+
+
+def test_a_root_that_cannot_be_written_is_an_error(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*--cache_root"):
+        load(folder, tmp_path / "file" / "cache")
+
+
+def _load_and_report(folder: Path, root: Path, start, results) -> None:
+    start.wait()
+    data = load(folder, root)
+    results.put(int(data.images.long().sum() + data.squared_distances.long().sum()))
+
+
+def test_two_processes_at_once(folder, root):
+    """Both get the set; one makes it, and nothing is left over. Several rounds, each from nothing."""
+    context = multiprocessing.get_context("spawn")
+    plain = loaded(training_recipe(folder, Layout(), "clean", SIZE))
+    expected = int(plain.images.long().sum() + plain.squared_distances.long().sum())
+    start, results = context.Event(), context.Queue()
+    processes = [context.Process(target=_load_and_report, args=(folder, root, start, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    start.set()
+    assert [results.get(timeout=60) for _ in processes] == [expected] * 2
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert len(folders(root)) == 1 and not [p for p in root.iterdir() if p.name.startswith(".")]
+
+
+def test_left_overs_of_a_killed_build_are_removed(folder, root):
+    load(folder, root)
+    (cached,) = folders(root)
+    left_over = root / f".{cached.name}.tmp"
+    left_over.mkdir()
+    (left_over / "images.bin").write_bytes(b"1")
+    (cached / "meta.json").unlink()
+    load(folder, root)
+    assert not left_over.exists()
+
+
+def test_intensity_is_that_of_the_whole_set():
+    images = torch.randint(256, (150, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    values = images.double().movedim(1, 0).flatten(1) / 255
+    intensity = Intensity.of(images)
+    assert intensity.mean == pytest.approx(values.mean(dim=1).tolist())
+    assert intensity.std == pytest.approx(values.std(dim=1, unbiased=False).tolist())
+
+
+def test_training_is_the_same_with_and_without(tmp_path):
+    write_dataset(tmp_path / "data", train=8, test=2, image_size=SIZE)
+    logs = []
+    for mode in ("none", "ram", "device"):
+        flags = ("--datasets", "kvasir", "--noise_type", "given", "--tau", 0.1, "--image_size", 32, "--batch_size", 4)
+        places = ("--data_root", tmp_path / "data", "--output_root", tmp_path / mode, "--cache_root", tmp_path / "c")
+        outcome = run_script(*flags, "--max_epochs", 4, *places, "--cache", mode)
+        assert outcome.returncode == 0, outcome.stderr
+        rows = (tmp_path / mode / "kvasir+gsd+given" / "log.csv").read_text().splitlines()
+        logs.append([row.rsplit(",", 2)[0] for row in rows])  # without the times
+    assert logs[0] == logs[1] == logs[2] and len(logs[0]) == 5

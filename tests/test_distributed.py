@@ -1,0 +1,171 @@
+"""Two processes that train together against one: the same gradients, scores and files."""
+
+import csv
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from conftest import REPO, write_dataset
+from torch import nn
+
+from dataloaders.batches import TrainingSet, training_batches
+from networks.unet import two_unets
+from utils.distributed import Team, average, average_buffers, gather, shared
+from utils.gsd import Batch, GSDConfig, gsd_step
+from utils.intensity import Intensity
+
+CONFIG = GSDConfig(tau=0.2, max_epochs=10)
+EPOCH = 6  # selection, refinement and transfer are on
+SIZE = 32
+
+
+def batch_of(rows: slice) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    image, jittered = torch.randn(2, 4, 3, SIZE, SIZE, generator=generator).unbind()
+    label = (image.mean(1) > 0).long()
+    distance = torch.rand(4, SIZE, SIZE, generator=generator) * 9 + 1
+    segments = torch.arange(SIZE * SIZE).view(SIZE, SIZE).expand(4, -1, -1) // 8
+    return Batch(*(part[rows] for part in (image, jittered, label, distance, segments)), num_segments=SIZE * SIZE // 8)
+
+
+def gradients(networks: list[nn.Module], batch: Batch) -> torch.Tensor:
+    loss = gsd_step(networks, batch, EPOCH, CONFIG, 0.4, torch.tensor([1, 0])).loss
+    loss.backward()
+    return torch.cat([p.grad.flatten() for network in networks for p in network.parameters()])
+
+
+def in_two_processes(work, tmp_path: Path, *args) -> list:
+    """What ``work(team, *args)`` returns in each of two processes that form a gloo team."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_join, (port, work, tmp_path, args), nprocs=2)
+    return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def _join(rank: int, port: int, work, tmp_path: Path, args: tuple) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save(work(Team(rank, 2), *args), tmp_path / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _step(team: Team) -> tuple:
+    networks = two_unets(3, 2, seed=0).train()
+    result = gradients(
+        [shared(network, team) for network in networks], batch_of(slice(2 * team.rank, 2 * team.rank + 2))
+    )
+    own = networks[0].encoders[0][1].running_mean.clone()
+    average_buffers(networks)
+    return result, own, networks[0].encoders[0][1].running_mean, average(torch.tensor([float(team.rank)]))
+
+
+def test_gradients_are_the_mean_of_the_halves(tmp_path):
+    """Each process selects, votes and mixes within its half of the batch; the gradients are averaged."""
+    halves = []
+    for rows in (slice(0, 2), slice(2, 4)):
+        halves.append(gradients(list(two_unets(3, 2, seed=0).train()), batch_of(rows)))
+    expected = (halves[0] + halves[1]) / 2
+    one, two = in_two_processes(_step, tmp_path)
+    assert torch.equal(one[0], two[0])
+    torch.testing.assert_close(one[0], expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(halves[0], halves[1], rtol=1e-2)  # so that the mean is not either of them
+    # Batch norm's running figures become the mean over the processes.
+    assert not torch.equal(one[1], two[1])
+    torch.testing.assert_close(one[2], (one[1] + two[1]) / 2)
+    assert torch.equal(one[2], two[2]) and one[3] == two[3] == 0.5
+
+
+def _gather(team: Team, count: int) -> list:
+    return gather([f"item {i}" for i in range(team.rank, count, team.size)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 5])
+def test_gathered_items_are_in_order(tmp_path, count):
+    assert in_two_processes(_gather, tmp_path, count) == [[f"item {i}" for i in range(count)]] * 2
+
+
+def test_without_a_team_nothing_happens():
+    network = nn.BatchNorm2d(3)
+    assert shared(network, Team()) is network
+    assert gather([1, 2]) == [1, 2]
+    assert average(torch.ones(2)).tolist() == [1, 1]
+    average_buffers(network)
+
+
+def test_each_process_takes_its_part_of_every_batch():
+    count, generator = 11, torch.Generator()
+    data = TrainingSet(
+        names=tuple(map(str, range(count))),
+        images=torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8),
+        labels=torch.zeros(count, 8, 8, dtype=torch.uint8),
+        squared_distances=torch.full((count, 8, 8), 100, dtype=torch.uint8),
+        segments=torch.zeros(count, 8, 8, dtype=torch.int16),
+        num_segments=1,
+    )
+    device, intensity = torch.device("cpu"), Intensity.raw(3)
+
+    def epoch(team: Team) -> tuple[list, torch.Tensor]:
+        generator.manual_seed(5)
+        batches = list(training_batches(data, 4, 0.5, intensity, generator, device, team=team))
+        return batches, generator.get_state()
+
+    whole, _ = epoch(Team())
+    (first, state), (second, other_state) = epoch(Team(0, 2)), epoch(Team(1, 2))
+    assert torch.equal(state, other_state)  # what is drawn for all stays the same for all
+    assert len(whole) == len(first) == len(second) == 2
+    for (_, all_names), (one, names), (two, other_names) in zip(whole, first, second, strict=True):
+        assert names + other_names == all_names and len(one.image) == len(two.image) == 2
+    # Augmentation differs between the processes: the same image on both would not be turned alike.
+    assert not torch.equal(first[0][0].jittered.mean((1, 2, 3)), second[0][0].jittered.mean((1, 2, 3)))
+
+
+def torchrun(*args: object, processes: int = 2, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*command, str(REPO / "train_GSD-Net.py"), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+FLAGS = ("--datasets", "kvasir", "--noise_type", "given", "--tau", 0.1, "--image_size", 32, "--batch_size", 4)
+
+
+def test_a_run_of_two_processes(tmp_path):
+    """Through the script: one writer, one table, resumable, and evaluation complete although it is shared."""
+    write_dataset(tmp_path / "data", train=9, test=3, image_size=SIZE)
+    places = ("--data_root", tmp_path / "data", "--output_root", tmp_path / "model")
+    outcome = torchrun(*FLAGS, "--max_epochs", 4, *places, cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.count("3 test cases") == 2  # at the start and at the end, of one process only
+    folder = tmp_path / "model" / "kvasir+gsd+given"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["processes"] == 2 and result["test_cases"] == 3
+    with open(folder / "per_image.csv", newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == ["case00", "case01", "case02"]
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and all(float(row["loss"]) > 0 for row in rows)
+    # With the result gone, a resumed run only scores again, and finds the same.
+    (folder / "result.json").unlink()
+    outcome = torchrun(*FLAGS, "--max_epochs", 4, *places, "--resume", cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads((folder / "result.json").read_text())["last_epoch"] == result["last_epoch"]
+    # The run is there: refused, by the process that writes.
+    outcome = torchrun(*FLAGS, "--max_epochs", 4, *places, cwd=tmp_path)
+    assert outcome.returncode != 0 and "a run is there already" in outcome.stderr
+
+
+def test_a_batch_that_cannot_be_shared_evenly(tmp_path):
+    write_dataset(tmp_path / "data", train=9, test=3, image_size=SIZE)
+    outcome = torchrun(*FLAGS, "--data_root", tmp_path / "data", processes=3, cwd=tmp_path)
+    assert outcome.returncode != 0 and "--batch_size 4: must be a multiple of the 3 processes" in outcome.stderr

@@ -1,0 +1,95 @@
+"""Several processes that train together, started by torchrun; for one process alone everything here does nothing.
+
+Each process takes its part of every batch, forwards it, and DistributedDataParallel averages the gradients; each scores
+its part of the test cases; the first one writes. docs/decisions.md says what that means for the method.
+"""
+
+import sys
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Team(NamedTuple):
+    """This process's number among those that train together, and how many there are."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+
+ALONE = Team()
+
+
+def join_team(device: torch.device) -> Team:
+    """Meet the other processes that torchrun started; a process that it did not start is a team of its own.
+
+    All but the first process print nothing but errors from here on.
+    """
+    if not dist.is_torchelastic_launched():
+        return ALONE
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    team = Team(dist.get_rank(), dist.get_world_size())
+    if not team.leads:
+        sys.stdout = None  # print() then does nothing
+    return team
+
+
+def leave_team() -> None:
+    """Part from the other processes, once all have come this far."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Return when every process of the team has come this far."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def shared(network: nn.Module, team: Team) -> nn.Module:
+    """The network, with gradients that are averaged over the team in the backward pass."""
+    if team.size == 1:
+        return network
+    # Batch norm's running figures are averaged once an epoch (`average_buffers`); sent with each forward pass, as is
+    # the default, they would change between the two passes of a step, whose gradients need them.
+    return DistributedDataParallel(network, broadcast_buffers=False)
+
+
+def average(values: Tensor) -> Tensor:
+    """The mean of ``values`` over the team."""
+    if not dist.is_initialized():
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+def average_buffers(networks: nn.Module) -> None:
+    """Give every process the mean of batch norm's running figures, so that all hold the same networks."""
+    if dist.is_initialized():
+        for buffer in networks.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(average(buffer))
+
+
+def gather(items: list) -> list:
+    """The items of all processes: the first of each, then the second of each, and so on.
+
+    So they come back in the order of a list of which process r took items r, r + size, r + 2 size, ...
+    """
+    if not dist.is_initialized():
+        return items
+    parts: list[list] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, items)
+    return [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)]
