@@ -11,6 +11,7 @@ drawn, in memory, and have the superpixels and noisy labels of a real training s
 """
 
 import argparse
+import ctypes
 import datetime
 import multiprocessing
 import os
@@ -65,7 +66,7 @@ from utils.gsd import (
 )
 from utils.intensity import Intensity
 from utils.noise import markov_noise
-from utils.run import at_precision, choose_device, uses_bf16
+from utils.run import at_precision, choose_device, keep_freed_memory, set_allocator, uses_bf16
 from utils.superpixels import slic_segments
 
 CONFIG = GSDConfig(tau=0.05)  # the settings of Kvasir
@@ -353,6 +354,22 @@ def step_pieces(program: Program) -> dict[str, Callable[[], object]]:
 # --- Measuring --------------------------------------------------------------------------------------------------------
 
 
+def allocate_as(side: str) -> None:
+    """Have the C library handle memory as it does by itself for the reference, as utils/training.py asks it to for the
+    program.
+
+    The program's choice is part of what is compared. The reference's figures are those that glibc's own rules come to
+    after a step of this size: blocks are mapped one by one from 32 MiB on, and free memory above 64 MiB goes back.
+    """
+    if side == "program":
+        keep_freed_memory()
+    elif platform.libc_ver()[0] == "glibc":
+        set_allocator(most_mapped_blocks=65536, trim_threshold=2**26)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(ctypes.c_int(-3), ctypes.c_int(2**25))  # M_MMAP_THRESHOLD
+        libc.malloc_trim(ctypes.c_size_t(0))  # nothing of what the program has kept is left to the reference
+
+
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
     if device.type == "cuda":
@@ -382,11 +399,13 @@ def compare(stage: Stage, repetitions: int, device: torch.device) -> dict:
     sides = {"reference": stage.reference, "program": stage.program}
     times: dict[str, list[float]] = {name: [] for name in sides}
     if stage.warm_up:
-        for call in sides.values():
+        for name, call in sides.items():
+            allocate_as(name)
             call()
     for index in range((repetitions + 1) // 2 if stage.slow else repetitions):
         # Either side goes first as often as the other.
         for name in list(sides) if index % 2 == 0 else reversed(list(sides)):
+            allocate_as(name)
             times[name].append(seconds_a_call(sides[name], device))
     ratios = [a / b for a, b in zip(times["reference"], times["program"], strict=True)]
     return {"stage": stage.name, "per": stage.per, **times, "ratios": ratios, "ratio": spread(ratios)}
@@ -398,6 +417,7 @@ def waiting_share(side: Side) -> float:
     The device finishes each step before the next batch is asked for: on a GPU this is an upper limit, since work on
     the batch that overlaps the step before is counted as waiting.
     """
+    allocate_as("program" if isinstance(side, Program) else "reference")
     device = side.setting.device
     batches = iter(side.batches())
     side.train(next(batches))  # at the start of an epoch everyone waits
@@ -419,6 +439,7 @@ def measure_alone(kind: type[Side], setting: Setting) -> dict[str, float]:
     The memory is the process's largest resident size on the CPU, the libraries included, and the largest sum of
     allocations on a GPU.
     """
+    allocate_as("program" if kind is Program else "reference")
     side = kind(setting, draw_material(setting))
     side.train(side.batch())
     seconds = seconds_a_call(partial(train_epoch, side), setting.device)
@@ -623,6 +644,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{stage.name:<32}{stage.per:<8}{times}{middle:>8.3g}  {low:.3g} - {high:.3g}", flush=True)
 
     step = statistics.median(next(row["program"] for row in result["stages"] if row["stage"] == "training step"))
+    allocate_as("program")
     result["step_pieces"] = {
         name: [seconds_a_call(call, device) for _ in range(args.repetitions)]
         for name, call in step_pieces(program).items()

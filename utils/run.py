@@ -1,10 +1,12 @@
 """One training run on disk and on its device: run folder, log, checkpoints, device and precision."""
 
 import csv
+import ctypes
 import io
 import json
 import os
 import pickle
+import platform
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +40,24 @@ def choose_device(device: str, gpu: int) -> torch.device:
     if not 0 <= gpu < torch.cuda.device_count():
         raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{torch.cuda.device_count() - 1}")
     return torch.device("cuda", gpu)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that a training step frees for the next step, where it is glibc.
+
+    By itself it gives large blocks back to the system at once, and gets them anew, page by page, in each layer: a
+    quarter of the time of a step on the CPU. The process keeps the largest size that it has had.
+    """
+    set_allocator(most_mapped_blocks=0, trim_threshold=2**31 - 1)
+
+
+def set_allocator(most_mapped_blocks: int, trim_threshold: int) -> None:
+    """Set glibc's M_MMAP_MAX, the number of large blocks that are mapped one by one, and M_TRIM_THRESHOLD, the free
+    bytes above which memory goes back to the system. Does nothing with another C library."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((-4, most_mapped_blocks), (-1, trim_threshold)):
+            libc.mallopt(ctypes.c_int(parameter), ctypes.c_int(value))
 
 
 def uses_bf16(amp: str, device: torch.device) -> bool:

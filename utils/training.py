@@ -28,7 +28,7 @@ from utils.figures import method_panels
 from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, weight_cap
 from utils.intensity import Intensity, to_unit
 from utils.metrics import case_scores
-from utils.run import Run, at_precision, uses_bf16
+from utils.run import Run, at_precision, keep_freed_memory, uses_bf16
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "transfer1", "transfer2", "agreement")
@@ -95,6 +95,8 @@ def experiment_of(
         raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
     if args.batch_size % team.size:
         raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
+    if device.type == "cpu":
+        keep_freed_memory()
     # channels_last: the layout of the fast convolutions, on the CPU in bf16 and on GPUs with tensor cores.
     networks = networks.to(device, memory_format=torch.channels_last)
     trained = [shared(network, team) for network in networks]

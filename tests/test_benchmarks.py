@@ -1,0 +1,99 @@
+"""The plain reference computes what the program computes, and the benchmark runs."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO
+
+from benchmarks import reference
+from networks.unet import two_unets
+from utils.geometry import squared_boundary_distance
+from utils.gsd import Batch, GSDConfig, gsd_step, region_vote, select_small_loss
+from utils.noise import markov_noise
+
+SIZE = 32
+
+
+def disc(size: int = 48, radius: int = 12) -> np.ndarray:
+    rows, columns = np.mgrid[:size, :size] - size // 2
+    return (rows**2 + columns**2 < radius**2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("theta1", [0.2, 0.8])
+def test_noise_is_the_same(theta1):
+    settings = {"T": 60, "theta1": theta1, "theta2": 0.05}
+    ours = markov_noise(disc(), np.random.default_rng(3), **settings)
+    assert np.array_equal(ours, reference.markov_noise(disc(), np.random.default_rng(3), **settings))
+    assert not np.array_equal(ours, disc())
+
+
+@pytest.mark.parametrize("label", [disc(), disc() * 2 + disc(radius=5), np.zeros((9, 9), np.uint8)])
+def test_distance_is_the_same(label):
+    ours = np.sqrt(squared_boundary_distance(label).astype(np.float32))
+    np.testing.assert_allclose(ours, reference.boundary_distance(label), rtol=1e-6)
+
+
+def batch() -> tuple[Batch, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    image, jittered = torch.randn(2, 4, 3, SIZE, SIZE, generator=generator).unbind()
+    label = torch.from_numpy(np.stack([disc(SIZE, radius) for radius in (6, 8, 10, 15)])).long()
+    distance = torch.from_numpy(np.stack([reference.boundary_distance(one.numpy()) for one in label]))
+    segments = (torch.arange(SIZE * SIZE).view(SIZE, SIZE) // 7).expand(4, -1, -1).contiguous()
+    parts = {"image": image, "jittered": jittered, "label": label, "distance": distance, "segments": segments}
+    return Batch(**parts, num_segments=int(segments.max()) + 1), parts
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 29, 30, 60, 99])
+def test_a_step_has_the_same_loss_and_gradient(epoch):
+    ours, parts = batch()
+    permutation = torch.tensor([2, 0, 3, 1])
+    losses, gradients = [], []
+    for plain in (False, True):
+        networks = two_unets(3, 2, seed=0).train()
+        if plain:
+            loss = reference.training_loss(networks, parts, epoch, 100, 0.1, 0.5, 0.3, permutation)
+        else:
+            loss = gsd_step(networks, ours, epoch, GSDConfig(tau=0.1), 0.3, permutation).loss
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in networks.parameters()]))
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_selection_and_vote_are_the_same():
+    generator = torch.Generator().manual_seed(1)
+    loss = torch.rand(4, SIZE, SIZE, generator=generator)
+    assert torch.equal(select_small_loss(loss, 0.13), reference.select_small_loss(loss, 0.13))
+    probability = torch.rand(4, 3, SIZE, SIZE, generator=generator).softmax(dim=1)
+    segments = batch()[0].segments
+    assert torch.equal(
+        region_vote(probability, segments, int(segments.max()) + 1), reference.region_vote(probability, segments)
+    )
+
+
+def test_the_benchmark_runs(tmp_path):
+    files = {name: tmp_path / f"{name}{suffix}" for name, suffix in (("save", ".json"), ("scaling", ".png"))}
+    flags = [str(part) for name, path in files.items() for part in (f"--{name}", path)]
+    command = [sys.executable, str(REPO / "benchmarks" / "speed.py"), "--quick", "--repetitions", "1", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(files["save"].read_text())
+    assert {"training step", "superpixel vote", "Markov noise, T = 200"} <= {row["stage"] for row in result["stages"]}
+    assert all(ratio > 0 for row in result["stages"] for ratio in row["ratios"])
+    assert 0 <= result["waiting_share"]["program"] < 1
+    assert files["scaling"].read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [(("--image_size", "8"), "--image_size"), (("--save", "x.txt"), "--save"), (("--steps", "0"), "--steps")],
+)
+def test_bad_flags_are_named(flags, named):
+    command = [sys.executable, str(REPO / "benchmarks" / "speed.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
