@@ -12,9 +12,7 @@ drawn, in memory, and have the superpixels and noisy labels of a real training s
 
 import argparse
 import ctypes
-import datetime
 import multiprocessing
-import os
 import platform
 import resource
 import statistics
@@ -45,6 +43,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, default_collate
 
 from benchmarks import reference
+from benchmarks.machine import machine
 from dataloaders.batches import TrainingSet, training_batches
 from networks.unet import two_unets
 from utils.cli import UserError, run_main, write_atomically, write_json
@@ -542,21 +541,6 @@ def readable(seconds: float) -> str:
     """12.3 s, 4.56 ms or 789 us."""
     size, unit = next((pair for pair in ((1, "s"), (1e-3, "ms")) if seconds >= pair[0]), (1e-6, "us"))
     return f"{seconds / size:.3g} {unit}"
-
-
-def machine(device: torch.device) -> dict:
-    """What the figures were measured on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
 
 
 def profile_step(program: Program, path: Path) -> None:

@@ -1,0 +1,480 @@
+"""Train every method on every dataset, noise and seed, and tabulate how well each predicts the clean test masks.
+
+    python benchmarks/accuracy.py --data_root data                       # protocol small: 128 px, minutes a cell
+    python benchmarks/accuracy.py --data_root data --protocol full       # 256 px, 100 epochs: for a GPU
+    python benchmarks/accuracy.py --data_root data --grid ablation       # one factor at a time, on validation images
+    python benchmarks/accuracy.py --data_root data --grid tau            # half, once and twice the expected share
+    python benchmarks/accuracy.py --table --figure accuracy.png          # from the results there are; trains nothing
+
+A cell is one run of train_GSD-Net.py; its result is a row of benchmarks/results/accuracy.csv, written as soon as it is
+there. Broken off, the same command goes on with the cell, and the epoch, where it stopped. Noisy masks and superpixels
+are made by the project's own scripts, with seed 0, where they are not there yet.
+
+The main grid is scored on the datasets' test images. The other grids, by which settings were chosen, never read them:
+a fifth of the training images, drawn with a fixed seed, takes their place (and is not trained on).
+
+Gap recovered = (Dice - Dice of ce on the noisy masks) / (Dice of ce on the clean masks - Dice of ce on the noisy
+masks): 0 is plain training, 1 training without label noise.
+"""
+
+import argparse
+import csv
+import datetime
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from benchmarks.machine import machine
+from dataloaders.files import list_images, pair_by_stem
+from dataloaders.noisy_folder import Layout, find_dataset
+from utils.cli import UserError, locked, run_main, write_atomically
+from utils.figures import png
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
+NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
+CLEAN = "ce on clean masks"
+
+# Flags of train_GSD-Net.py. Epochs: about equally many steps on either dataset, five minutes a cell of GSD-Net on two
+# CPU cores.
+PROTOCOLS = {
+    "small": {
+        "flags": ("--image_size", "128"),
+        "segments": 256,
+        "epochs": {"shenzhen": 16, "Kvasir": 10},
+    },
+    "full": {"flags": ("--image_size", "256"), "segments": 1024, "epochs": {}},
+}
+METHODS = {
+    "ce": ("--method", "ce"),
+    "gce": ("--method", "gce"),
+    "sce": ("--method", "sce"),
+    "coteaching": ("--method", "coteaching"),
+    "jocor": ("--method", "jocor"),
+    "gsd published": ("--fidelity", "published"),
+    "gsd paper": ("--fidelity", "paper"),
+    "gsd": (),
+    CLEAN: ("--method", "ce"),
+}
+ABLATION: dict[str, tuple[str, ...]] = {"gsd": ()}
+GRIDS = {
+    "methods": METHODS,
+    "ablation": ABLATION,
+    "tau": {
+        f"{name}, tau x {factor:g}": (*METHODS[name], "--tau", f"x{factor:g}")
+        for name in ("coteaching", "jocor", "gsd published", "gsd")
+        for factor in (0.5, 1, 2)
+    },
+}
+TAU = {"shenzhen": 0.17, "Kvasir": 0.05}  # the paper's, which the tau grid multiplies
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a grid."""
+
+    grid: str
+    protocol: str
+    dataset: str  # the folder's name
+    noise: str  # S_R, S_E or S_DE; on clean masks, "clean"
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row(Cell):
+    """A cell with its result: Dice and IoU, means over the last quarter of the epochs, at most ten."""
+
+    dice: float
+    iou: float
+    hd95: float | None  # pixels at the training size, after the last epoch; None where no image has one
+    epochs: int
+    averaged: int
+    seconds: float
+    precision: str
+    torch: str
+    machine: str
+    date: str
+
+    @property
+    def cell(self) -> Cell:
+        """What was run."""
+        return Cell(**{field.name: getattr(self, field.name) for field in fields(Cell)})
+
+
+# --- The results' file ------------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a results' file; none if there is no file. Raises `UserError` if it is not one."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        records = list(csv.DictReader(file))
+    try:
+        return [
+            Row(**{field.name: _parse(record[field.name], field.type) for field in fields(Row)}) for record in records
+        ]
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a file of results ({error!r}); move it away or name another with --results"
+        ) from error
+
+
+def _parse(text: str, kind: type) -> object:
+    if kind == float | None:
+        return float(text) if text else None
+    return kind(text)
+
+
+def add_row(path: Path, row: Row) -> None:
+    """Add a row to the results' file, which other processes may be adding to as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock"), f"waiting for another process that writes {path}"):
+        rows = {**{old.cell: old for old in read_rows(path)}, row.cell: row}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            asdict(rows[cell]) for cell in sorted(rows, key=lambda cell: tuple(map(str, asdict(cell).values())))
+        )
+        write_atomically(path, text.getvalue().encode())
+
+
+# --- Data -------------------------------------------------------------------------------------------------------------
+
+
+def call(*command: object, log: Path | None = None, threads: int | None = None) -> None:
+    """Run one of the project's scripts; its output goes to ``log``, or is shown.
+
+    Raises `UserError` with its last words if it fails.
+    """
+    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    arguments = [sys.executable, *map(str, command)]
+    if log is None:
+        done = subprocess.run(arguments, cwd=ROOT, env=environment)
+        words = "see above"
+    else:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            done = subprocess.run(arguments, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        words = log.read_text(errors="replace").strip().splitlines()[-1:]
+    if done.returncode:
+        raise UserError(
+            f"{' '.join(map(str, command))} ended with code {done.returncode}: {''.join(words)} ({log or ''})"
+        )
+
+
+def prepare(dataset: Path, layout: Layout, noises: list[str], protocol: str, work_root: Path) -> Path:
+    """Make the noisy masks and the superpixels that are not there yet; returns the superpixels' folder."""
+    clean = dataset / layout.masks
+    for noise in noises:
+        kind = ("--noisetype", "DE") if noise == "DE" else ("--theta1", {"02": 0.2, "08": 0.8}[noise])
+        call(
+            "scripts/generate_simulated_noise.py",
+            "--gts_root",
+            clean,
+            "--save_root",
+            dataset / layout.training_masks(noise),
+            *kind,
+            "--seed",
+            0,
+            log=work_root / "prepare.log",
+        )
+    size, segments = PROTOCOLS[protocol]["flags"][1], PROTOCOLS[protocol]["segments"]
+    folder = work_root / "slic" / f"{dataset.name}_{size}_{segments}"
+    call(
+        "scripts/generate_SLIC.py",
+        "--images_root",
+        dataset / layout.images,
+        "--save_root",
+        folder,
+        "--image_size",
+        size,
+        "--n_segments",
+        segments,
+        log=work_root / "prepare.log",
+    )
+    return folder
+
+
+def validation_dataset(dataset: Path, layout: Layout, noises: list[str], target: Path) -> None:
+    """Lay out ``target`` like ``dataset``, its test set a fifth of the training images and the rest to train on.
+
+    Files are links. The dataset's own test images are not part of it.
+    """
+    images = list_images(dataset / layout.images)
+    held_out = set(np.random.default_rng(0).permutation(sorted(images))[: len(images) // 5].tolist())
+    clean = pair_by_stem(images, list_images(dataset / layout.masks), dataset / layout.masks)
+    for stem, (image, mask) in zip(images, clean, strict=True):
+        if stem in held_out:
+            _link(image, target / layout.images_test)
+            _link(mask, target / layout.masks_test)
+        else:
+            _link(image, target / layout.images)
+            _link(mask, target / layout.masks)
+    for folder in (layout.training_masks(noise) for noise in noises):
+        for stem, path in list_images(dataset / folder).items():
+            if stem not in held_out:
+                _link(path, target / folder)
+
+
+def _link(source: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / source.name
+    if not link.is_symlink():
+        link.symlink_to(source.resolve())
+
+
+# --- Cells ------------------------------------------------------------------------------------------------------------
+
+
+def cells_of(args: argparse.Namespace) -> list[Cell]:
+    """The cells that the flags ask for, all methods of a dataset, noise and seed next to each other."""
+    cells = []
+    for seed in args.seeds:
+        for dataset in args.datasets:
+            for noise in args.noises:
+                for method in args.methods or GRIDS[args.grid]:
+                    # Clean masks are the same whatever the noise.
+                    effect = "clean" if method == CLEAN else NOISES[noise]
+                    cells.append(Cell(args.grid, args.protocol, dataset, effect, method, seed))
+    return list(dict.fromkeys(cells))
+
+
+def flags_of(cell: Cell) -> list[str]:
+    """The flags of train_GSD-Net.py that are the cell's own."""
+    flags = [*GRIDS[cell.grid][cell.method], *PROTOCOLS[cell.protocol]["flags"], "--seed", str(cell.seed)]
+    if "--tau" in flags:
+        place = flags.index("--tau") + 1
+        flags[place] = format(TAU[cell.dataset] * float(flags[place].removeprefix("x")), "g")
+    epochs = PROTOCOLS[cell.protocol]["epochs"].get(cell.dataset)
+    noise = {effect: kind for kind, effect in NOISES.items()}.get(cell.noise, "clean")
+    return [*flags, *(("--max_epochs", str(epochs)) if epochs else ()), "--noise_type", noise]
+
+
+def run_cell(cell: Cell, data_root: Path, segments: Path, work_root: Path, threads: int, more: list[str]) -> Row:
+    """Train a cell, or finish it, and read its result."""
+    name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in asdict(cell).values())
+    folder = work_root / "runs" / name
+    call(
+        "train_GSD-Net.py",
+        *("--datasets", cell.dataset, "--data_root", data_root, "--slic_root", segments),
+        *("--output_root", folder, "--exp", "cell", "--cache_root", work_root / "cache", "--resume"),
+        *flags_of(cell),
+        *more,
+        log=folder / "log.txt",
+        threads=threads,
+    )
+    (run,) = (path.parent for path in folder.glob("*/result.json"))
+    result = json.loads((run / "result.json").read_text())
+    with open(run / "log.csv", newline="") as file:
+        log = list(csv.DictReader(file))
+    averaged = min(10, max(1, len(log) // 4))
+    dice, iou = (statistics.fmean(float(row[score]) for row in log[-averaged:]) for score in ("dice", "iou"))
+    where = machine(torch.device(result["device"]))
+    return Row(
+        **asdict(cell),
+        dice=round(dice, 4),
+        iou=round(iou, 4),
+        hd95=None if result["last_epoch"]["hd95"] is None else round(result["last_epoch"]["hd95"], 2),
+        epochs=len(log),
+        averaged=averaged,
+        seconds=round(sum(float(row["seconds"]) for row in log)),
+        precision=result["precision"],
+        torch=result["torch"],
+        machine=where["gpu"] or f"{where['cpu']}, {threads} threads",
+        date=datetime.date.today().isoformat(),
+    )
+
+
+def train_cells(args: argparse.Namespace) -> None:
+    """Run every cell that the results' file lacks, some at a time."""
+    done = {row.cell for row in read_rows(args.results)}
+    waiting = [cell for cell in cells_of(args) if cell not in done]
+    print(f"{len(waiting)} cells to train, {len(cells_of(args)) - len(waiting)} are in {args.results}")
+    places: dict[str, tuple[Path, Path]] = {}
+    for name in dict.fromkeys(cell.dataset for cell in waiting):
+        dataset, layout = find_dataset(args.data_root, name)
+        print(f"{dataset}: noisy masks and superpixels")
+        segments = prepare(dataset, layout, args.noises, args.protocol, args.work_root)
+        data_root = args.data_root.resolve()
+        if args.grid != "methods":
+            data_root = (args.work_root / "validation").resolve()
+            validation_dataset(dataset, layout, args.noises, data_root / dataset.name)
+        places[name] = data_root, segments.resolve()
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(waiting), unit="cell") as bar:
+
+        def train(cell: Cell) -> None:
+            row = run_cell(cell, *places[cell.dataset], args.work_root.resolve(), threads, args.flags)
+            add_row(args.results, row)
+            bar.update()
+            bar.write(
+                f"{cell.dataset} {cell.noise} {cell.method}, seed {cell.seed}: Dice {row.dice:.4f}, {row.seconds} s"
+            )
+
+        running = [pool.submit(train, cell) for cell in waiting]
+        try:
+            for cell in running:
+                cell.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# --- Tables and pictures ----------------------------------------------------------------------------------------------
+
+
+def mean_by_cell(rows: list[Row]) -> dict[tuple[str, str, str], list[float]]:
+    """The Dice of every seed by (dataset, noise, method)."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        found.setdefault((row.dataset, row.noise, row.method), []).append(row.dice)
+    return found
+
+
+def gap_recovered(dice: float | None, noisy: float | None, clean: float | None) -> float | None:
+    """Share of the Dice that label noise costs plain training which a method wins back; 1 is all of it.
+
+    None where one of the three is not there, or where the noise costs nothing.
+    """
+    if dice is None or noisy is None or clean is None or clean <= noisy:
+        return None
+    return (dice - noisy) / (clean - noisy)
+
+
+def table(rows: list[Row]) -> str:
+    """A Markdown table: a line a method, a column a dataset and noise, Dice as mean +- deviation over the seeds.
+
+    Behind them, for each dataset, the mean Dice over the noises and the gap recovered, where all noises are there.
+    """
+    dice = mean_by_cell(rows)
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    columns = [(d, n) for d in datasets for n in NOISES.values() if any(key[:2] == (d, n) for key in dice)]
+    methods = sorted({row.method for row in rows}, key=lambda m: _place(m))
+    lines = [
+        "| method | "
+        + " | ".join(f"{d} {n}" for d, n in columns)
+        + "".join(f" | {d} mean | gap" for d in datasets)
+        + " |",
+        "|---" * (1 + len(columns) + 2 * len(datasets)) + "|",
+    ]
+    for method in methods:
+        line = [method]
+        for d, n in columns:
+            line.append(_cell_text(dice.get((d, "clean" if method == CLEAN else n, method))))
+        for d in datasets:
+            noises = [n for e, n in columns if e == d]
+            mean, noisy, clean = (_mean_over(dice, d, noises, m) for m in (method, "ce", CLEAN))
+            line.append("" if mean is None else f"{mean:.4f}")
+            gap = gap_recovered(mean, noisy, clean)
+            line.append("" if gap is None else f"{gap:.0%}")
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def _place(method: str) -> tuple[int, str]:
+    order = list(dict.fromkeys(name for grid in GRIDS.values() for name in grid))
+    return (order.index(method) if method in order else len(order)), method
+
+
+def _cell_text(values: list[float] | None) -> str:
+    if not values:
+        return ""
+    spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{spread}"
+
+
+def _mean_over(dice: dict, dataset: str, noises: list[str], method: str) -> float | None:
+    found = [dice.get((dataset, "clean" if method == CLEAN else noise, method)) for noise in noises]
+    return None if not all(found) else statistics.fmean(statistics.fmean(values) for values in found)
+
+
+def draw(rows: list[Row]) -> Figure:
+    """Dice of every method, a panel a dataset and noise; each seed a dot, dashed the ends of the gap."""
+    dice = mean_by_cell(rows)
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    methods = sorted({row.method for row in rows} - {CLEAN}, key=_place)
+    figure = Figure(
+        figsize=(3.2 * len(NOISES), 0.6 + (0.25 * len(methods) + 0.7) * len(datasets)), layout="constrained"
+    )
+    axes = figure.subplots(len(datasets), len(NOISES), sharey=True, sharex="row", squeeze=False)
+    for row, dataset in zip(axes, datasets, strict=True):
+        for axis, noise in zip(row, NOISES.values(), strict=True):
+            axis.set_title(f"{dataset}, {noise}", fontsize=9)
+            for place, method in enumerate(methods):
+                values = dice.get((dataset, noise, method), [])
+                colour = "tab:red" if method == "gsd" else "tab:blue"
+                axis.plot(values, [place] * len(values), "o", color=colour, markersize=4)
+            for key in ((dataset, noise, "ce"), (dataset, "clean", CLEAN)):
+                if key in dice:
+                    axis.axvline(statistics.fmean(dice[key]), color="black", linestyle="--", linewidth=0.7)
+            axis.set_yticks(range(len(methods)), methods, fontsize=8)
+            axis.invert_yaxis() if axis is row[0] and not axis.yaxis_inverted() else None
+            axis.tick_params(axis="x", labelsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("Dice", fontsize=8)
+    return figure
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; whatever follows -- goes to every training run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_root", type=Path, default=Path("data"), help="default: %(default)s")
+    parser.add_argument(
+        "--work_root", type=Path, default=Path("model/accuracy"), help="runs, superpixels (%(default)s)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="small", help="default: %(default)s")
+    parser.add_argument("--grid", choices=tuple(GRIDS), default="methods", help="default: %(default)s")
+    parser.add_argument("--datasets", nargs="+", default=["shenzhen", "Kvasir"], choices=tuple(TAU), metavar="NAME")
+    parser.add_argument("--noises", nargs="+", default=list(NOISES), choices=tuple(NOISES), metavar="NOISE")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="of the grid; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[2024], metavar="SEED", help="default: 2024")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="print the table of the results there are; train nothing")
+    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the results there are")
+    parser.add_argument("flags", nargs="*", help="flags of train_GSD-Net.py for every run, behind --")
+    args = parser.parse_args(argv)
+    for method in args.methods or ():
+        if method not in GRIDS[args.grid]:
+            parser.error(f"--methods {method}: --grid {args.grid} has {', '.join(GRIDS[args.grid])}")
+    if args.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train what is missing, then print and draw."""
+    args = parse_args(argv)
+    if not args.table:
+        train_cells(args)
+    wanted = set(args.datasets)
+    rows = [
+        row
+        for row in read_rows(args.results)
+        if (row.grid, row.protocol) == (args.grid, args.protocol) and row.dataset in wanted
+    ]
+    if not rows:
+        raise UserError(f"{args.results}: no results of --grid {args.grid}, --protocol {args.protocol}")
+    print(table(rows))
+    if args.figure:
+        write_atomically(args.figure, png(draw(rows)))
+
+
+if __name__ == "__main__":
+    run_main(main)
