@@ -71,7 +71,7 @@ def main() -> None:
     train, held_out = map(dict, hold_out(slices.items(), cases, args.val_fraction, args.seed))
     segments = Path(args.slic_root or dataset / "train_2D_slic")
     recipe = training_recipe(train, raters, segments, args.raters, args.num_classes, args.image_size)
-    data = load_training_set(recipe, args.cache, args.cache_root, device)
+    data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
         print(f"{dataset}: {len(part)} {name} slices of {len({case_of(stem) for stem in part})} cases")

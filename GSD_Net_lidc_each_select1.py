@@ -51,7 +51,7 @@ def main() -> None:
     raters = choose_raters(len(train), args.rater_policy, args.raters, args.seed)
     segments = Path(args.slic_root or dataset / "lidc_slic")
     recipe = training_recipe(dataset / PICKLE, train, raters, segments, args.image_size, args.num_classes)
-    data = load_training_set(recipe, args.cache, args.cache_root, device)
+    data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")

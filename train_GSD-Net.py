@@ -62,7 +62,7 @@ def main() -> None:
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
     segments = Path(args.slic_root or dataset / layout.segments)
     recipe = training_recipe(dataset, layout, args.noise_type, args.image_size, args.num_classes, segments)
-    train = load_training_set(recipe, args.cache, args.cache_root, device)
+    train = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     channels = train.images.shape[1]
     intensity = Intensity.chosen(args.inputs, train.images)
     print(f"{dataset}: {len(train)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")

@@ -18,6 +18,8 @@ from dataloaders import cache
 from dataloaders.cache import Recipe, Sample, load_training_set
 from dataloaders.noisy_folder import Layout, training_recipe
 from utils.cli import UserError
+from utils.contours import move_contour
+from utils.geometry import squared_boundary_distance
 from utils.intensity import Intensity
 
 CPU = torch.device("cpu")
@@ -234,3 +236,29 @@ def test_training_is_the_same_with_and_without(tmp_path):
         rows = (tmp_path / mode / "kvasir+gsd+given" / "log.csv").read_text().splitlines()
         logs.append([row.rsplit(",", 2)[0] for row in rows])  # without the times
     assert logs[0] == logs[1] == logs[2] and len(logs[0]) == 5
+
+
+def test_contours_are_corrected_once_and_kept(tmp_path, capsys):
+    folder = write_dataset(tmp_path, train=12, image_size=48)
+    shrunk = folder / "masks"
+    for path in shrunk.iterdir():
+        mask = np.asarray(Image.open(path)) > 0
+        Image.fromarray((move_contour(mask.astype(np.uint8), 3) * 255).astype(np.uint8)).save(path)
+    recipe = training_recipe(folder, Layout(), "given", 48)
+    given = load_training_set(recipe, "ram", tmp_path / "cache", CPU)
+    assert "contours:" not in capsys.readouterr().out
+    corrected = load_training_set(recipe, "ram", tmp_path / "cache", CPU, "corrected")
+    words = [line for line in capsys.readouterr().out.splitlines() if line.startswith("contours:")]
+    again = load_training_set(recipe, "ram", tmp_path / "cache", CPU, "corrected")
+    out = capsys.readouterr().out
+    assert "up to date" in out
+    assert words == [line for line in out.splitlines() if line.startswith("contours:")]
+    assert "moved in 12 of 12 masks" in words[0]
+    in_memory = load_training_set(recipe, "none", tmp_path / "cache", CPU, "corrected")
+    for one in (again, in_memory):
+        assert torch.equal(one.labels, corrected.labels)
+        assert torch.equal(one.squared_distances, corrected.squared_distances)
+    assert (corrected.labels > 0).sum() > 1.2 * (given.labels > 0).sum()
+    for label, squared in zip(corrected.labels.numpy(), corrected.squared_distances.numpy(), strict=True):
+        np.testing.assert_array_equal(squared_boundary_distance(label), squared)
+    assert torch.equal(load_training_set(recipe, "ram", tmp_path / "cache", CPU).labels, given.labels)

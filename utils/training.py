@@ -1,6 +1,7 @@
 """Train one epoch, predict, evaluate, and the run made of them; the same for every dataset."""
 
 import argparse
+import math
 import os
 import shutil
 import statistics
@@ -56,6 +57,7 @@ class Experiment:
     trained: Sequence[nn.Module]  # the same two as training calls them: compiled, with gradients shared by the team
     team: Team
     optimiser: torch.optim.Optimizer
+    learning_rate: Callable[[float], float]  # by the share of the run that is over
     step: Callable[..., Step]  # utils.gsd.gsd_step or a baseline of its signature
     config: GSDConfig
     epoch_batches: EpochBatches  # the batches of one epoch and their images' names
@@ -108,10 +110,8 @@ def experiment_of(
         networks=networks,
         trained=trained,
         team=team,
-        # fused: one kernel for all parameters, in place of several for each.
-        optimiser=torch.optim.SGD(
-            networks.parameters(), args.learning_rate, momentum=0.9, weight_decay=1e-5, fused=True
-        ),
+        optimiser=optimiser_of(args.optimizer, networks, args.learning_rate),
+        learning_rate=partial(learning_rate_at, args.schedule, args.learning_rate),
         step=METHODS[args.method],
         config=gsd_config(args, weight_decay_rate),
         epoch_batches=epoch_batches,
@@ -125,6 +125,19 @@ def experiment_of(
         device=device,
         bf16=uses_bf16(args.amp, device),
     )
+
+
+def optimiser_of(name: str, networks: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """One optimiser over both networks. "sgd": docs/method.md section 5; "adamw": section 8."""
+    # fused: one kernel for all parameters, in place of several for each.
+    if name == "sgd":
+        return torch.optim.SGD(networks.parameters(), learning_rate, momentum=0.9, weight_decay=1e-5, fused=True)
+    return torch.optim.AdamW(networks.parameters(), learning_rate, weight_decay=1e-4, fused=True)
+
+
+def learning_rate_at(schedule: str, start: float, progress: float) -> float:
+    """The learning rate after ``progress``, 0..1, of the run: "constant", or "cosine", which falls to a hundredth."""
+    return start * (0.505 + 0.495 * math.cos(math.pi * progress)) if schedule == "cosine" else start
 
 
 def fit(experiment: Experiment, run: Run) -> dict:
@@ -194,6 +207,9 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float
             waited += time.perf_counter() - asked
             mixing = float(torch.rand((), generator=experiment.generator))
             permutation = torch.randperm(len(batch.image), generator=experiment.generator).to(experiment.device)
+            progress = (epoch + index / steps) / experiment.config.max_epochs
+            for group in experiment.optimiser.param_groups:
+                group["lr"] = experiment.learning_rate(progress)
             step = experiment.step(forwards, batch, epoch, experiment.config, mixing, permutation)
             experiment.optimiser.zero_grad(set_to_none=True)
             step.loss.backward()
