@@ -76,7 +76,8 @@ def near_copies(prints: Sequence[Fingerprint], parts: Sequence[str], groups: Seq
     """Images that are almost the same as an earlier one without being equal: for each image and each part the most
     similar one. Images of one group (a patient's slices), of which likeness is expected, are not compared.
 
-    Memory grows with the number of images alone, time with its square: about a minute for 100,000.
+    Memory grows with the number of images, time with its square: for 20,000 a second where few hashes are similar, half
+    a minute where 1.7 % of the pairs are, as among radiographs.
     """
     seen: set[bytes] = set()
     own = [i for i, image in enumerate(prints) if not (image.digest in seen or seen.add(image.digest))]

@@ -309,6 +309,15 @@ def test_all_faults_are_found_at_once(folder, verify):
     assert all(name in result.text for found in expected.values() for _, name in found)
 
 
+def test_an_error_outweighs_warnings(folder, verify):
+    soiled_mask(folder)
+    path = folder / "masks_test" / "case02.png"
+    save(path, pixels(path) // 2)
+    result = verify()
+    assert result.found() == {"values": [("error", "masks_test/case02.png"), ("warning", "masks_DE/case06.png")]}
+    assert next(c["result"] for c in result.report["checks"] if c["check"] == CHECKS["values"]) == "error"
+
+
 def test_missing_folders_are_all_named(folder, verify):
     for name in ("masks_test", "images_SLIC"):
         (folder / name).rename(folder / f"{name} away")
@@ -450,6 +459,14 @@ def test_workers_do_not_change_the_report(folder, tmp_path, verify):
 def test_a_wrong_command_is_a_user_error(folder, arguments, message):
     with pytest.raises(UserError, match=message):
         verify_data.main(["--data_root", str(folder.parent), *arguments])
+
+
+def test_the_training_size_is_that_of_the_training_scripts(folder, tmp_path, slices, capsys):
+    lidc_dataset(tmp_path / "data", slices)
+    for name, size in (("kvasir", 256), ("lidc", 128)):
+        with pytest.raises(SystemExit):
+            verify_data.main(["--datasets", name, "--data_root", str(folder.parent), "--workers", "1"])
+        assert f"for training at --image_size {size}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--workers", "0"], ["--num_classes", "1"], ["--noise_type", "03"], []])
@@ -720,6 +737,16 @@ def test_all_faults_of_mmis_at_once(tmp_path, verify):
     }
     for text in ("NaN", "not a readable HDF5 file", "2 slices; expected one", "label_a3"):
         assert text in result.messages("readable")
+
+
+def test_similar_slices_of_two_cases_are_named_of_one_case_not(tmp_path, verify):
+    folder = mmis_dataset(tmp_path / "data", cases=2)
+    volume = draw_volume(np.random.default_rng(4), 1)
+    for stem, scale in (("case00_0", 1), ("case00_1", 2), ("case01_0", 3)):
+        noise = np.random.default_rng(scale).normal(1, 0.02, (1, 37, 53)).astype(np.float32)
+        write_h5(folder / "training_2d" / f"{stem}.h5", {**volume, "t1": volume["t1"] * noise})
+    found = verify(datasets="mmis").found()
+    assert found["near_train"] == [("warning", "training_2d/case01_0.h5")]
 
 
 def test_mmis_without_folders(tmp_path, verify):
