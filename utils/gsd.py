@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.losses import bounded_cross_entropy_map, cross_entropy_map, soft_dice, symmetric_kl_map
+from utils.losses import bounded_cross_entropy_map, cross_entropy_map, foreground_dice, soft_dice, symmetric_kl_map
 
 NUM_RINGS = 11  # section 7: regions of equal whole distance 0..10 to the boundary, inside and outside merged
 
@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class GSDConfig:
-    """Settings of the method (docs/method.md sections 1-5); the last three fields are the choices of section 7."""
+    """Settings of the method (docs/method.md sections 1-5), then the choices of section 7, then those of section 8."""
 
     tau: float  # expected share of wrong pixels, in [0, 1)
     max_epochs: int = 100
@@ -54,6 +54,8 @@ class GSDConfig:
     vote: Literal["superpixels", "rings"] = "superpixels"
     transfer_loss: Literal["logits", "probabilities"] = "logits"
     distance: Literal["exact", "floored"] = "exact"
+    weights: Literal["distance", "even"] = "distance"
+    label_loss: Literal["ce", "ce+dice"] = "ce"
 
     def __post_init__(self):
         for name, value, valid in (
@@ -65,6 +67,8 @@ class GSDConfig:
             ("vote", self.vote, self.vote in ("superpixels", "rings")),
             ("transfer_loss", self.transfer_loss, self.transfer_loss in ("logits", "probabilities")),
             ("distance", self.distance, self.distance in ("exact", "floored")),
+            ("weights", self.weights, self.weights in ("distance", "even")),
+            ("label_loss", self.label_loss, self.label_loss in ("ce", "ce+dice")),
         ):
             if not valid:
                 raise ValueError(f"GSDConfig.{name}: {value!r} is outside its range")
@@ -110,6 +114,11 @@ def weight_cap(epoch: int, max_epochs: int, decay_rate: int = 10) -> int:
     Source: docs/method.md section 2.
     """
     return max(11 - decay_rate * epoch // max_epochs, 1)
+
+
+def highest_weight(epoch: int, config: GSDConfig) -> int:
+    """The cap of ``epoch`` under ``config``; 1, all pixels alike, if weights are even (docs/method.md section 8)."""
+    return weight_cap(epoch, config.max_epochs, config.weight_decay_rate) if config.weights == "distance" else 1
 
 
 def distance_weight(distance: Tensor, cap: int) -> Tensor:
@@ -218,13 +227,17 @@ def gsd_step(
     pixel_loss = selection_loss(log_p1, log_p2, batch.label, config.consistency)
     keep = select_small_loss(pixel_loss.detach(), rate)
     distance = batch.distance.floor() if config.distance == "floored" else batch.distance
-    weight = distance_weight(distance, weight_cap(epoch, config.max_epochs, config.weight_decay_rate))
+    weight = distance_weight(distance, highest_weight(epoch, config))
     gda = masked_mean(weight * pixel_loss, keep)
     # The mean loss before selection: a non-finite pixel would be dropped, and so hidden, by the selection.
     parts = {"pixel_loss": pixel_loss.mean(), "kept": keep.float().mean(), "gda": gda}
     maps = {"kept": keep, "weight": weight}
+    loss = gda
+    if config.label_loss == "ce+dice":  # section 8
+        parts["dice_loss"] = sum(1 - foreground_dice(log_p.exp(), batch.label, keep) for log_p in (log_p1, log_p2))
+        loss = loss + parts["dice_loss"]
     if not refines(epoch, config.max_epochs):
-        return Step(gda, _detached(parts), maps)
+        return Step(loss, _detached(parts), maps)
 
     # Refinement (3)
     with torch.no_grad():
@@ -250,7 +263,7 @@ def gsd_step(
     # Total (5)
     parts |= {"transfer1": transfer1, "transfer2": transfer2, "agreement": agreement}
     maps |= {"refined": refined, "mixed": mixed}
-    return Step(gda + transfer1 + transfer2 + agreement, _detached(parts), maps)
+    return Step(loss + transfer1 + transfer2 + agreement, _detached(parts), maps)
 
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

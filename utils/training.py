@@ -26,13 +26,13 @@ from utils.baselines import METHODS
 from utils.cli import UserError, listed
 from utils.distributed import Team, average, average_buffers, gather, shared
 from utils.figures import method_panels
-from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, weight_cap
+from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, highest_weight
 from utils.intensity import Intensity, to_unit
 from utils.metrics import case_scores
 from utils.run import Run, at_precision, keep_freed_memory, uses_bf16
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
-LOSS_PARTS = ("pixel_loss", "kept", "gda", "transfer1", "transfer2", "agreement")
+LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
 PICTURES = 10  # times in a run that panels and curves are drawn
 WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
 LAST_EPOCHS = 10  # the reported figure is the mean over these; docs/method.md section 5
@@ -166,7 +166,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "epoch": epoch,
                 **losses,
                 "drop_rate": drop_rate(epoch, experiment.config.tau, epochs),
-                "weight_cap": weight_cap(epoch, epochs, experiment.config.weight_decay_rate),
+                "weight_cap": highest_weight(epoch, experiment.config),
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
                 **means(evaluate(experiment, experiment.cases)),
             }
