@@ -73,6 +73,13 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
         "fits, else ram; none, read anew at each start (default: %(default)s)",
     )
     add("--cache_root", default="cache", help="folder of the cached training sets (default: %(default)s)")
+    add(
+        "--val_fraction",
+        type=number(float, 0, 1, below=True),
+        default=0.0,
+        help="share of the training images, patients or cases held out to choose an epoch by, never the test set; in a "
+        "folder without one, to score on (default: 0; there, 0.2)",
+    )
     add("--resume", action="store_true", help="continue the run in its folder; start it if there is none")
     add("--overwrite", action="store_true", help="start again a run whose folder exists")
 
@@ -81,12 +88,6 @@ def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the sets with several annotators an image."""
     add = parser.add_argument
     add("--raters", type=number(int, 1), default=4, help="annotators an image (default: %(default)s)")
-    add(
-        "--val_fraction",
-        type=number(float, 0, 1, below=True),
-        default=0.0,
-        help="share of the training patients held out to choose an epoch by; the test set never is (default: 0)",
-    )
 
 
 def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
