@@ -72,7 +72,9 @@ def main() -> None:
         validation=as_test_cases(validation, args.image_size),
     )
     folder = Path(args.output_root) / f"lidc+{args.exp}+{args.rater_policy}"
-    run = Run(folder, vars(args), args.resume, args.overwrite, team)
+    run = Run(
+        folder, vars(args) | {"intensity": intensity.stated("0..255, as stored")}, args.resume, args.overwrite, team
+    )
     run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
     print_result(fit(experiment, run), folder)
     leave_team()

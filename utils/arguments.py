@@ -43,6 +43,7 @@ FIDELITY = {  # docs/method.md: "paper" is sections 1-5, "published" section 7, 
         "schedule": "constant",
     },
 }
+LEFT_WRONG = 0.3  # share of the wrong pixels that contour correction leaves; docs/method.md section 8
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
 
 
@@ -112,6 +113,13 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
         "fits, else ram; none, read anew at each start (default: %(default)s)",
     )
     add("--cache_root", default="cache", help="folder of the cached training sets (default: %(default)s)")
+    add(
+        "--val_fraction",
+        type=number(float, 0, 1, below=True),
+        default=0.0,
+        help="share of the training images, patients or cases held out to choose an epoch by, never the test set; in a "
+        "folder without one, to score on (default: 0; there, 0.2)",
+    )
     add("--resume", action="store_true", help="continue the run in its folder; start it if there is none")
     add("--overwrite", action="store_true", help="start again a run whose folder exists")
 
@@ -122,12 +130,6 @@ def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(fidelity="paper")
     add = parser.add_argument
     add("--raters", type=number(int, 1), default=4, help="annotators an image (default: %(default)s)")
-    add(
-        "--val_fraction",
-        type=number(float, 0, 1, below=True),
-        default=0.0,
-        help="share of the training patients held out to choose an epoch by; the test set never is (default: 0)",
-    )
 
 
 def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
@@ -149,9 +151,9 @@ def tau_in_words(args: argparse.Namespace) -> str:
 
 
 def gsd_config(args: argparse.Namespace, weight_decay_rate: int = 10) -> GSDConfig:
-    """The method's settings from the flags."""
+    """The method's settings from the flags. --tau is of the masks as given, the method's of those trained on."""
     return GSDConfig(
-        tau=args.tau,
+        tau=args.tau * (LEFT_WRONG if args.contours == "corrected" else 1),
         max_epochs=args.max_epochs,
         ratecp=args.ratecp,
         consistency=args.consistency,

@@ -63,6 +63,7 @@ class Experiment:
     epoch_batches: EpochBatches  # the batches of one epoch and their images' names
     steps_per_epoch: int
     cases: Sequence[TestCase]
+    scored_on: str  # what the masks of the cases are, in words
     validation: Sequence[TestCase]  # held out of training to choose an epoch by; may be empty
     num_classes: int
     intensity: Intensity
@@ -86,6 +87,7 @@ def experiment_of(
     intensity: Intensity,
     cases: Sequence[TestCase],
     validation: Sequence[TestCase] = (),
+    scored_on: str = "test masks",
     weight_decay_rate: int = 10,
 ) -> Experiment:
     """The experiment that a training script's flags ask for, on data that the script has read.
@@ -117,6 +119,7 @@ def experiment_of(
         epoch_batches=epoch_batches,
         steps_per_epoch=training_images // args.batch_size,
         cases=cases,
+        scored_on=scored_on,
         validation=validation,
         num_classes=args.num_classes,
         intensity=intensity,
@@ -151,8 +154,9 @@ def fit(experiment: Experiment, run: Run) -> dict:
         print(f"{run.folder}: this run is complete already")
         return run.result
     print(
-        f"{run.settings['method']}: {experiment.steps_per_epoch} steps an epoch, {len(experiment.cases)} test cases, "
-        f"{experiment.device}, {'bf16' if experiment.bf16 else 'fp32'}; writing {run.folder}"
+        f"{run.settings['method']}: {experiment.steps_per_epoch} steps an epoch, {experiment.device}, "
+        f"{'bf16' if experiment.bf16 else 'fp32'}; {len(experiment.cases)} cases scored on {experiment.scored_on}; "
+        f"writing {run.folder}"
     )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
     epochs = experiment.config.max_epochs
@@ -169,6 +173,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "weight_cap": highest_weight(epoch, experiment.config),
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
                 **means(evaluate(experiment, experiment.cases)),
+                "scored_on": experiment.scored_on,
             }
             if experiment.validation:
                 row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
@@ -366,6 +371,7 @@ def report(experiment: Experiment, run: Run) -> dict:
         "undefined": {name: sum(case[name] != case[name] for case in scores.values()) for name in ("hd95", "assd")},
         "empty_masks": counts,
         "test_cases": len(scores),
+        "scored_on": experiment.scored_on,
         "waiting": statistics.fmean(row["waiting"] for row in run.history),
         "processes": experiment.team.size,
         "seconds_per_epoch": statistics.fmean(row["seconds"] for row in run.history),
@@ -407,7 +413,7 @@ def print_result(result: dict, folder: str) -> None:
         titles = {**raters, **SCORES, "dice": "Dice, mean of the raters", "iou": "IoU, mean of the raters"}
     else:
         titles = SCORES
-    print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} test cases")
+    print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}")
     print(f"  {'':<32}{'last epoch':>12}{'mean of the last ' + str(result['averaged_epochs']):>24}")
     for name, title in titles.items():
         if name in last:
