@@ -48,7 +48,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
 NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
 CLEAN = "ce on clean masks"
 
-# Flags of train_GSD-Net.py. small: five to ten minutes a cell on two CPU cores, too few steps for plain SGD, so that all
+# Flags of train_GSD-Net.py. small: about ten minutes a cell on two CPU cores, too few steps for plain SGD, so that all
 # methods, those of the paper included, have the optimiser of --fidelity extended.
 PROTOCOLS = {
     "small": {
