@@ -58,8 +58,8 @@ def find_maps(images: dict[str, Path], folder: Path, image_size: int) -> dict[st
     if lacking:
         raise UserError(
             f"{folder}: no superpixels for {len(lacking)} of {len(images)} images: {listed(lacking, most=10)}; "
-            f"make them with scripts/generate_SLIC.py --images_root {quote(str(root))} --save_root {quote(str(folder))} "
-            f"--image_size {image_size}, or remove the folder to have all made anew"
+            f"make them with scripts/generate_SLIC.py --images_root {quote(str(root))} "
+            f"--save_root {quote(str(folder))} --image_size {image_size}, or remove the folder to have all made anew"
         )
     return maps
 
