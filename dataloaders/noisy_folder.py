@@ -232,10 +232,15 @@ def _read_pair(
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     image = read_image(image_path, channels)
     labels, soiled = read_mask(mask_path, num_classes)
+    check_size(mask_path, labels, image_path, image)
+    return resize_image(image, image_size), resize_label(labels, image_size), soiled
+
+
+def check_size(mask_path: Path, labels: np.ndarray, image_path: Path, image: np.ndarray) -> None:
+    """Raises `UserError` if a mask (H,W) has not the size of its image (H,W,C)."""
     if labels.shape != image.shape[:2]:
         raise UserError(
             f"{mask_path}: mask of {labels.shape[1]}x{labels.shape[0]} pixels for {image_path.name} of "
             f"{image.shape[1]}x{image.shape[0]}; a mask must have the size of its image"
             + (", an array of which is (H,W) or (H,W,C)" if image_path.suffix.lower() == ".npy" else "")
         )
-    return resize_image(image, image_size), resize_label(labels, image_size), soiled
