@@ -69,7 +69,27 @@ METHODS = {
     "gsd": (),
     CLEAN: ("--method", "ce"),
 }
-ABLATION: dict[str, tuple[str, ...]] = {"gsd": ()}
+ABLATION = {  # one change each from gsd as it ships; then what contour correction does alone, and the ends of the gap
+    "gsd": (),
+    "contours as given": ("--contours", "given"),
+    "distance weights": ("--weights", "distance"),
+    "no Dice loss": ("--label_loss", "ce"),
+    "no selection": ("--tau", "0"),
+    "no refinement, no transfer": ("--warm_up", "1"),
+    "no transfer": ("--transfer", "none"),
+    "warm-up 0": ("--warm_up", "0"),
+    "vote: rings": ("--vote", "rings"),
+    "vote: intersections": ("--vote", "intersections"),
+    "vote: each pixel": ("--vote", "pixels"),
+    "vote: label kept": ("--vote", "given"),
+    "bounded cross-entropy": ("--transfer_loss", "probabilities"),
+    "no agreement in the selection": ("--consistency", "1"),
+    "raw inputs": ("--inputs", "raw"),
+    "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),
+    "gsd paper": ("--fidelity", "paper"),
+    "ce": ("--method", "ce"),
+    CLEAN: ("--method", "ce"),
+}
 GRIDS = {
     "methods": METHODS,
     "ablation": ABLATION,
