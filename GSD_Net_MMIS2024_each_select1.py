@@ -33,6 +33,7 @@ from utils.intensity import Intensity
 from utils.run import Run, choose_device
 from utils.training import experiment_of, fit, print_result
 
+READING = "each modality of each slice by itself, its percentiles 0.5 and 99.5 to 0 and 255"
 MAX_ROTATION, NOISE_SIGMA = 20.0, 0.1  # degrees; of the range [0, 1]: docs/method.md section 5
 
 
@@ -71,7 +72,7 @@ def main() -> None:
     train, held_out = map(dict, hold_out(slices.items(), cases, args.val_fraction, args.seed))
     segments = Path(args.slic_root or dataset / "train_2D_slic")
     recipe = training_recipe(train, raters, segments, args.raters, args.num_classes, args.image_size)
-    data = load_training_set(recipe, args.cache, args.cache_root, device)
+    data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
         print(f"{dataset}: {len(part)} {name} slices of {len({case_of(stem) for stem in part})} cases")
@@ -103,7 +104,7 @@ def main() -> None:
         weight_decay_rate=5,
     )
     folder = Path(args.output_root) / f"MMIS2024+{args.exp}+{args.rater_policy or 'select1'}"
-    run = Run(folder, vars(args), args.resume, args.overwrite, team)
+    run = Run(folder, vars(args) | {"intensity": intensity.stated(READING)}, args.resume, args.overwrite, team)
     run.write_json(SELECTION, selection_json(raters))
     print_result(fit(experiment, run), folder)
     leave_team()

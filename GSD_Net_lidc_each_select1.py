@@ -51,7 +51,7 @@ def main() -> None:
     raters = choose_raters(len(train), args.rater_policy, args.raters, args.seed)
     segments = Path(args.slic_root or dataset / "lidc_slic")
     recipe = training_recipe(dataset / PICKLE, train, raters, segments, args.image_size, args.num_classes)
-    data = load_training_set(recipe, args.cache, args.cache_root, device)
+    data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")
@@ -72,7 +72,9 @@ def main() -> None:
         validation=as_test_cases(validation, args.image_size),
     )
     folder = Path(args.output_root) / f"lidc+{args.exp}+{args.rater_policy}"
-    run = Run(folder, vars(args), args.resume, args.overwrite, team)
+    run = Run(
+        folder, vars(args) | {"intensity": intensity.stated("0..255, as stored")}, args.resume, args.overwrite, team
+    )
     run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
     print_result(fit(experiment, run), folder)
     leave_team()

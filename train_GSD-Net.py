@@ -4,7 +4,8 @@
 
 reads data/Kvasir (README: data layout), trains for 100 epochs and writes model/kvasir+gsd+02/. Noise types: 02 is S_R,
 08 is S_E, DE is S_DE, clean and given read the plain masks. Datasets: kvasir, shenzhen, BUSUC, or any folder of data/
-laid out like Kvasir; for those give --tau, the share of wrong pixels that you expect.
+laid out like Kvasir (README: your own images); for those give --tau, the share of wrong pixels that you expect.
+Superpixels are made where their folder is absent. Without a test set a part of the training images is held out.
 """
 
 import argparse
@@ -13,7 +14,16 @@ from pathlib import Path
 
 from dataloaders.batches import training_batches
 from dataloaders.cache import load_training_set
-from dataloaders.noisy_folder import NOISE_TYPES, find_dataset, load_test_cases, training_recipe
+from dataloaders.noisy_folder import (
+    NOISE_TYPES,
+    class_shares,
+    common_format,
+    find_dataset,
+    find_parts,
+    load_cases,
+    training_recipe,
+)
+from dataloaders.slic import find_maps
 from networks.unet import two_unets
 from utils.arguments import add_training_arguments, resolve_arguments, tau_in_words
 from utils.baselines import USES_TAU
@@ -38,7 +48,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", required=True, help="kvasir, shenzhen, BUSUC or a folder of --data_root")
     parser.add_argument("--noise_type", required=True, choices=NOISE_TYPES, help="which training masks")
+    parser.add_argument(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="read grey as colour (3) or colour as grey (1) (default: as stored)",
+    )
     add_training_arguments(parser, image_size=256)
+    parser.set_defaults(val_fraction=None)
     args = parser.parse_args()
     dataset = args.datasets.lower()
     if args.tau is None:
@@ -49,6 +66,8 @@ def parse_arguments() -> argparse.Namespace:
             "pixels that you expect, for example 0.05"
         )
     args.tau = args.tau or 0.0
+    if args.noise_type == "clean" and args.contours is None:
+        args.contours = "given"
     args.ratecp = RATECP.get((dataset, args.noise_type), 0.5) if args.ratecp is None else args.ratecp
     args.jitter = JITTER.get(dataset, 0.5) if args.jitter is None else args.jitter
     return resolve_arguments(args)
@@ -57,30 +76,38 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Arguments, data, networks, experiment, run, report."""
     args = parse_arguments()
+    dataset, layout = find_dataset(Path(args.data_root), args.datasets)
+    parts = find_parts(dataset, layout, args.noise_type, args.val_fraction, args.seed)
+    args.val_fraction = parts.val_fraction
+    # Superpixels are made by forked processes, so before anything here starts threads.
+    maps = find_maps(parts.given, Path(args.slic_root or dataset / layout.segments), args.image_size)
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
-    dataset, layout = find_dataset(Path(args.data_root), args.datasets)
-    segments = Path(args.slic_root or dataset / layout.segments)
-    recipe = training_recipe(dataset, layout, args.noise_type, args.image_size, args.num_classes, segments)
-    train = load_training_set(recipe, args.cache, args.cache_root, device)
-    channels = train.images.shape[1]
-    intensity = Intensity.chosen(args.inputs, train.images)
-    print(f"{dataset}: {len(train)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")
+    channels, reading = common_format(parts.images, args.channels)
+    recipe = training_recipe(parts.train, maps, args.image_size, channels, args.num_classes)
+    data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
+    intensity = Intensity.chosen(args.inputs, data.images)
+    print(f"{dataset}: {len(data)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")
+    print(f"images: channels {channels}, {reading}; masks: {class_shares(data.labels, args.num_classes)}")
 
     experiment = experiment_of(
         args,
         networks=two_unets(channels, args.num_classes, args.seed),
         device=device,
         team=team,
-        training_images=len(train),
+        training_images=len(data),
         epoch_batches=partial(
-            training_batches, train, args.batch_size, args.jitter, intensity, device=device, team=team
+            training_batches, data, args.batch_size, args.jitter, intensity, device=device, team=team
         ),
         intensity=intensity,
-        cases=load_test_cases(dataset, layout, args.image_size, channels, args.num_classes),
+        cases=load_cases(parts.cases, args.image_size, channels, args.num_classes),
+        validation=load_cases(parts.validation, args.image_size, channels, args.num_classes),
+        scored_on=parts.scored_on,
     )
     folder = Path(args.output_root) / f"{args.datasets}+{args.exp}+{args.noise_type}"
-    run = Run(folder, vars(args), args.resume, args.overwrite, team)
+    run = Run(folder, vars(args) | {"intensity": intensity.stated(reading)}, args.resume, args.overwrite, team)
+    if parts.split:
+        run.write_json("split.json", parts.split)
     print_result(fit(experiment, run), folder)
     leave_team()
 

@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from dataloaders.batches import TrainingSet
 from utils.cli import UserError, listed, locked, write_json
+from utils.contours import Steps, displacements, levels_of, move_contour, steps
 from utils.geometry import squared_boundary_distance
 
-VERSION = 1  # of what is stored; a change makes every cache again
+VERSION = 2  # of what is stored; a change makes every cache again
 CHUNK = 64  # images handled at once where a whole set would be too large for memory
 
 
@@ -46,20 +47,26 @@ class Recipe:
     settings: dict  # everything else that decides the result, as JSON values
 
 
-def load_training_set(recipe: Recipe, cache: str, root: Path, device: torch.device) -> TrainingSet:
-    """The training set of ``recipe``, as --cache says.
+def load_training_set(
+    recipe: Recipe, cache: str, root: Path, device: torch.device, contours: str = "given"
+) -> TrainingSet:
+    """The training set of ``recipe``, as --cache and --contours say.
 
     "ram": mapped from files below the cache root, which are made where they are missing, out of date or damaged; a line
     on stdout says so. Another process that makes the same set at this moment is waited for. "none": read into memory,
     nothing is stored. "device": as ram, then copied to the training device. "auto": so too on a GPU where the set takes
     less than half of its free memory, else as ram. Soiled masks are named on stdout.
+    Contours "given": the masks as they are; "corrected": moved to where the images show the edge (`utils.contours`), by
+    how much is said on stdout.
     Raises `UserError` as ``recipe.read``, and if the cache cannot be written or the set does not fit the device.
     """
     stored = (
-        _read_all(recipe, lambda name, shape, dtype: np.empty(shape, dtype))
+        _read_all(recipe, contours, lambda name, shape, dtype: np.empty(shape, dtype))
         if cache == "none"
-        else (_from_cache(recipe, Path(root)))
+        else _from_cache(recipe, contours, Path(root))
     )
+    if contours == "corrected":
+        print(_movement_in_words(stored.levels, stored.share_moved))
     if stored.soiled:
         print(f"note: in-between greys thresholded at 128 in {len(stored.soiled)} masks: {listed(stored.soiled)}")
     arrays = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
@@ -71,10 +78,24 @@ class _Stored(NamedTuple):
     arrays: dict[str, np.ndarray]
     num_segments: int
     soiled: list[str]
+    levels: list[int]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
+    share_moved: float  # of all pixels, those that changed their class thereby
 
 
-def _from_cache(recipe: Recipe, root: Path) -> _Stored:
-    settings = json.loads(json.dumps(recipe.settings))  # as they will be read back
+def _movement_in_words(levels: list[int], share_moved: float) -> str:
+    moved = [level for level in levels if level]
+    where = "stay where they are"
+    if moved:
+        low, middle, high = np.percentile(levels, (5, 50, 95))
+        where = (
+            f"moved in {len(moved)} of {len(levels)} masks, {share_moved:.1%} of all pixels: by {middle:+.0f} px in "
+            f"the median, {low:+.0f} to {high:+.0f} in nine of ten (+ inwards, - outwards)"
+        )
+    return f"contours: {where}"
+
+
+def _from_cache(recipe: Recipe, contours: str, root: Path) -> _Stored:
+    settings = json.loads(json.dumps({**recipe.settings, "contours": contours}))  # as they will be read back
     kind = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / kind
     try:
@@ -84,7 +105,7 @@ def _from_cache(recipe: Recipe, root: Path) -> _Stored:
             why = _stale(folder, expected)
             print(f"cache {folder}: {why}, making it" if why else f"cache {folder}: up to date")
             if why:
-                _make(recipe, folder, expected)
+                _make(recipe, contours, folder, expected)
             return _open(folder)
     except OSError as error:
         raise UserError(
@@ -118,18 +139,20 @@ def _stale(folder: Path, expected: dict) -> str:
     return ""
 
 
-def _make(recipe: Recipe, folder: Path, expected: dict) -> None:
+def _make(recipe: Recipe, contours: str, folder: Path, expected: dict) -> None:
     """Make the cache beside ``folder`` and then put it in its place; the caller holds the lock."""
     temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
     for left_over in (temporary, old):
         shutil.rmtree(left_over, ignore_errors=True)
     temporary.mkdir()
     try:
-        stored = _read_all(recipe, lambda name, shape, dtype: _allocated(temporary / f"{name}.bin", shape, dtype))
+        stored = _read_all(
+            recipe, contours, lambda name, shape, dtype: _allocated(temporary / f"{name}.bin", shape, dtype)
+        )
         for array in stored.arrays.values():
             array.flush()
         made = {"arrays": {name: (array.shape, array.dtype.str) for name, array in stored.arrays.items()}}
-        made |= {"num_segments": stored.num_segments, "soiled": stored.soiled}
+        made |= {name: getattr(stored, name) for name in ("num_segments", "soiled", "levels", "share_moved")}
         write_json(temporary / "meta.json", {**expected, **made})
         if folder.exists():
             folder.rename(old)
@@ -151,7 +174,7 @@ def _allocated(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap
     return np.memmap(path, dtype, "r+", shape=shape)
 
 
-def _read_all(recipe: Recipe, allocate: Callable[..., np.ndarray]) -> _Stored:
+def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]) -> _Stored:
     """Every sample read into arrays that ``allocate`` gives for a name, shape and dtype."""
     count, first = len(recipe.names), recipe.read(0)
     height, width, channels = first.image.shape
@@ -162,20 +185,28 @@ def _read_all(recipe: Recipe, allocate: Callable[..., np.ndarray]) -> _Stored:
         "segments": allocate("segments", (count, height, width), np.int32),
     }
 
-    def store(index: int) -> str:
+    def store_label(index: int, label: np.ndarray) -> None:
+        arrays["labels"][index] = label
+        arrays["squared_distances"][index] = squared_boundary_distance(label)
+
+    def store(index: int) -> tuple[str, Steps | None]:
         sample = recipe.read(index)
         arrays["images"][index] = np.moveaxis(sample.image, -1, 0)
-        arrays["labels"][index] = sample.label
-        arrays["squared_distances"][index] = squared_boundary_distance(sample.label)
         arrays["segments"][index] = sample.segments
-        return sample.soiled
+        store_label(index, sample.label)
+        return sample.soiled, steps(sample.image, sample.label) if contours == "corrected" else None
 
-    with ThreadPoolExecutor() as pool:  # decoding, resizing and distances release the interpreter lock
-        try:
-            bar = tqdm(pool.map(store, range(count)), total=count, desc="reading training set", unit="image")
-            soiled = [name for name in bar if name]
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def move(index: int) -> int:
+        label = arrays["labels"][index].copy()
+        moved = move_contour(label, levels[index])
+        store_label(index, moved)
+        return np.count_nonzero(moved != label)
+
+    soiled, edges = zip(*_each(store, range(count), "reading training set"), strict=True)
+    levels, changed = [], []
+    if contours == "corrected":
+        levels = displacements(edges, levels_of((height, width))).tolist()
+        changed = _each(move, np.flatnonzero(levels), "moving contours")
     wide = arrays["segments"]
     num_segments = 1 + max(int(ids.max()) for ids in wide)
     if num_segments <= 2**15:  # nearly always, and half the size
@@ -184,7 +215,17 @@ def _read_all(recipe: Recipe, allocate: Callable[..., np.ndarray]) -> _Stored:
             arrays["segments"][start : start + CHUNK] = wide[start : start + CHUNK]
         if isinstance(wide, np.memmap):
             Path(arrays["segments"].filename).replace(wide.filename)
-    return _Stored(arrays, num_segments, soiled)
+    named = [name for name in soiled if name]
+    return _Stored(arrays, num_segments, named, levels, sum(changed) / (count * height * width))
+
+
+def _each(work: Callable[[int], object], indices: Sequence[int], title: str) -> list:
+    """``work`` of every index, several at a time: decoding, resizing and distances release the interpreter lock."""
+    with ThreadPoolExecutor() as pool:
+        try:
+            return list(tqdm(pool.map(work, indices), total=len(indices), desc=title, unit="image"))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _open(folder: Path) -> _Stored:
@@ -194,7 +235,7 @@ def _open(folder: Path) -> _Stored:
         name: np.memmap(folder / f"{name}.bin", dtype, "c", shape=tuple(shape))
         for name, (shape, dtype) in meta["arrays"].items()
     }
-    return _Stored(arrays, meta["num_segments"], meta["soiled"])
+    return _Stored(arrays, meta["num_segments"], meta["soiled"], meta["levels"], meta["share_moved"])
 
 
 def _placed(data: TrainingSet, cache: str, device: torch.device) -> TrainingSet:

@@ -5,21 +5,19 @@ nothing is guessed silently.
 """
 
 import difflib
-import io
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from dataloaders.pixels import decode, format_of, load_array, read_stored, to_bytes
 from utils.cli import UserError, listed
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"}
 _NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scripts or by file managers
-_GREY_MODES = {"1", "L", "LA"}
-_EIGHT_BIT_MODES = {*_GREY_MODES, "P", "RGB", "RGBA"}
 
 
 class Mask(NamedTuple):
@@ -83,35 +81,36 @@ def pair_by_stem(images: dict[str, Path], partners: dict[str, Path], partner_fol
 
 
 def read_image(path: Path, channels: int | None = None) -> np.ndarray:
-    """An 8-bit image as uint8 (H,W,C), 0..255: C = ``channels``, else 1 for grey and 3 for colour; alpha is dropped.
+    """An image as uint8 (H,W,C), 0..255, of its own number of channels or of ``channels``; alpha is dropped.
 
-    Raises `UserError` if the file is unreadable, truncated, has several frames or is not 8-bit.
+    Eight bits are taken as stored; of other depths each channel is scaled by itself (`dataloaders.pixels.to_bytes`).
+    Grey becomes colour by repetition, colour grey by luma. Raises `UserError` if the file is unreadable, truncated or
+    not a single image, or has another number of channels than was asked for and is neither grey nor colour.
     """
-    image = _decode(path)
-    if image.mode not in _EIGHT_BIT_MODES:
-        raise UserError(f"{path}: pixel format {image.mode!r}; convert it to 8-bit grey or RGB")
-    if image.mode == "P":
-        image = image.convert("RGBA")
-    grey = channels == 1 if channels else image.mode in _GREY_MODES
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    return pixels[..., None] if grey else pixels
+    image = read_stored(path)
+    if image.dtype != np.uint8:
+        image = np.dstack([to_bytes(plane) for plane in np.moveaxis(image, -1, 0)])
+    stored = image.shape[2]
+    if channels in (None, stored):
+        return image
+    if {channels, stored} != {1, 3}:
+        raise UserError(f"{path}: {stored} channels, expected {channels}")
+    if channels == 1:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    return image.repeat(3, axis=-1)
 
 
 def channels_of(path: Path) -> int:
-    """The channels that `read_image` gives an image by itself: 1 for grey, 3 for colour. Decodes no pixel.
+    """The channels that `read_image` gives an image by itself. Decodes no pixel.
 
     Raises `UserError` if the file is no image.
     """
-    try:
-        with Image.open(path) as image:
-            return 1 if image.mode in _GREY_MODES else 3
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
+    return format_of(path).channels
 
 
 def read_mask(path: Path, num_classes: int = 2) -> Mask:
     """A label mask. Two classes: stored 0/1 or 0/255, or grey soiled by lossy compression, thresholded at 128.
-    More classes: the values 0..K-1, or the indices of a palette image.
+    More classes: the values 0..K-1, or the indices of a palette image. An array (H,W) of whole numbers is read as grey.
 
     Raises `UserError` if the file is unreadable or its values are ambiguous: a third grey level, colours, values
     above K-1.
@@ -131,8 +130,11 @@ def read_mask(path: Path, num_classes: int = 2) -> Mask:
             return Mask((values >= 128).astype(np.uint8), True)
     shares = ", ".join(f"{level} ({count / values.size:.1%})" for level, count in zip(levels, counts, strict=True))
     found = shares if len(levels) <= 6 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
-    wanted = "0/1 or 0/255" if num_classes == 2 else f"classes 0..{num_classes - 1}"
-    raise UserError(f"{path}: ambiguous mask: found {found}; expected {wanted}")
+    if num_classes > 2:
+        raise UserError(f"{path}: mask values {found}; expected classes 0..{num_classes - 1} (--num_classes)")
+    classes = int(levels[-1]) + 1
+    more = f"; if these are classes, give --num_classes {classes}" if len(levels) == classes else ""
+    raise UserError(f"{path}: ambiguous mask: found {found}; expected 0/1 or 0/255{more}")
 
 
 def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -141,16 +143,11 @@ def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises `UserError` if the file is unreadable, not of ``shape``, not of whole numbers or has negative ids.
     """
     remedy = "make it again with scripts/generate_SLIC.py --overwrite"
-    try:
-        segments = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy file ({error}); {remedy}") from error
-    if not isinstance(segments, np.ndarray):
-        raise UserError(f"{path}: an archive of several arrays, expected one; {remedy}")
+    segments = load_array(path, remedy=remedy)
     if segments.shape != tuple(shape):
         raise UserError(
             f"{path}: superpixels of shape {segments.shape}, expected {tuple(shape)}: "
-            f"{remedy} --image_size {shape[0]}, or train at the size of the superpixels"
+            f"{remedy} --image_size {shape[0]}, give another --slic_root, or train at the size of the superpixels"
         )
     if segments.dtype.kind == "f" and not np.isfinite(segments).all():
         raise UserError(f"{path}: superpixel ids hold NaN or infinite values; {remedy}")
@@ -163,24 +160,15 @@ def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return segments.astype(np.int32)
 
 
-def _decode(path: Path) -> Image.Image:
-    """Decode the whole file, turned as its EXIF orientation says, so that truncation is found here."""
-    try:
-        image = Image.open(io.BytesIO(Path(path).read_bytes()))
-        if getattr(image, "n_frames", 1) > 1:
-            raise UserError(f"{path}: {image.n_frames} frames in one file; store one image a file")
-        image.load()
-        return ImageOps.exif_transpose(image)
-    # Decoders raise many kinds of exception on broken files; all mean the same to the user.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from error
-
-
 def _mask_values(path: Path, num_classes: int) -> np.ndarray:
     """The stored values of a mask as (H,W) integers; a colour or alpha channel that says more is an error."""
-    image = _decode(path)
+    if path.suffix.lower() == ".npy":
+        return _array_values(path)
+    image = decode(path)
     values = np.asarray(image)
-    if image.mode == "P" and values.max() >= num_classes:  # a palette of greys, not of class indices
+    as_classes = ""
+    if image.mode == "P" and num_classes == 2 and values.max() > 1:  # perhaps a palette of greys, 0 and 255
+        as_classes = f", or give --num_classes {int(values.max()) + 1} if the indices of its palette are classes"
         image = image.convert("RGB")
         values = np.asarray(image)
     if image.mode in {"RGBA", "LA"}:
@@ -191,12 +179,28 @@ def _mask_values(path: Path, num_classes: int) -> np.ndarray:
         # Lossy compression shifts equal channels by a few levels; more means colours with a meaning of their own.
         spread = int(np.ptp(values.astype(np.int16), axis=-1).max())
         if spread > 16:
-            raise UserError(f"{path}: a colour mask (channels differ by up to {spread}); store it as grey 0/255")
+            store = "store it as grey 0/255" if num_classes == 2 else "store the classes as grey or palette indices"
+            raise UserError(f"{path}: a colour mask (channels differ by up to {spread}); {store}{as_classes}")
         values = values[..., 0]
+    return _whole_numbers(values, path)
+
+
+def _array_values(path: Path) -> np.ndarray:
+    values = load_array(path)
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or not values.size:
+        raise UserError(f"{path}: an array of shape {values.shape}; a mask is (H,W)")
+    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all():
+        values = values.astype(np.int64)
+    return _whole_numbers(values, path)
+
+
+def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     if values.dtype == bool:
         values = values.astype(np.uint8)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2 and set(np.unique(values).tolist()) <= {0, 65535}:
         values = (values // 257).astype(np.uint8)
     if values.dtype.kind not in "iu" or values.min() < 0:
-        raise UserError(f"{path}: mask values of type {values.dtype} from {values.min()}; store it as 8-bit grey")
+        raise UserError(f"{path}: mask values of type {values.dtype} from {values.min()}; store whole numbers from 0")
     return values

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dataloaders.batches import TestCase
 from dataloaders.cache import Recipe, Sample
 from dataloaders.files import read_segments
+from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
 from utils.cli import UserError, listed
 from utils.geometry import resize_image, resize_label
@@ -86,30 +87,6 @@ def read_slice(path: Path, num_raters: int, num_classes: int) -> tuple[np.ndarra
     if len(image) != 1:
         raise UserError(f"{path}: {len(image)} slices; expected one, for training is by single slices")
     return image[0], labels[:, 0]
-
-
-def to_bytes(plane: np.ndarray) -> np.ndarray:
-    """One modality of one slice, (H,W) finite numbers, as uint8 (H,W).
-
-    MR intensities have no unit: scanner and sequence decide their scale. The 0.5 and 99.5 percentiles of the pixels
-    other than zero, which is the background, become 0 and 255, linear in between, clipped beyond. If fewer than one in
-    a hundred pixels is other than zero, the percentiles are those of all pixels; if both percentiles are equal, the
-    extremes take their place; a constant plane gives 0. So a positive factor on the intensities changes nothing, nor
-    does a shift where there is no zero before or after it. It is done slice by slice because training has single slices
-    only, and testing must see the same.
-    """
-    values = plane.astype(np.float64)
-    tissue = values[values != 0]
-    if len(tissue) < values.size / 100:
-        tissue = values
-    low, high = np.percentile(tissue, (0.5, 99.5))
-    if low == high:
-        low, high = values.min(), values.max()
-    if low == high:
-        return np.zeros(plane.shape, np.uint8)
-    unit = ((values - low) / (high - low)).clip(0, 1)
-    # A value halfway between two levels must not depend on the last bit, which the scale of the intensities decides.
-    return np.floor(255 * unit + 0.5 + 1e-6).astype(np.uint8)
 
 
 @contextmanager

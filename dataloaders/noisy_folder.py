@@ -1,9 +1,10 @@
 """Folder datasets with one noisy mask an image: Kvasir, Shenzhen, BU-SUC and any folder of the same layout."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,9 +12,15 @@ from tqdm import tqdm
 
 from dataloaders.batches import TestCase
 from dataloaders.cache import Recipe, Sample
-from dataloaders.files import channels_of, list_images, pair_by_stem, read_image, read_mask, read_segments
+from dataloaders.files import list_images, pair_by_stem, read_image, read_mask, read_segments
+from dataloaders.pixels import PERCENTILES, format_of
+from dataloaders.raters import hold_out
 from utils.cli import UserError, listed
 from utils.geometry import resize_image, resize_label
+
+VAL_FRACTION = 0.2  # of the training images, where there is no test set
+
+Pair = tuple[Path, Path]  # an image and its mask
 
 
 @dataclass(frozen=True)
@@ -74,83 +81,151 @@ def find_dataset(data_root: Path, name: str) -> tuple[Path, Layout]:
     return (exact or matching)[0], LAYOUTS.get(name.lower(), Layout())
 
 
-def training_recipe(
-    folder: Path,
-    layout: Layout,
-    noise_type: str,
-    image_size: int,
-    num_classes: int = 2,
-    segment_folder: Path | None = None,
-) -> Recipe:
-    """The training images, masks and superpixels of a dataset folder, at image_size x image_size.
+class Parts(NamedTuple):
+    """What the images of a dataset folder are for; pairs of image and mask."""
 
-    ``segment_folder`` holds the superpixels; the layout's own by default. Images are resized by area or linearly, masks
-    by nearest neighbour; superpixels must have been computed at that size. If some images are grey and some in colour,
-    all are taken as colour.
-    Raises `UserError` for anything missing or unpaired, and when read for what is unreadable or of the wrong shape.
+    train: list[Pair]
+    validation: list[Pair]  # held out of the training images to choose an epoch by
+    cases: list[Pair]  # to score on: the test set, without one what was held out
+    scored_on: str  # what the masks of the cases are, in words
+    val_fraction: float  # of the training images that is held out
+    given: dict[str, Path]  # all images of the folder of training images, by stem
+
+    @property
+    def images(self) -> list[Path]:
+        """Every image."""
+        return [image for image, _ in (*self.train, *self.validation, *self.cases)]
+
+    @property
+    def split(self) -> dict[str, list[str]]:
+        """The names of the images that are trained on and held out; empty if none is held out."""
+        names = {"train": [image.stem for image, _ in self.train]}
+        names["held_out"] = [stem for stem in self.given if stem not in set(names["train"])]
+        return names if names["held_out"] else {}
+
+
+def find_parts(
+    folder: Path, layout: Layout, noise_type: str, val_fraction: float | None = None, seed: int = 0
+) -> Parts:
+    """The images of a dataset folder, paired with their masks, and what each is for.
+
+    ``val_fraction`` of the training images are held out, drawn from ``seed``: by default none where there are test
+    images, else a fifth. Raises `UserError` for anything missing or unpaired, if of test images and test masks only one
+    is there, and if there is nothing to score on.
     """
-    mask_folder, segment_folder = folder / layout.training_masks(noise_type), segment_folder or folder / layout.segments
-    images = list_images(folder / layout.images)
-    pairs = pair_by_stem(images, _list_masks(mask_folder, folder, noise_type), mask_folder)
-    slic = f"scripts/generate_SLIC.py --images_root {folder / layout.images} --save_root {segment_folder}"
-    if not segment_folder.is_dir():
-        raise UserError(f"{segment_folder}: no such folder; make it with {slic} --image_size {image_size}")
-    segment_files = [segment_folder / f"{stem}.npy" for stem in images]
-    lacking = [image.name for (image, _), ids in zip(pairs, segment_files, strict=True) if not ids.is_file()]
-    if lacking:
+    masks = folder / layout.training_masks(noise_type)
+    if not masks.is_dir() and noise_type in ("02", "08", "DE"):
         raise UserError(
-            f"{segment_folder}: no superpixels for {len(lacking)} of {len(images)} images: {listed(lacking)}; "
-            f"make them with {slic} --image_size {image_size}"
+            f"{masks}: no such folder for --noise_type {noise_type}; "
+            f"make it from {folder} with scripts/generate_simulated_noise.py (scripts/README.md)"
         )
-    channels = max(channels_of(image) for image, _ in pairs)
+    pairs = _pairs(folder / layout.images, masks)
+    test_folders = folder / layout.images_test, folder / layout.masks_test
+    test = _pairs(*test_folders) if any(path.exists() for path in test_folders) else []
+    if val_fraction is None:
+        val_fraction = 0.0 if test else VAL_FRACTION
+    if not test and not val_fraction:
+        raise UserError(f"--val_fraction 0: {test_folders[0]} is not there, so some training images must be held out")
+    given = {image.stem: image for image, _ in pairs}
+    train, held_out = hold_out(pairs, list(given), val_fraction, seed)
+    if test:
+        return Parts(train, held_out, test, "test masks", val_fraction, given)
+    masks_are = "" if noise_type == "clean" else " (noisy)"
+    print(f"{folder}: no test set; {len(held_out)} training images are held out and scored on their masks{masks_are}")
+    return Parts(train, [], held_out, f"held-out training masks{masks_are}", val_fraction, given)
+
+
+def _pairs(images: Path, masks: Path) -> list[Pair]:
+    return pair_by_stem(list_images(images), list_images(masks), masks)
+
+
+def common_format(images: Sequence[Path], channels: int | None = None) -> tuple[int, str]:
+    """The number of channels that all ``images`` share, or ``channels`` where it is asked for; and in words, how stored
+    values become 0..255.
+
+    Raises `UserError`, naming an image of each kind, if they have different numbers of channels and none is asked for.
+    """
+    formats = {path: format_of(path) for path in images}
+    examples = {form.channels: path for path, form in reversed(formats.items())}
+    if channels is None and len(examples) > 1:
+        found = ", ".join(f"{path} has {_in_words(count)}" for count, path in sorted(examples.items()))
+        remedy = "; --channels 3 takes grey as colour, --channels 1 colour as grey" if set(examples) == {1, 3} else ""
+        raise UserError(f"--datasets: {found}: all images of a set must have the same number{remedy}")
+    deep = [path.name for path, form in formats.items() if not form.eight_bit]
+    low, high = PERCENTILES
+    scaled = f"each channel of each image by itself, its percentiles {low:g} and {high:g} to 0 and 255"
+    reading = "8 bits, as stored" if not deep else scaled
+    if 0 < len(deep) < len(images):
+        reading = f"8 bits as stored; {len(deep)} of {len(images)} images deeper ({listed(deep)}): {scaled}"
+        print(f"note: images of 8 bits and deeper ones in one set; {reading}")
+    return channels or next(iter(examples)), reading
+
+
+def _in_words(channels: int) -> str:
+    return f"{channels} channel{'s' * (channels > 1)}"
+
+
+def training_recipe(
+    pairs: Sequence[Pair],
+    maps: Mapping[str, Path],
+    image_size: int,
+    channels: int,
+    num_classes: int = 2,
+) -> Recipe:
+    """Training images and masks with their superpixel maps, given by stem, at image_size x image_size, with
+    ``channels`` channels.
+
+    Images are resized by area or linearly, masks by nearest neighbour; superpixels must have been computed at that
+    size. Raises `UserError` when read, for what is unreadable or of the wrong shape.
+    """
+    names = tuple(image.stem for image, _ in pairs)
+    segment_files = [maps[name] for name in names]
 
     def read(index: int) -> Sample:
         image, label, soiled = _read_pair(*pairs[index], image_size, num_classes, channels)
         segments = read_segments(segment_files[index], (image_size, image_size))
         return Sample(image, label, segments, pairs[index][1].name if soiled else "")
 
-    return Recipe(
-        names=tuple(images),
-        read=read,
-        sources=[*(path for pair in pairs for path in pair), *segment_files],
-        settings={
-            "folder": str(folder.resolve()),
-            "masks": mask_folder.name,
-            "segments": str(segment_folder.resolve()),
-            "image_size": image_size,
-            "num_classes": num_classes,
-        },
-    )
+    folders = {"images": pairs[0][0].parent, "masks": pairs[0][1].parent, "segments": segment_files[0].parent}
+    settings = {name: str(folder.resolve()) for name, folder in folders.items()}
+    settings |= {"names": names, "image_size": image_size, "channels": channels, "num_classes": num_classes}
+    return Recipe(names, read, [*(path for pair in pairs for path in pair), *segment_files], settings)
 
 
-def load_test_cases(
-    folder: Path, layout: Layout, image_size: int, channels: int, num_classes: int = 2
-) -> list[TestCase]:
-    """Read the test images and their clean masks at image_size x image_size, with ``channels`` channels (1 or 3).
+def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classes: int = 2) -> list[TestCase]:
+    """Read images and the masks to score them against, at image_size x image_size, with ``channels`` channels.
 
-    Raises `UserError` for anything missing, unpaired or unreadable.
+    Raises `UserError` for anything unreadable.
     """
-    mask_folder = folder / layout.masks_test
-    pairs = pair_by_stem(list_images(folder / layout.images_test), list_images(mask_folder), mask_folder)
 
-    def read(pair: tuple[Path, Path]) -> tuple:
+    def read(pair: Pair) -> tuple:
         return _read_pair(*pair, image_size, num_classes, channels)
 
-    samples, labels, soiled = zip(*_read_all(read, pairs, "test set"), strict=True)
-    _report_soiled(pairs, soiled)
+    # Decoders release the interpreter lock, so threads are enough.
+    with ThreadPoolExecutor() as pool:
+        samples = list(
+            tqdm(
+                pool.map(read, pairs), total=len(pairs), desc="reading cases to score", unit="image", disable=not pairs
+            )
+        )
+    soiled = [mask.name for (_, mask), sample in zip(pairs, samples, strict=True) if sample[2]]
+    if soiled:
+        folder = pairs[0][1].parent
+        print(f"note: {folder}: in-between greys thresholded at 128 in {len(soiled)} masks: {listed(soiled)}")
     return [
-        TestCase(image.stem, torch.from_numpy(sample).movedim(-1, 0)[None], torch.from_numpy(label)[None, None])
-        for (image, _), sample, label in zip(pairs, samples, labels, strict=True)
+        # Copies: an array that was not resized may still be the decoder's, which is read-only.
+        TestCase(path.stem, torch.tensor(image).movedim(-1, 0)[None], torch.tensor(label)[None, None])
+        for (path, _), (image, label, _) in zip(pairs, samples, strict=True)
     ]
 
 
-def _list_masks(mask_folder: Path, folder: Path, noise_type: str) -> dict[str, Path]:
-    if not mask_folder.is_dir() and noise_type in ("02", "08", "DE"):
-        raise UserError(
-            f"{mask_folder}: no such folder for --noise_type {noise_type}; "
-            f"make it from {folder} with scripts/generate_simulated_noise.py (scripts/README.md)"
-        )
-    return list_images(mask_folder)
+def class_shares(labels: torch.Tensor, num_classes: int) -> str:
+    """In words, the share of the pixels of labels (N,H,W) that each class has, and which classes occur in none."""
+    counts = sum(piece.flatten().bincount(minlength=num_classes) for piece in labels.split(64))
+    shares = (counts / labels.numel()).tolist()
+    absent = [str(value) for value, share in enumerate(shares) if share == 0]
+    note = f"; in no mask: class {listed(absent)} (is --num_classes {num_classes} right?)" if absent else ""
+    return "classes " + ", ".join(f"{value}: {share:.2%}" for value, share in enumerate(shares)) + note
 
 
 def _read_pair(
@@ -162,18 +237,6 @@ def _read_pair(
         raise UserError(
             f"{mask_path}: mask of {labels.shape[1]}x{labels.shape[0]} pixels for {image_path.name} of "
             f"{image.shape[1]}x{image.shape[0]}; a mask must have the size of its image"
+            + (", an array of which is (H,W) or (H,W,C)" if image_path.suffix.lower() == ".npy" else "")
         )
     return resize_image(image, image_size), resize_label(labels, image_size), soiled
-
-
-def _read_all(read: Callable, pairs: list, label: str) -> list:
-    # Decoders release the interpreter lock, so threads are enough.
-    with ThreadPoolExecutor() as pool:
-        return list(tqdm(pool.map(read, pairs), total=len(pairs), desc=f"reading {label}", unit="image"))
-
-
-def _report_soiled(pairs: list[tuple[Path, Path]], soiled: tuple[bool, ...]) -> None:
-    names = [mask.name for (_, mask), flag in zip(pairs, soiled, strict=True) if flag]
-    if names:
-        folder = pairs[0][1].parent
-        print(f"note: {folder}: in-between greys thresholded at 128 in {len(names)} masks: {listed(names)}")

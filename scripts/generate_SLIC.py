@@ -9,37 +9,23 @@ section 3.
 """
 
 import argparse
-import io
 import os
 import sys
-from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.files import list_images, read_image, read_segments
-from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically
-from utils.geometry import resize_image
-from utils.superpixels import slic_segments
-
-
-class Outcome(NamedTuple):
-    """What became of one image."""
-
-    name: str
-    action: str  # "written", "skipped" or "made again"
-    segments: int
+from dataloaders.files import list_images
+from dataloaders.slic import SETTINGS, Sources, image_sources, make_maps
+from utils.cli import UserError, run_main
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images_root", type=Path, help="folder of images (PNG, JPEG, BMP, TIFF)")
+    source.add_argument("--images_root", type=Path, help="folder of images (PNG, JPEG, BMP, TIFF, .npy)")
     source.add_argument("--lidc_pickle", type=Path, help="lidc_attributes.pkl; every slice in it is cut")
     source.add_argument("--mmis_root", type=Path, help="folder of MMIS-2024; every file of its training_2d is cut")
     parser.add_argument(
@@ -47,11 +33,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--raters", type=int, default=4, help="annotators of LIDC or MMIS (default: %(default)s)")
     parser.add_argument("--num_classes", type=int, default=2, help="classes of their masks (default: %(default)s)")
-    parser.add_argument("--n_segments", type=int, default=1024, help="superpixels wanted (default: %(default)s)")
-    parser.add_argument(
-        "--compactness", type=float, default=10.0, help="more gives squarer superpixels (default: %(default)s)"
-    )
-    parser.add_argument("--sigma", type=float, default=1.0, help="smoothing beforehand, pixels (default: %(default)s)")
+    parser.add_argument("--n_segments", type=int, help="superpixels wanted (default: %(default)s)")
+    parser.add_argument("--compactness", type=float, help="more gives squarer superpixels (default: %(default)s)")
+    parser.add_argument("--sigma", type=float, help="smoothing beforehand, pixels (default: %(default)s)")
+    parser.set_defaults(**SETTINGS)
     parser.add_argument(
         "--image_size", type=int, help="side of the map, that of the training (default: 256, for LIDC and MMIS 128)"
     )
@@ -77,10 +62,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def find_images(args: argparse.Namespace) -> dict[str, Callable[[], np.ndarray]]:
+def find_images(args: argparse.Namespace) -> Sources:
     """Each image's name, that of its map, and a function that reads it as uint8 (H,W,C)."""
     if args.images_root:
-        return {stem: partial(read_image, path) for stem, path in list_images(args.images_root).items()}
+        return image_sources(list_images(args.images_root))
     # These import torch, which a folder of images need not wait for.
     if args.lidc_pickle:
         from dataloaders.lidc import read_slices
@@ -100,59 +85,10 @@ def read_mmis(path: Path, num_raters: int, num_classes: int) -> np.ndarray:
     return read_slice(path, num_raters, num_classes)[0]
 
 
-def make_segments(source: tuple[str, Callable[[], np.ndarray]], save_root: Path, size: int, **slic: float) -> Outcome:
-    """Write the superpixels of ``source``, a name and a reader, unless a valid map is there."""
-    name, read = source
-    target = save_root / f"{name}.npy"
-    action = "written"
-    segments = None
-    if target.exists():
-        segments = read_valid(target, (size, size))
-        action = "made again" if segments is None else "skipped"
-    if segments is None:
-        segments = slic_segments(resize_image(read(), size), **slic)
-        data = io.BytesIO()
-        np.save(data, segments)
-        write_atomically(target, data.getvalue())
-    return Outcome(name, action, int(segments.max()) + 1)
-
-
-def read_valid(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The superpixels at ``path``, or None if the file is damaged, of another size or no map of ids."""
-    try:
-        return read_segments(path, shape)
-    except UserError:
-        return None
-
-
-def summary(outcomes: list[Outcome]) -> str:
-    """What was made, in a few lines."""
-    actions = Counter(o.action for o in outcomes)
-    damaged = [f"{o.name}.npy" for o in outcomes if o.action == "made again"]
-    counts = [o.segments for o in outcomes]
-    lines = [f"{len(outcomes)} images: {actions['written']} written, {actions['skipped']} already there and skipped"]
-    if damaged:
-        lines.append(f"made again, the file there was not valid: {len(damaged)} ({listed(damaged)})")
-    lines.append(f"superpixels an image: mean {np.mean(counts):.0f}, fewest {min(counts)}, most {max(counts)}")
-    return "\n".join(lines)
-
-
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    sources = find_images(args)
-    parameters = {"n_segments": args.n_segments, "compactness": args.compactness, "sigma": args.sigma}
-    settings = {**parameters, "image_size": args.image_size}
-    keep_settings(args.save_root, settings, args.overwrite, [args.save_root / f"{name}.npy" for name in sources])
-
-    cv2.setNumThreads(1)  # the processes take the cores
-    job = partial(make_segments, save_root=args.save_root, size=args.image_size, **parameters)
-    results, failures = run_jobs(job, list(sources.items()), args.workers, "SLIC")
-    outcomes = [result for result in results if result is not None]
-    if outcomes:
-        print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {args.save_root}")
-        print(summary(outcomes))
-    if failures:
-        raise UserError(f"{len(failures)} of {len(sources)} images got no superpixels:\n" + "\n".join(failures))
+    slic = {name: getattr(args, name) for name in SETTINGS}
+    make_maps(find_images(args), args.save_root, args.image_size, slic, args.workers, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python scripts/generate_simulated_noise.py --gts_root data/Kvasir/masks \
         --save_root data/Kvasir/masks_200_0.8_0.05_0.2_mask_channel0 --theta1 0.8
 
-Shrunk (S_R), expanded (S_E) and dilated or eroded (S_DE) masks: scripts/README.md; docs/method.md section 6.
+Shrunk (S_R), expanded (S_E) and dilated or eroded (S_DE) masks: scripts/README.md; docs/method.md section 6. With
+--num_classes K each class of 1..K-1 is disturbed in turn.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, read_mask
 from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically
-from utils.noise import dilation_erosion_noise, file_generator, markov_noise
+from utils.noise import class_noise, dilation_erosion_noise, file_generator, markov_noise
 
 
 class Outcome(NamedTuple):
@@ -30,17 +31,22 @@ class Outcome(NamedTuple):
 
     name: str
     action: str  # "written", "skipped" or "made again"
-    dice: float  # of the noisy mask against the clean one; 1 where both are empty
+    dice: float  # of the noisy mask against the clean one, the mean over the classes; 1 where both are empty
     wrong_share: float  # of the image's pixels
-    emptied: bool
+    emptied: bool  # of a class
     filled: bool
     soiled: bool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--gts_root", type=Path, required=True, help="folder of clean masks (PNG, JPEG, BMP, TIFF)")
-    parser.add_argument("--save_root", type=Path, required=True, help="folder of the noisy masks, written as 0/255 PNG")
+    parser.add_argument(
+        "--gts_root", type=Path, required=True, help="folder of clean masks (PNG, JPEG, BMP, TIFF, .npy)"
+    )
+    parser.add_argument(
+        "--save_root", type=Path, required=True, help="folder of the noisy masks, PNG of 0/255 or classes"
+    )
+    parser.add_argument("--num_classes", type=int, default=2, help="background included (default: %(default)s)")
     parser.add_argument("--noisetype", choices=["Markov", "DE"], default="Markov", help="default: %(default)s")
     parser.add_argument("--T", type=int, default=200, help="Markov: number of steps (default: %(default)s)")
     parser.add_argument(
@@ -65,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     low, high = args.range
     for flag, valid, wanted in (
+        ("--num_classes", 2 <= args.num_classes <= 255, "in 2..255"),
         ("--T", args.T >= 1, "at least 1"),
         ("--theta1", 0 <= args.theta1 <= 1, "in 0..1"),
         ("--theta2", 0 <= args.theta2 <= 1, "in 0..1"),
@@ -81,35 +88,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def make_noisy(source: tuple[str, Path], save_root: Path, noise: Callable, seed: int) -> Outcome:
+def make_noisy(source: tuple[str, Path], save_root: Path, noise: Callable, seed: int, num_classes: int) -> Outcome:
     """Write the noisy mask of ``source`` (stem, path), unless a valid one is there."""
     stem, path = source
-    clean, soiled = read_mask(path)
+    clean, soiled = read_mask(path, num_classes)
     target = save_root / f"{stem}.png"
     action = "written"
     noisy = None
     if target.exists():
-        noisy = read_valid(target, clean.shape)
+        noisy = read_valid(target, clean.shape, num_classes)
         action = "made again" if noisy is None else "skipped"
     if noisy is None:
-        noisy = noise(clean, file_generator(seed, stem))
-        write_atomically(target, cv2.imencode(".png", noisy * 255)[1].tobytes())
-    total = int(clean.sum()) + int(noisy.sum())
+        noisy = class_noise(clean, file_generator(seed, stem), noise, num_classes)
+        stored = noisy * 255 if num_classes == 2 else noisy
+        write_atomically(target, cv2.imencode(".png", stored)[1].tobytes())
+    pairs = [(clean == value, noisy == value) for value in range(1, num_classes)]
     return Outcome(
         path.name,
         action,
-        dice=2 * int((clean & noisy).sum()) / total if total else 1.0,
+        dice=float(np.mean([dice(before, after) for before, after in pairs])),
         wrong_share=float((clean != noisy).mean()),
-        emptied=bool(clean.any() and not noisy.any()),
-        filled=bool(noisy.all() and not clean.all()),
+        emptied=any(before.any() and not after.any() for before, after in pairs),
+        filled=any(after.all() and not before.all() for before, after in pairs),
         soiled=soiled,
     )
 
 
-def read_valid(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
-    """The noisy mask at ``path``, or None if it is damaged, of another size or not binary."""
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    """Dice of two bool masks; 1 where both are empty."""
+    total = int(first.sum()) + int(second.sum())
+    return 2 * int((first & second).sum()) / total if total else 1.0
+
+
+def read_valid(path: Path, shape: tuple[int, int], num_classes: int) -> np.ndarray | None:
+    """The noisy mask at ``path``, or None if it is damaged, of another size or of other values."""
     try:
-        mask = read_mask(path)
+        mask = read_mask(path, num_classes)
     except UserError:
         return None
     return mask.labels if mask.labels.shape == shape and not mask.soiled else None
@@ -134,23 +148,27 @@ def summary(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def draw_figure(target: Path, source: Path, seed: int) -> None:
-    """Draw the mask at ``source`` and each kind of noise on it, the clean outline overlaid, to the PNG ``target``."""
+def draw_figure(target: Path, source: Path, seed: int, num_classes: int) -> None:
+    """Draw the mask at ``source`` and each kind of noise on it, the clean outlines overlaid, to the PNG ``target``."""
     from matplotlib.figure import Figure  # slow to import
 
-    clean = read_mask(source).labels
-    moved = dilation_erosion_noise(clean, file_generator(seed, source.stem))
+    clean = read_mask(source, num_classes).labels
+
+    def noisy(noise: Callable) -> np.ndarray:
+        return class_noise(clean, file_generator(seed, source.stem), noise, num_classes)
+
+    moved = noisy(dilation_erosion_noise)
     panels = {
         "clean": clean,
-        "S_R: Markov, theta1 = 0.2": markov_noise(clean, file_generator(seed, source.stem), theta1=0.2),
-        "S_E: Markov, theta1 = 0.8": markov_noise(clean, file_generator(seed, source.stem), theta1=0.8),
-        f"S_DE: {'dilated' if moved.sum() > clean.sum() else 'eroded'} here": moved,
+        "S_R: Markov, theta1 = 0.2": noisy(partial(markov_noise, theta1=0.2)),
+        "S_E: Markov, theta1 = 0.8": noisy(partial(markov_noise, theta1=0.8)),
+        f"S_DE: {'dilated' if moved.sum() > clean.sum() else 'eroded'} here" if num_classes == 2 else "S_DE": moved,
     }
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (title, mask) in zip(figure.subplots(1, 4), panels.items(), strict=True):
-        axes.imshow(mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(mask, cmap="gray", vmin=0, vmax=num_classes - 1, interpolation="nearest")
         if clean.min() < clean.max():
-            axes.contour(clean, levels=[0.5], colors="tab:orange", linewidths=1.5)
+            axes.contour(clean, levels=np.arange(0.5, num_classes - 1), colors="tab:orange", linewidths=1.5)
         wrong = f"\n{(mask != clean).mean():.1%} of the pixels wrong" if mask is not clean else "\n"
         axes.set_title(title + wrong, fontsize=10)
         axes.set_axis_off()
@@ -172,17 +190,19 @@ def main(argv: list[str] | None = None) -> None:
         parameters = {"low": args.range[0], "high": args.range[1]}
         noise = partial(dilation_erosion_noise, **parameters)
     settings = {"noisetype": args.noisetype, **parameters, "seed": args.seed}
+    if args.num_classes > 2:
+        settings["num_classes"] = args.num_classes
     keep_settings(args.save_root, settings, args.overwrite, [args.save_root / f"{stem}.png" for stem in sources])
 
     cv2.setNumThreads(1)  # the processes take the cores
-    job = partial(make_noisy, save_root=args.save_root, noise=noise, seed=args.seed)
+    job = partial(make_noisy, save_root=args.save_root, noise=noise, seed=args.seed, num_classes=args.num_classes)
     results, failures = run_jobs(job, list(sources.items()), args.workers, "noise")
     outcomes = [result for result in results if result is not None]
     if outcomes:
         print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {args.save_root}")
         print(summary(outcomes))
         if args.figure:
-            draw_figure(args.figure, args.gts_root / outcomes[0].name, args.seed)
+            draw_figure(args.figure, args.gts_root / outcomes[0].name, args.seed, args.num_classes)
     if failures:
         raise UserError(f"{len(failures)} of {len(sources)} masks were not made:\n" + "\n".join(failures))
 

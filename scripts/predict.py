@@ -6,9 +6,10 @@ Writes a mask for each image, of the image's size and stem, as PNG: 0/255, with 
 0..K-1. An image that its EXIF data turns is turned first, as viewers show it. The class of a pixel is the one with the
 highest mean logit of both networks, taken at the training size and resized to the image's, as in training's own tests.
 
-Images must have the channels of the training images: 1 (grey) or 3 (colour; grey images among colour ones count as
-colour, as in training). Checkpoints of LIDC take grey images. Those of MMIS-2024 take images whose three channels are
-t1, t1c and t2, each scaled to 0..255 as in training; volumes (.h5) are not read here.
+Images may be in any form that training takes and must have the channels of the training images; grey ones among
+colour ones count as colour. Values of more than 8 bits are scaled image by image, as in training. Checkpoints of LIDC
+take grey images. Those of MMIS-2024 take images whose three channels are t1, t1c and t2, each scaled to 0..255 as in
+training; volumes (.h5) are not read here.
 
 Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
 or not be written.

@@ -53,6 +53,26 @@ def write_dataset(
     return folder
 
 
+def folder_recipe(folder: Path, noise_type: str = "clean", image_size: int = 32, num_classes: int = 2, layout=None):
+    """How to make the training set of a whole dataset folder, with the channels that its images have."""
+    from dataloaders.noisy_folder import Layout, common_format, find_parts, training_recipe
+    from dataloaders.slic import find_maps
+
+    layout = layout or Layout()
+    parts = find_parts(folder, layout, noise_type)
+    maps = find_maps(parts.given, folder / layout.segments, image_size)
+    return training_recipe(parts.train, maps, image_size, common_format(parts.images)[0], num_classes)
+
+
+def folder_cases(
+    folder: Path, image_size: int = 32, channels: int = 3, num_classes: int = 2, layout=None, noise_type: str = "clean"
+):
+    """What a dataset folder is scored on."""
+    from dataloaders.noisy_folder import Layout, find_parts, load_cases
+
+    return load_cases(find_parts(folder, layout or Layout(), noise_type).cases, image_size, channels, num_classes)
+
+
 def loaded(recipe):
     """The training set of a recipe, read into memory on the CPU."""
     import torch

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import block_segments, loaded, run_script, write_dataset
+from conftest import block_segments, folder_recipe, loaded, run_script, write_dataset
 from PIL import Image
 
 from dataloaders import cache
 from dataloaders.cache import Recipe, Sample, load_training_set
-from dataloaders.noisy_folder import Layout, training_recipe
 from utils.cli import UserError
+from utils.contours import move_contour
+from utils.geometry import squared_boundary_distance
 from utils.intensity import Intensity
 
 CPU = torch.device("cpu")
@@ -35,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, root: Path, size: int = SIZE, noise_type: str = "clean"):
-    return load_training_set(training_recipe(folder, Layout(), noise_type, size), "ram", root, CPU)
+    return load_training_set(folder_recipe(folder, noise_type, size), "ram", root, CPU)
 
 
 def assert_same(one, other) -> None:
@@ -49,7 +50,7 @@ def folders(root: Path) -> list[Path]:
 
 
 def test_cached_equals_read(folder, root, capsys):
-    plain = loaded(training_recipe(folder, Layout(), "clean", SIZE))
+    plain = loaded(folder_recipe(folder, "clean", SIZE))
     assert_same(load(folder, root), plain)
     assert "new, making it" in capsys.readouterr().out
     assert_same(load(folder, root), plain)
@@ -96,7 +97,7 @@ def test_a_changed_source_makes_it_again(folder, root, kind, capsys):
     capsys.readouterr()
     after = load(folder, root)
     assert "a source file has changed, making it" in capsys.readouterr().out
-    assert_same(after, loaded(training_recipe(folder, Layout(), "clean", SIZE)))
+    assert_same(after, loaded(folder_recipe(folder, "clean", SIZE)))
     assert any(not torch.equal(a[2], b[2]) for a, b in zip(before.parts, after.parts, strict=True))
     assert len(folders(root)) == 1
 
@@ -139,7 +140,7 @@ def test_a_damaged_cache_is_made_again(folder, root, damage, capsys):
     damage(folders(root)[0])
     after = load(folder, root)
     assert "damaged, making it" in capsys.readouterr().out
-    assert_same(after, loaded(training_recipe(folder, Layout(), "clean", SIZE)))
+    assert_same(after, loaded(folder_recipe(folder, "clean", SIZE)))
     del before
 
 
@@ -190,7 +191,7 @@ def _load_and_report(folder: Path, root: Path, start, results) -> None:
 def test_two_processes_at_once(folder, root):
     """Both get the set; one makes it, and nothing is left over. Several rounds, each from nothing."""
     context = multiprocessing.get_context("spawn")
-    plain = loaded(training_recipe(folder, Layout(), "clean", SIZE))
+    plain = loaded(folder_recipe(folder, "clean", SIZE))
     expected = int(plain.images.long().sum() + plain.squared_distances.long().sum())
     start, results = context.Event(), context.Queue()
     processes = [context.Process(target=_load_and_report, args=(folder, root, start, results)) for _ in range(2)]
@@ -234,3 +235,29 @@ def test_training_is_the_same_with_and_without(tmp_path):
         rows = (tmp_path / mode / "kvasir+gsd+given" / "log.csv").read_text().splitlines()
         logs.append([row.rsplit(",", 2)[0] for row in rows])  # without the times
     assert logs[0] == logs[1] == logs[2] and len(logs[0]) == 5
+
+
+def test_contours_are_corrected_once_and_kept(tmp_path, capsys):
+    folder = write_dataset(tmp_path, train=12, image_size=48)
+    shrunk = folder / "masks"
+    for path in shrunk.iterdir():
+        mask = np.asarray(Image.open(path)) > 0
+        Image.fromarray((move_contour(mask.astype(np.uint8), 3) * 255).astype(np.uint8)).save(path)
+    recipe = folder_recipe(folder, "given", 48)
+    given = load_training_set(recipe, "ram", tmp_path / "cache", CPU)
+    assert "contours:" not in capsys.readouterr().out
+    corrected = load_training_set(recipe, "ram", tmp_path / "cache", CPU, "corrected")
+    words = [line for line in capsys.readouterr().out.splitlines() if line.startswith("contours:")]
+    again = load_training_set(recipe, "ram", tmp_path / "cache", CPU, "corrected")
+    out = capsys.readouterr().out
+    assert "up to date" in out
+    assert words == [line for line in out.splitlines() if line.startswith("contours:")]
+    assert "moved in 12 of 12 masks" in words[0]
+    in_memory = load_training_set(recipe, "none", tmp_path / "cache", CPU, "corrected")
+    for one in (again, in_memory):
+        assert torch.equal(one.labels, corrected.labels)
+        assert torch.equal(one.squared_distances, corrected.squared_distances)
+    assert (corrected.labels > 0).sum() > 1.2 * (given.labels > 0).sum()
+    for label, squared in zip(corrected.labels.numpy(), corrected.squared_distances.numpy(), strict=True):
+        np.testing.assert_array_equal(squared_boundary_distance(label), squared)
+    assert torch.equal(load_training_set(recipe, "ram", tmp_path / "cache", CPU).labels, given.labels)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import block_segments, loaded, write_dataset
+from conftest import block_segments, folder_cases, folder_recipe, loaded, write_dataset
 from PIL import Image
 
-from dataloaders.noisy_folder import LAYOUTS, NOISE_TYPES, Layout, find_dataset, load_test_cases, training_recipe
+from dataloaders.noisy_folder import LAYOUTS, NOISE_TYPES, Layout, find_dataset
 from utils.cli import UserError
 from utils.geometry import squared_boundary_distance
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, noise_type: str = "clean", image_size: int = SIZE, **options: int):
-    return loaded(training_recipe(folder, Layout(), noise_type, image_size, **options))
+    return loaded(folder_recipe(folder, noise_type, image_size, **options))
 
 
 def refusal(*args, **options) -> str:
@@ -109,18 +109,9 @@ def test_images_of_any_size_are_resized(folder, image_size):
 
 
 def test_grey_images_stay_grey(folder):
-    for path in (folder / "images").iterdir():
+    for path in (*(folder / "images").iterdir(), *(folder / "images_test").iterdir()):
         Image.open(path).convert("L").save(path)
     assert load(folder).images.shape == (5, 1, SIZE, SIZE)
-
-
-def test_grey_among_colour_is_taken_as_colour(folder):
-    path = folder / "images" / "case02.png"
-    Image.open(path).convert("L").save(path)
-    images = load(folder).images
-    assert images.shape == (5, 3, SIZE, SIZE)
-    assert torch.equal(images[2, 0], images[2, 1]) and torch.equal(images[2, 0], images[2, 2])
-    assert not torch.equal(images[1, 0], images[1, 1])
 
 
 def test_three_classes(folder):
@@ -129,12 +120,12 @@ def test_three_classes(folder):
         for path in (folder / kind).iterdir():
             Image.fromarray(classes).save(path)
     assert load(folder, num_classes=3).labels.unique().tolist() == [0, 1, 2]
-    assert load_test_cases(folder, Layout(), SIZE, 3, num_classes=3)[0].masks.unique().tolist() == [0, 1, 2]
+    assert folder_cases(folder, SIZE, num_classes=3)[0].masks.unique().tolist() == [0, 1, 2]
     assert "ambiguous" in refusal(folder, num_classes=2)
 
 
 def test_test_cases_have_one_slice_and_one_rater(folder):
-    cases = load_test_cases(folder, Layout(), SIZE, channels=3)
+    cases = folder_cases(folder, SIZE)
     assert [case.name for case in cases] == ["case00", "case01"]
     for case in cases:
         assert (case.image.shape, case.image.dtype) == ((1, 3, SIZE, SIZE), torch.uint8)
@@ -146,7 +137,7 @@ def test_test_cases_have_one_slice_and_one_rater(folder):
 
 
 def test_test_images_take_the_channels_of_the_training_images(folder):
-    assert load_test_cases(folder, Layout(), SIZE, channels=1)[0].image.shape == (1, 1, SIZE, SIZE)
+    assert folder_cases(folder, SIZE, channels=1)[0].image.shape == (1, 1, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("noise_type", NOISE_TYPES)
@@ -173,8 +164,8 @@ def test_each_noise_type_reads_its_folder(folder, name, noise_type):
         pixels[:2] = 255
         Image.fromarray(pixels).save(target / wanted / path.name)
     dataset, layout = find_dataset(target.parent, name)
-    assert loaded(training_recipe(dataset, layout, noise_type, SIZE)).labels[:, 0].all()
-    assert len(load_test_cases(dataset, layout, SIZE, 3)) == 2
+    assert loaded(folder_recipe(dataset, noise_type, SIZE, layout=layout)).labels[:, 0].all()
+    assert len(folder_cases(dataset, SIZE, layout=layout, noise_type=noise_type)) == 2
 
 
 def test_soiled_masks_are_named(folder, capsys):
@@ -206,18 +197,8 @@ def test_missing_training_folder_is_named(folder, missing):
 def test_missing_test_folder_is_named(folder, missing):
     shutil.rmtree(folder / missing)
     with pytest.raises(UserError) as caught:
-        load_test_cases(folder, Layout(), SIZE, 3)
+        folder_cases(folder, SIZE)
     assert f"{folder / missing}: no such folder" in str(caught.value)
-
-
-def test_missing_superpixel_folder_names_the_command_that_makes_it(folder):
-    shutil.rmtree(folder / "images_SLIC")
-    command = (
-        f"scripts/generate_SLIC.py --images_root {folder / 'images'} --save_root {folder / 'images_SLIC'} "
-        f"--image_size {SIZE}"
-    )
-    message = refusal(folder)
-    assert f"{folder / 'images_SLIC'}: no such folder" in message and command in message
 
 
 def test_image_without_superpixels_is_named_with_the_command(folder):
@@ -242,7 +223,7 @@ def test_image_without_mask_is_named(folder):
 def test_mask_without_image_is_named(folder):
     (folder / "images_test" / "case01.png").unlink()
     with pytest.raises(UserError, match=r"case01\.png without an image"):
-        load_test_cases(folder, Layout(), SIZE, 3)
+        folder_cases(folder, SIZE)
 
 
 def test_mask_of_another_size_than_its_image_is_refused(folder):

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, block_segments, loaded
+from conftest import REPO, TRAIN_SCRIPT, block_segments, folder_cases, folder_recipe, loaded
 from PIL import Image
 
 from dataloaders.files import list_images, pair_by_stem, read_mask
-from dataloaders.noisy_folder import find_dataset, load_test_cases, training_recipe
+from dataloaders.noisy_folder import find_dataset
 
 DATA = REPO.parent / "shared" / "data"
 
@@ -39,7 +39,7 @@ def link_kvasir(root: Path, image_size: int, train: int = 16, test: int = 4) -> 
 
 def test_kvasir_is_read_at_training_size(tmp_path):
     folder, layout = find_dataset(link_kvasir(tmp_path, 256).parent, "kvasir")
-    data = loaded(training_recipe(folder, layout, "clean", 256))
+    data = loaded(folder_recipe(folder, "clean", 256, layout=layout))
     assert (data.images.shape, data.labels.shape) == ((16, 3, 256, 256), (16, 256, 256))
     assert data.labels.unique().tolist() == [0, 1]
     assert data.num_segments == 1 + 3 * (64 * 64 - 1)
@@ -51,7 +51,7 @@ def test_kvasir_is_read_at_training_size(tmp_path):
         polyp = read_mask(folder / "masks" / f"{name}.png").labels.mean()
         assert 0 < polyp < 1 and abs(label.float().mean() - polyp) < 0.01
 
-    cases = load_test_cases(folder, layout, 256, channels=3)
+    cases = folder_cases(folder, 256, layout=layout)
     assert [case.image.shape for case in cases] == [(1, 3, 256, 256)] * 4
     assert all(case.masks.unique().tolist() == [0, 1] for case in cases)
 
@@ -68,7 +68,7 @@ def test_shenzhen_pairs_are_complete(images, masks, count, capsys):
 
 def test_shenzhen_test_set_is_read_whole():
     folder, layout = find_dataset(DATA, "shenzhen")
-    cases = load_test_cases(folder, layout, 64, channels=1)
+    cases = folder_cases(folder, 64, 1, layout=layout)
     shares = torch.stack([case.masks.float().mean() for case in cases])
     assert len(cases) == 113
     assert shares.min() > 0.02 and shares.max() < 0.6  # lungs, on every X-ray

@@ -20,6 +20,7 @@ from PIL import Image
 
 from utils.baselines import METHODS
 from utils.cli import run_main
+from utils.training import learning_rate_at
 
 specification = importlib.util.spec_from_file_location("train_gsd_net", TRAIN_SCRIPT)
 script = importlib.util.module_from_spec(specification)
@@ -228,7 +229,31 @@ def test_defaults_are_the_settings_of_the_paper(monkeypatch, dataset, noise_type
     monkeypatch.setattr(sys, "argv", ["train", "--datasets", dataset, "--noise_type", noise_type])
     args = script.parse_arguments()
     assert (args.tau, args.ratecp, args.jitter) == (tau, ratecp, jitter)
-    assert (args.max_epochs, args.batch_size, args.learning_rate, args.consistency) == (100, 16, 0.005, 0.5)
+    assert (args.max_epochs, args.batch_size, args.consistency) == (100, 16, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "contours", "optimizer", "learning_rate"),
+    [
+        ((), "corrected", "adamw", 0.001),
+        (("--fidelity", "paper"), "given", "sgd", 0.005),
+        (("--fidelity", "published"), "given", "sgd", 0.005),
+        (("--fidelity", "paper", "--contours", "corrected"), "corrected", "sgd", 0.005),
+        (("--optimizer", "sgd"), "corrected", "sgd", 0.005),
+        (("--learning_rate", "0.01"), "corrected", "adamw", 0.01),
+        (("--method", "ce"), "given", "adamw", 0.001),
+        (("--method", "ce", "--contours", "corrected"), "corrected", "adamw", 0.001),
+    ],
+)
+def test_fidelity(monkeypatch, flags, contours, optimizer, learning_rate):
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), *flags])
+    args = script.parse_arguments()
+    assert (args.contours, args.optimizer, args.learning_rate) == (contours, optimizer, learning_rate)
+
+
+def test_learning_rate_schedules():
+    assert [learning_rate_at("constant", 0.005, p) for p in (0, 0.5, 1)] == [0.005] * 3
+    assert [learning_rate_at("cosine", 0.1, p) for p in (0, 0.5, 1)] == pytest.approx([0.1, 0.0505, 0.001])
 
 
 def test_one_choice_of_the_published_implementation_alone(monkeypatch):

@@ -67,7 +67,7 @@ def learning_curves(history: list[dict]) -> Figure:
     curve(dice, "iou", "IoU")
     curve(selection, "drop_rate", "drop rate")
     curve(selection, "kept", "share of pixels kept")
-    for axis, title in ((losses, "training losses"), (dice, "test masks"), (selection, "selection")):
+    for axis, title in ((losses, "training losses"), (dice, history[-1]["scored_on"]), (selection, "selection")):
         axis.set(title=title, xlabel="epoch")
         if axis.lines:
             axis.legend(fontsize=7)

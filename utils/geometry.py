@@ -32,12 +32,13 @@ def squared_boundary_distance(label: np.ndarray, cap: int = DISTANCE_CAP) -> np.
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 (H,W,C) -> uint8 (size,size,C): by area where it shrinks, linear where it grows."""
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
     if (height, width) == (size, size):
         return image
-    shrinks = size * size < height * width
-    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized.reshape(size, size, image.shape[2])  # OpenCV drops a single channel
+    how = cv2.INTER_AREA if size * size < height * width else cv2.INTER_LINEAR
+    # OpenCV takes up to four channels at once.
+    parts = [np.ascontiguousarray(image[..., i : i + 4]) for i in range(0, channels, 4)]
+    return np.dstack([cv2.resize(part, (size, size), interpolation=how) for part in parts])
 
 
 def resize_label(label: np.ndarray, size: int) -> np.ndarray:

@@ -37,6 +37,11 @@ class Intensity:
         """Inputs 0..255 as stored. Source: docs/method.md section 7."""
         return cls((0.0,) * channels, (1 / 255,) * channels)
 
+    def stated(self, stored: str) -> dict:
+        """What args.json says of intensities: ``stored``, how those of the files become 0..255, and what follows."""
+        inputs = "(value / 255 - mean) / std, each channel by itself"
+        return {"stored": stored, "inputs": inputs, "mean": list(self.mean), "std": list(self.std)}
+
     def normalise(self, unit: Tensor) -> Tensor:
         """Images (B,C,H,W) in [0, 1] -> network inputs, float32."""
         mean = unit.new_tensor(self.mean).view(-1, 1, 1)

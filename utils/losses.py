@@ -73,3 +73,16 @@ def soft_dice(probability: Tensor, label: Tensor, smoothing: float = 1.0) -> Ten
     overlap = (probability * target).sum(dim=2)
     size = probability.sum(dim=2) + target.sum(dim=2)
     return ((2 * overlap + smoothing) / (size + smoothing)).mean()
+
+
+def foreground_dice(probability: Tensor, label: Tensor, mask: Tensor, smoothing: float = 1.0) -> Tensor:
+    """Soft Dice of probabilities (B,K,*S) with the label where a mask (B,*S) is True, the mean over classes 1..K-1.
+
+    Over the pixels of all samples together, so that an image with little foreground, or none, weighs by what it has.
+    Returns a scalar in (0, 1], 1 for a perfect prediction. Source: docs/method.md section 8.
+    """
+    target = torch.zeros_like(probability).scatter_(1, label.unsqueeze(1), 1.0)
+    inside = mask.unsqueeze(1).to(probability.dtype)
+    probability, target = ((values * inside).transpose(0, 1).flatten(1)[1:] for values in (probability, target))
+    overlap, size = (probability * target).sum(dim=1), (probability + target).sum(dim=1)
+    return ((2 * overlap + smoothing) / (size + smoothing)).mean()

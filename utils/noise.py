@@ -1,6 +1,7 @@
-"""Simulated label noise on binary masks: arrays in, arrays out."""
+"""Simulated label noise on masks of two and more classes: arrays in, arrays out."""
 
 import hashlib
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -13,6 +14,27 @@ def file_generator(seed: int, stem: str) -> np.random.Generator:
     seed: >= 0; stem: the file's name without its suffix.
     """
     return np.random.default_rng([seed, *hashlib.sha256(stem.encode()).digest()])
+
+
+def class_noise(
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    noise: Callable[[np.ndarray, np.random.Generator], np.ndarray],
+    num_classes: int,
+) -> np.ndarray:
+    """Disturb the mask of each foreground class in turn, by ``noise``, and put them together again.
+
+    Classes 1, 2, ... are disturbed one by one, each as it is in ``labels``, with draws from the one ``rng``. A pixel
+    that several of the new masks claim takes the highest of these classes, one that none claims is background. With two
+    classes this is ``noise`` itself.
+
+    labels: (H,W) of 0..num_classes-1; returns the same as uint8. Source: docs/method.md section 6, which has two
+    classes; docs/decisions.md.
+    """
+    noisy = np.zeros(labels.shape, np.uint8)
+    for value in range(1, num_classes):
+        noisy[noise(labels == value, rng) == 1] = value
+    return noisy
 
 
 def markov_noise(

@@ -19,10 +19,14 @@ from utils.distributed import ALONE, Team, wait_for_all
 from utils.figures import Figure, learning_curves, pixels, png
 from utils.gsd import Network
 
-RUN_FILES = ("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "curves.png", "panels.png")
+RUN_FILES = (
+    *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
+    *("curves.png", "panels.png"),
+)
 
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
+FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
 
 
 def choose_device(device: str, gpu: int) -> torch.device:
@@ -122,7 +126,7 @@ class Run:
             self.checkpoint = read_checkpoint(path)
             self.history = self.checkpoint["history"]
             before = self.checkpoint["args"]
-            changed = [k for k in settings if k not in PLACE_SETTINGS and before.get(k) != settings[k]]
+            changed = [k for k in settings if k not in PLACE_SETTINGS | FOUND and before.get(k) != settings[k]]
             if changed:
                 was = ", ".join(f"--{k} {before.get(k)} (now {settings[k]})" for k in changed)
                 raise UserError(f"{path}: --resume needs the settings of the run, which had {was}")
@@ -198,7 +202,7 @@ class Run:
         self._keep_best(checkpoint)
         self.write_table("log.csv", self.history)
         for name, value in row.items():
-            if name != "epoch" and value is not None:
+            if name != "epoch" and isinstance(value, int | float):
                 self.writer.add_scalar(name, value, row["epoch"])
         self.writer.flush()
 

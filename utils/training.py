@@ -1,6 +1,7 @@
 """Train one epoch, predict, evaluate, and the run made of them; the same for every dataset."""
 
 import argparse
+import math
 import os
 import shutil
 import statistics
@@ -25,13 +26,13 @@ from utils.baselines import METHODS
 from utils.cli import UserError, listed
 from utils.distributed import Team, average, average_buffers, gather, shared
 from utils.figures import method_panels
-from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, weight_cap
+from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, highest_weight
 from utils.intensity import Intensity, to_unit
 from utils.metrics import case_scores
 from utils.run import Run, at_precision, keep_freed_memory, uses_bf16
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
-LOSS_PARTS = ("pixel_loss", "kept", "gda", "transfer1", "transfer2", "agreement")
+LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
 PICTURES = 10  # times in a run that panels and curves are drawn
 WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
 LAST_EPOCHS = 10  # the reported figure is the mean over these; docs/method.md section 5
@@ -56,11 +57,13 @@ class Experiment:
     trained: Sequence[nn.Module]  # the same two as training calls them: compiled, with gradients shared by the team
     team: Team
     optimiser: torch.optim.Optimizer
+    learning_rate: Callable[[float], float]  # by the share of the run that is over
     step: Callable[..., Step]  # utils.gsd.gsd_step or a baseline of its signature
     config: GSDConfig
     epoch_batches: EpochBatches  # the batches of one epoch and their images' names
     steps_per_epoch: int
     cases: Sequence[TestCase]
+    scored_on: str  # what the masks of the cases are, in words
     validation: Sequence[TestCase]  # held out of training to choose an epoch by; may be empty
     num_classes: int
     intensity: Intensity
@@ -84,6 +87,7 @@ def experiment_of(
     intensity: Intensity,
     cases: Sequence[TestCase],
     validation: Sequence[TestCase] = (),
+    scored_on: str = "test masks",
     weight_decay_rate: int = 10,
 ) -> Experiment:
     """The experiment that a training script's flags ask for, on data that the script has read.
@@ -108,15 +112,14 @@ def experiment_of(
         networks=networks,
         trained=trained,
         team=team,
-        # fused: one kernel for all parameters, in place of several for each.
-        optimiser=torch.optim.SGD(
-            networks.parameters(), args.learning_rate, momentum=0.9, weight_decay=1e-5, fused=True
-        ),
+        optimiser=optimiser_of(args.optimizer, networks, args.learning_rate),
+        learning_rate=partial(learning_rate_at, args.schedule, args.learning_rate),
         step=METHODS[args.method],
         config=gsd_config(args, weight_decay_rate),
         epoch_batches=epoch_batches,
         steps_per_epoch=training_images // args.batch_size,
         cases=cases,
+        scored_on=scored_on,
         validation=validation,
         num_classes=args.num_classes,
         intensity=intensity,
@@ -125,6 +128,19 @@ def experiment_of(
         device=device,
         bf16=uses_bf16(args.amp, device),
     )
+
+
+def optimiser_of(name: str, networks: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """One optimiser over both networks. "sgd": docs/method.md section 5; "adamw": section 8."""
+    # fused: one kernel for all parameters, in place of several for each.
+    if name == "sgd":
+        return torch.optim.SGD(networks.parameters(), learning_rate, momentum=0.9, weight_decay=1e-5, fused=True)
+    return torch.optim.AdamW(networks.parameters(), learning_rate, weight_decay=1e-4, fused=True)
+
+
+def learning_rate_at(schedule: str, start: float, progress: float) -> float:
+    """The learning rate after ``progress``, 0..1, of the run: "constant", or "cosine", which falls to a hundredth."""
+    return start * (0.505 + 0.495 * math.cos(math.pi * progress)) if schedule == "cosine" else start
 
 
 def fit(experiment: Experiment, run: Run) -> dict:
@@ -138,8 +154,9 @@ def fit(experiment: Experiment, run: Run) -> dict:
         print(f"{run.folder}: this run is complete already")
         return run.result
     print(
-        f"{run.settings['method']}: {experiment.steps_per_epoch} steps an epoch, {len(experiment.cases)} test cases, "
-        f"{experiment.device}, {'bf16' if experiment.bf16 else 'fp32'}; writing {run.folder}"
+        f"{run.settings['method']}: {experiment.steps_per_epoch} steps an epoch, {experiment.device}, "
+        f"{'bf16' if experiment.bf16 else 'fp32'}; {len(experiment.cases)} cases scored on {experiment.scored_on}; "
+        f"writing {run.folder}"
     )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
     epochs = experiment.config.max_epochs
@@ -153,9 +170,10 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "epoch": epoch,
                 **losses,
                 "drop_rate": drop_rate(epoch, experiment.config.tau, epochs),
-                "weight_cap": weight_cap(epoch, epochs, experiment.config.weight_decay_rate),
+                "weight_cap": highest_weight(epoch, experiment.config),
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
                 **means(evaluate(experiment, experiment.cases)),
+                "scored_on": experiment.scored_on,
             }
             if experiment.validation:
                 row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
@@ -194,6 +212,9 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float
             waited += time.perf_counter() - asked
             mixing = float(torch.rand((), generator=experiment.generator))
             permutation = torch.randperm(len(batch.image), generator=experiment.generator).to(experiment.device)
+            progress = (epoch + index / steps) / experiment.config.max_epochs
+            for group in experiment.optimiser.param_groups:
+                group["lr"] = experiment.learning_rate(progress)
             step = experiment.step(forwards, batch, epoch, experiment.config, mixing, permutation)
             experiment.optimiser.zero_grad(set_to_none=True)
             step.loss.backward()
@@ -368,6 +389,7 @@ def report(experiment: Experiment, run: Run) -> dict:
         "undefined": undefined,
         "empty_masks": counts,
         "test_cases": len(scores),
+        "scored_on": experiment.scored_on,
         "waiting": statistics.fmean(row["waiting"] for row in run.history),
         "processes": experiment.team.size,
         "seconds_per_epoch": statistics.fmean(row["seconds"] for row in run.history),
@@ -424,7 +446,7 @@ def print_empty(empty: dict[str, int], undefined: dict[str, int]) -> None:
 def print_result(result: dict, folder: str) -> None:
     """The table that ends a run."""
     last = result["last_epoch"]
-    print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} test cases")
+    print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}")
     print(f"  {'':<32}{'last epoch':>12}{'mean of the last ' + str(result['averaged_epochs']):>24}")
     for name, title in titles_of(last).items():
         value = "undefined" if last[name] is None else f"{last[name]:.4f}"

@@ -1,0 +1,246 @@
+"""Pixels of image files at any depth and number of channels: as stored, and as the 0..255 that training works on."""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import tifffile
+from PIL import Image, ImageOps
+
+from utils.cli import UserError
+
+PERCENTILES = (0.5, 99.5)  # that become 0 and 255 where a file does not hold 8 bits
+_GREY_MODES = {"1", "L", "LA"}
+_EIGHT_BIT_MODES = {*_GREY_MODES, "P", "RGB", "RGBA"}
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what decoders raise
+
+
+class Format(NamedTuple):
+    """What the header of an image file promises."""
+
+    channels: int  # alpha not counted
+    eight_bit: bool
+
+
+def format_of(path: Path) -> Format:
+    """The channels and depth of an image file, as `read_stored` will give them; decodes no pixel.
+
+    Raises `UserError` if the file is no image, or of a kind that is not read.
+    """
+    if path.suffix.lower() == ".npy":
+        array = _image_array(path, mmap_mode="r")
+        return Format(array.shape[2], array.dtype == np.uint8)
+    start = _first_bytes(path)
+    if start.startswith(_TIFF) and not _is_plain_tiff(path):
+        layout = _tiff_layout(path)
+        return Format(layout.channels, layout.dtype == np.uint8)
+    try:
+        with Image.open(path) as image:
+            grey = image.mode in _GREY_MODES | {"I;16"} or _is_deep_grey_png(start)
+            return Format(1 if grey else 3, not _is_deep_png(start))
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+
+
+def read_stored(path: Path) -> np.ndarray:
+    """An image's values as stored, (H,W,C) of integers or floats; alpha is dropped, a palette applied.
+
+    PNG, JPEG, BMP, TIFF and .npy; grey, RGB, or in TIFF and .npy any number of channels: a TIFF with several samples a
+    pixel or with a page a channel, an array (H,W) or (H,W,C). Turned as the EXIF orientation says. Raises `UserError`
+    if the file is unreadable or truncated, holds several images or a stack of slices, or values that are no finite
+    numbers.
+    """
+    if path.suffix.lower() == ".npy":
+        values = _image_array(path)
+    elif _first_bytes(path).startswith(_TIFF) and not _is_plain_tiff(path):
+        values = _read_tiff(path)
+    else:
+        values = _read_image(path)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UserError(f"{path}: NaN or infinite values; replace them by numbers")
+    return values
+
+
+def to_bytes(plane: np.ndarray) -> np.ndarray:
+    """One channel of one image, (H,W) finite numbers, as uint8 (H,W).
+
+    Values deeper than 8 bits mostly fill a part of their range only, and those of MR have no unit: scanner and sequence
+    decide their scale. The 0.5 and 99.5 percentiles of the pixels other than zero, which is the background, become 0
+    and 255, linear in between, clipped beyond. If fewer than one in a hundred pixels is other than zero, the
+    percentiles are those of all pixels; if both percentiles are equal, the extremes take their place; a constant plane
+    gives 0. So a positive factor on the intensities changes nothing, nor does a shift where there is no zero before or
+    after it. It is done image by image so that a new image needs nothing but itself.
+    """
+    values = plane.astype(np.float64)
+    tissue = values[values != 0]
+    if len(tissue) < values.size / 100:
+        tissue = values
+    low, high = np.percentile(tissue, PERCENTILES)
+    if low == high:
+        low, high = values.min(), values.max()
+    if low == high:
+        return np.zeros(plane.shape, np.uint8)
+    unit = ((values - low) / (high - low)).clip(0, 1)
+    # A value halfway between two levels must not depend on the last bit, which the scale of the intensities decides.
+    return np.floor(255 * unit + 0.5 + 1e-6).astype(np.uint8)
+
+
+def decode(path: Path) -> Image.Image:
+    """Decode the whole file by Pillow, turned as its EXIF orientation says, so that truncation is found here.
+
+    Raises `UserError` if that fails, or if there are several frames in it.
+    """
+    try:
+        image = Image.open(io.BytesIO(Path(path).read_bytes()))
+        if getattr(image, "n_frames", 1) > 1:
+            raise UserError(f"{path}: {image.n_frames} frames in one file; store one image a file")
+        image.load()
+        return ImageOps.exif_transpose(image)
+    # Decoders raise many kinds of exception on broken files; all mean the same to the user.
+    except _BROKEN as error:
+        raise _unreadable(path, error) from error
+
+
+def load_array(path: Path, mmap_mode: str | None = None, remedy: str = "replace or remove it") -> np.ndarray:
+    """The array in a .npy file, of whatever but objects. Raises `UserError`, with ``remedy``, if there is not just one
+    in it."""
+    try:
+        array = np.load(path, mmap_mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy file ({error}); {remedy}") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: an archive of several arrays, expected one; {remedy}")
+    return array
+
+
+# --- By kind of file --------------------------------------------------------------------------------------------------
+
+
+def _image_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
+    array = load_array(path, mmap_mode)
+    if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "uif":
+        raise UserError(f"{path}: {array.dtype} of shape {array.shape}; expected numbers (H,W) or (H,W,C)")
+    return array.reshape(*array.shape[:2], -1)
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not a readable image ({error}); replace or remove it")
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(32)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_deep_png(start: bytes) -> bool:
+    return start.startswith(b"\x89PNG") and start[24:25] == b"\x10"
+
+
+def _is_deep_grey_png(start: bytes) -> bool:
+    return _is_deep_png(start) and start[25] in (0, 4)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    image = decode(path)
+    if image.mode not in _EIGHT_BIT_MODES | {"I;16"}:
+        raise UserError(f"{path}: pixel format {image.mode!r}; convert it to grey or RGB")
+    start = _first_bytes(path)
+    if _is_deep_png(start) and image.mode != "I;16":
+        # Of colours with 16 bits Pillow gives the upper eight, which may hold nothing.
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB)
+        return pixels[..., :1] if _is_deep_grey_png(start) else pixels
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    if image.mode != "I;16":
+        image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
+    pixels = np.asarray(image)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _is_plain_tiff(path: Path) -> bool:
+    """Whether Pillow reads all of a TIFF file: one page of 8 bits, and no channel beyond those of its mode."""
+    try:
+        with Image.open(path) as image:
+            bits, samples = image.tag_v2.get(258, (1,)), image.tag_v2.get(277, 1)
+            known = image.mode in _EIGHT_BIT_MODES and samples == len(image.getbands())
+            return known and max(bits) <= 8 and image.n_frames == 1
+    except _BROKEN:
+        return False
+
+
+class _TiffLayout(NamedTuple):
+    axes: str  # Y, X and at most one more, of the channels
+    shape: tuple[int, ...]  # in the order of the axes
+    dtype: np.dtype
+    channels: int  # alpha, which comes last, is not counted
+    orientation: int  # as EXIF numbers it
+
+
+def _tiff_layout(path: Path) -> _TiffLayout:
+    """How a TIFF file holds its one image. Raises `UserError` if there is none in it, or more."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            # Reading the series looks at every page, so it comes before anything is said about them.
+            number, series = len(file.series), file.series[0]
+            named = zip(series.axes, series.shape, strict=True)
+            sizes = {axis: size for axis, size in named if size > 1 or axis in "YX"}
+            page, dtype, pages = series.keyframe, series.dtype, len(file.pages)
+            photometric, extra = int(page.photometric), tuple(map(int, page.extrasamples))
+            orientation = int(page.tags.valueof(274, 1))
+    except Exception as error:  # whatever its parser runs into on a damaged file
+        raise _unreadable(path, error) from error
+    axes = "".join(sizes)
+    channel = axes.replace("Y", "").replace("X", "")
+    if number > 1 or not {"Y", "X"} <= sizes.keys() or channel not in ("", "S", "C", "Q", "I"):
+        raise UserError(
+            f"{path}: {pages} frames in one file (axes {axes}); store one image a file, "
+            "its channels as samples or as pages"
+        )
+    if dtype is None or dtype.kind not in "uif" or photometric not in (1, 2):
+        raise UserError(f"{path}: pixel format {dtype}, photometric {photometric}; convert it to grey or RGB")
+    alpha = sum(kind in (1, 2) for kind in extra) if channel == "S" else 0
+    return _TiffLayout(axes, tuple(sizes.values()), dtype, sizes.get(channel, 1) - alpha, orientation)
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    layout = _tiff_layout(path)
+    try:
+        values = tifffile.imread(path, series=0)
+    except Exception as error:  # whatever its parser runs into on a damaged file
+        # For LZW and the like tifffile needs a package of its own; OpenCV has them, for up to four channels.
+        if "imagecodecs" not in str(error):
+            raise _unreadable(path, error) from error
+        values = _read_tiff_by_opencv(path, layout)
+    values = values.reshape(layout.shape)
+    channel = layout.axes.replace("Y", "").replace("X", "")
+    values = values.transpose([layout.axes.index(axis) for axis in ("Y", "X", *channel)])
+    values = values.reshape(*values.shape[:2], -1)[..., : layout.channels]
+    return _turned(values, layout.orientation)
+
+
+def _read_tiff_by_opencv(path: Path, layout: _TiffLayout) -> np.ndarray:
+    _, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    values = np.array([_red_first(page) for page in pages]).squeeze()
+    known = layout.orientation == 1 and values.size == np.prod(layout.shape) and values.dtype == layout.dtype
+    if not known:
+        raise UserError(f"{path}: not readable with this compression; store it uncompressed or as .npy")
+    return values
+
+
+def _red_first(page: np.ndarray) -> np.ndarray:
+    return page if page.ndim == 2 else page[..., [2, 1, 0, 3][: page.shape[2]]]
+
+
+def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
+    """(H,W,C) as the EXIF orientation 1..8 says that it is to be seen."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    return np.ascontiguousarray(values[rows, columns])

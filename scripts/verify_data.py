@@ -1,0 +1,103 @@
+"""Check a dataset before training: everything that is wrong with it, in one go.
+
+    python scripts/verify_data.py --datasets kvasir --data_root data --json report.json
+
+Folders laid out as in README (Data), LIDC (--datasets LIDC) and MMIS-2024 (--datasets MMIS). Nothing is changed. Exit
+code 0: training will read all of it, though there may be warnings; 1: training would stop at the errors; 2: the
+command itself is wrong.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+
+from dataloaders.noisy_folder import NOISE_TYPES, find_dataset
+from dataloaders.verify import Report, verify_folder, verify_lidc, verify_mmis
+from utils.arguments import number
+from utils.cli import UserError, listed, run_main, write_json
+
+# As the training scripts for these two sets look for them.
+SEVERAL_RATERS = {"lidc": ("lidc", verify_lidc)}
+SEVERAL_RATERS |= dict.fromkeys(("mmis", "mmis2024", "mmis2024task1"), ("MMIS2024TASK1", verify_mmis))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags; those with the names of training flags mean the same."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--datasets", required=True, help="kvasir, shenzhen, BUSUC, a folder of --data_root, LIDC or MMIS")
+    add("--data_root", type=Path, default=Path("data"), help="folder that holds the datasets (default: %(default)s)")
+    add("--noise_type", choices=NOISE_TYPES, help="check these training masks only (default: all that are there)")
+    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
+    add("--image_size", type=number(int, 16), help="training size in pixels (default: 256, for LIDC and MMIS 128)")
+    add("--raters", type=number(int, 1), default=4, help="annotators of LIDC or MMIS (default: %(default)s)")
+    add("--slic_root", type=Path, help="folder of the superpixels (default: the dataset's own)")
+    add("--details", type=number(int, 0), default=5, help="findings printed for each check (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write the full report there")
+    add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
+    return parser.parse_args(argv)
+
+
+def verify(args: argparse.Namespace) -> Report:
+    """Check the dataset that the flags name."""
+    rest = {"num_classes": args.num_classes, "segment_folder": args.slic_root, "workers": args.workers}
+    if args.datasets.lower() in SEVERAL_RATERS:
+        name, check = SEVERAL_RATERS[args.datasets.lower()]
+        folder = args.data_root / name
+        if args.noise_type:
+            raise UserError(f"--noise_type has no meaning for --datasets {args.datasets}: leave it out")
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give --data_root, the folder that holds {name}")
+        return check(folder, args.raters, args.image_size or 128, **rest)
+    folder, layout = find_dataset(args.data_root, args.datasets)
+    return verify_folder(folder, layout, args.noise_type, args.image_size or 256, **rest)
+
+
+def in_words(report: Report, details: int) -> str:
+    """The report as text: facts, a table with a row a check, the first findings of each, the verdict."""
+    lines = [f"{report.dataset}, for training at --image_size {report.settings['image_size']}"]
+    for part, facts in report.facts.get("images", {}).items():
+        kinds = [listed((f"{name} ({count})" for name, count in facts[key].items()), 3) for key in ("sizes", "formats")]
+        lines.append(f"{part} images: {facts['count']}" + "".join(f"; {kind}" for kind in kinds if kind))
+    for series, facts in report.facts.get("class_shares", {}).items():
+        classes = ", ".join(f"{value}: {share:.2%}" for value, share in enumerate(facts["classes"]))
+        low, middle, high = (f"{share:.2%}" for share in facts["foreground"])
+        foreground = f"foreground {low} to {high}, median {middle}"
+        lines.append(f"{series}: {facts['masks']} masks; class shares {classes}; {foreground}")
+
+    lines += ["", f"{'check':<26}{'result':<9}{'count':>6}  first names"]
+    for title, result, found in report.checks():
+        row = f"{title:<26}{result:<9}{len(found) or '':>6}  {listed((finding.name for finding in found), 2)}"
+        lines.append(row.rstrip())
+    for title, result, found in report.checks():
+        if found and details:
+            lines += ["", f"{title}: {result}"]
+            lines += [f"  {finding.level}: {finding.name}: {finding.message}" for finding in found[:details]]
+            if len(found) > details:
+                lines.append(f"  and {len(found) - details} more (--json FILE has all)")
+    errors, warnings = report.count("error"), report.count("warning")
+    verdict = "training would stop" if errors else "training will read it"
+    return "\n".join([*lines, "", f"{errors} errors, {warnings} warnings: {verdict}"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check, print, write, and say by the exit code whether training would stop."""
+    args = parse_args(argv)
+    # A file's name need be no valid text, nor fit the terminal.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    cv2.setNumThreads(1)  # the processes take the cores
+    report = verify(args)
+    print(in_words(report, args.details))
+    if args.json:
+        write_json(args.json, report.as_json())
+    if report.count("error"):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)

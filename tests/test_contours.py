@@ -1,0 +1,171 @@
+"""Contour correction: on phantoms whose contours are known, on degenerate masks, and on real images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import distance_transform_edt
+
+from dataloaders.files import list_images, read_image, read_mask
+from utils.contours import displacements, levels_of, move_contour, signed_distance, steps
+from utils.geometry import resize_image, resize_label
+from utils.noise import dilation_erosion_noise, file_generator, markov_noise
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
+SIZE = 96
+
+
+def disc(radius, size=SIZE):
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    return (np.hypot(x, y) < radius).astype(np.uint8)
+
+
+def picture(mask, rng, channels=3, contrast=40):
+    """A textured object on a textured ground, with a shading that has nothing to do with it."""
+    shading = np.linspace(0, 50, mask.shape[1])[:, None]
+    texture = rng.normal(0, 15, (*mask.shape, channels))
+    return (100 + contrast * mask[..., None].astype(float) + shading + texture).clip(0, 255).astype(np.uint8)
+
+
+def phantoms(levels, seed=0, radius=(18, 30), **kwargs):
+    """Discs of random radius, each with a mask whose contour lies at its level: (images, true masks, given masks)."""
+    rng = np.random.default_rng(seed)
+    radii = rng.uniform(*radius, len(levels))
+    true = [disc(r) for r in radii]
+    # The mask is drawn where the true contour is at ``level``: the other way round from the mask.
+    given = [disc(r + level) for r, level in zip(radii, levels, strict=True)]
+    return [picture(mask, rng, **kwargs) for mask in true], true, given
+
+
+def found_in(images, masks):
+    return displacements([steps(*pair) for pair in zip(images, masks, strict=True)], levels_of(masks[0].shape))
+
+
+def overlap(one, two):
+    return 2 * (one & two).sum() / (one.sum() + two.sum())
+
+
+def test_signed_distance():
+    mask = np.random.default_rng(0).random((20, 31)) < 0.2
+    expected = np.where(mask, distance_transform_edt(mask) - 0.5, 0.5 - distance_transform_edt(~mask))
+    np.testing.assert_allclose(signed_distance(mask.astype(np.uint8) * 2), expected, atol=1e-5)
+    assert (signed_distance(np.zeros((4, 5), np.uint8)) == -np.inf).all()
+    assert (signed_distance(np.ones((4, 5), np.uint8)) == np.inf).all()
+
+
+@pytest.mark.parametrize(("size", "width"), [(96, 1), (256, 2)])
+def test_steps(size, width):
+    rng = np.random.default_rng(0)
+    mask = disc(size / 5, size)
+    image, distance = picture(mask, rng, channels=2), signed_distance(mask)
+    found = steps(image, mask)
+    for index, level in enumerate(levels_of(mask.shape)):
+        one = image[(distance >= level) & (distance < level + width)].astype(float)
+        two = image[(distance >= level - width) & (distance < level)].astype(float)
+        assert found.pixels[index] == min(len(one), len(two))
+        values, vectors = np.linalg.eigh((np.cov(one.T, bias=True) + np.cov(two.T, bias=True)) / 2 + np.eye(2))
+        expected = vectors @ np.diag(values**-0.5) @ vectors.T @ (one.mean(0) - two.mean(0))
+        np.testing.assert_allclose(found.step[index], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", [-6, -3, 0, 4, 6])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_one_displacement(level, channels):
+    images, true, given = phantoms([level] * 12, channels=channels)
+    found = found_in(images, given)
+    assert np.abs(found - level).max() <= 1
+    for mask, drawn, moved in zip(true, given, found, strict=True):
+        assert overlap(mask, move_contour(drawn, moved)) >= max(0.93, overlap(mask, drawn))
+
+
+def test_each_image_its_own():
+    levels = np.random.default_rng(1).permutation([-6] * 10 + [5] * 10 + [0] * 20)
+    found = found_in(*phantoms(levels)[::2])
+    assert np.abs(found - levels).max() <= 1
+
+
+def test_the_set_helps_where_an_image_says_little():
+    images, _, given = phantoms([5] * 40, contrast=9)
+    alone = np.concatenate([found_in([image], [mask]) for image, mask in zip(images, given, strict=True)])
+    together = found_in(images, given)
+    assert np.abs(together - 5).mean() < 1 < np.abs(alone - 5).mean()
+
+
+def test_objects_darker_and_brighter_than_the_ground():
+    dark, bright = phantoms([4] * 10, contrast=-40), phantoms([4] * 14, contrast=40, seed=1)
+    assert np.abs(found_in(dark[0] + bright[0], dark[2] + bright[2]) - 4).max() <= 1
+
+
+def test_without_a_boundary_nothing_moves():
+    images, _, given = phantoms([5] * 8)
+    given[0][:], given[1][:] = 0, 1
+    found = found_in(images, given)
+    assert found[:2].tolist() == [0, 0]
+    assert np.abs(found[2:] - 5).max() <= 1
+    assert found_in(images[:2], given[:2]).tolist() == [0, 0]
+    one_pixel = np.zeros((SIZE, SIZE), np.uint8)
+    one_pixel[3, 3] = 1
+    assert found_in([np.zeros((SIZE, SIZE, 3), np.uint8)] * 2, [given[0], one_pixel]).tolist() == [0, 0]
+
+
+def test_small_objects_are_not_erased():
+    images, _, given = phantoms([6] * 20)
+    small_images, _, small = phantoms([0] * 4, radius=(3, 5))
+    for mask, level in zip(small, found_in(images + small_images, given + small)[20:], strict=True):
+        assert move_contour(mask, level).any()
+
+
+def test_uniform_images_say_nothing():
+    given = [disc(20)] * 5
+    found = found_in([np.full((SIZE, SIZE, 3), 77, np.uint8)] * 5, given)
+    assert found.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("level", [-5, -1, 1, 5])
+def test_move_contour(level):
+    mask = disc(20)
+    moved = move_contour(mask, level)
+    assert moved.dtype == mask.dtype
+    np.testing.assert_array_equal(moved, signed_distance(mask) > level)
+    assert move_contour(mask, 0) is mask
+
+
+def test_gained_pixels_take_the_nearest_class():
+    label = np.zeros((40, 60), np.uint8)
+    label[15:25, 10:20], label[15:25, 40:50] = 1, 2
+    grown = move_contour(label, -6)
+    assert (grown[:, :30][grown[:, :30] > 0] == 1).all()
+    assert (grown[:, 30:][grown[:, 30:] > 0] == 2).all()
+    np.testing.assert_array_equal(grown > 0, signed_distance(label) > -6)
+    shrunk = move_contour(label, 3)
+    np.testing.assert_array_equal(shrunk, np.where(signed_distance(label) > 3, label, 0))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not here")
+@pytest.mark.parametrize("noise", ["S_R", "S_E", "S_DE", "none"])
+@pytest.mark.parametrize(
+    ("name", "images", "masks", "least"),
+    [("shenzhen", "img", "mask", {"none": 0.98}), ("Kvasir", "images", "masks", {"none": 0.92})],
+)
+def test_real_images(name, images, masks, least, noise):
+    paths = list_images(DATA / name / images)
+    stems = list(paths)[::6][:120]
+    mask_paths = list_images(DATA / name / masks)
+    pictures, true, given = [], [], []
+    for stem in stems:
+        mask = (read_mask(mask_paths[stem], 2).labels > 0).astype(np.uint8)
+        rng = file_generator(0, stem)
+        if noise == "S_DE":
+            noisy = dilation_erosion_noise(mask, rng)
+        elif noise == "none":
+            noisy = mask
+        else:
+            noisy = markov_noise(mask, rng, theta1=0.2 if noise == "S_R" else 0.8)
+        pictures.append(resize_image(read_image(paths[stem], 3), 128))
+        true.append(resize_label(mask, 128))
+        given.append(resize_label(noisy, 128))
+    moved = [move_contour(label, level) for label, level in zip(given, found_in(pictures, given), strict=True)]
+    before, after = (np.mean([overlap(*pair) for pair in zip(true, masks, strict=True)]) for masks in (given, moved))
+    assert after > least.get(noise, 0.88)
+    if noise != "none":
+        assert after > before + 0.08

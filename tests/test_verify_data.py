@@ -1,0 +1,799 @@
+"""Checks of datasets: every planted fault is found, alone and among others, and errors are what the loaders refuse."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+from conftest import REPO, blob, loaded, run_script, write_dataset
+from lidc_files import entries, write_lidc
+from mmis_files import draw_volume, write_h5, write_mmis
+from PIL import Image
+
+from dataloaders import duplicates, lidc, mmis
+from dataloaders.checks import CHECKS, agreement_of
+from dataloaders.files import list_images, read_image
+from dataloaders.lidc import read_slices, read_split
+from dataloaders.noisy_folder import Layout, load_test_cases, training_recipe
+from utils.cli import UserError
+from utils.superpixels import slic_segments
+
+sys.path.insert(0, str(REPO / "scripts"))
+import generate_SLIC
+import verify_data
+
+SIZE = 32
+DATA = REPO.parent / "shared" / "data"
+
+
+class Outcome(NamedTuple):
+    """What a run of the script said."""
+
+    code: int
+    report: dict
+    text: str
+
+    def found(self) -> dict[str, list[tuple[str, str]]]:
+        """Check -> (level, name) of its findings, for the checks that have some."""
+        titles = {title: check for check, title in CHECKS.items()}
+        return {
+            titles[check["check"]]: sorted((finding["level"], finding["name"]) for finding in check["findings"])
+            for check in self.report["checks"]
+            if check["findings"]
+        }
+
+    def messages(self, check: str) -> str:
+        """The messages of one check."""
+        (found,) = (c["findings"] for c in self.report["checks"] if c["check"] == CHECKS[check])
+        return "\n".join(finding["message"] for finding in found)
+
+
+@pytest.fixture
+def verify(tmp_path, capsys) -> Callable[..., Outcome]:
+    """Run the script in this process on a dataset below tmp_path/data."""
+
+    def run(*arguments: object, datasets: str = "Kvasir", data_root: Path = tmp_path / "data") -> Outcome:
+        target = tmp_path / "report.json"
+        common = ["--datasets", datasets, "--data_root", data_root, "--json", target, "--workers", 1]
+        size = [] if "--image_size" in arguments else ["--image_size", SIZE]
+        code = 0
+        try:
+            verify_data.main([str(argument) for argument in (*common, *size, *arguments)])
+        except SystemExit as stop:
+            code = stop.code
+        return Outcome(code, json.loads(target.read_text()), capsys.readouterr().out)
+
+    return run
+
+
+def cut(folder: Path, *arguments: object) -> None:
+    """Superpixels of a dataset folder by the project's own script."""
+    settings = ["--image_size", SIZE, "--n_segments", 64, "--workers", 1]
+    generate_SLIC.main([str(argument) for argument in (*arguments, *settings)])
+
+
+@pytest.fixture
+def folder(tmp_path, capsys) -> Path:
+    """A flawless dataset in Kvasir's layout, with S_DE masks."""
+    folder = write_dataset(tmp_path / "data", train=8, test=3, image_size=SIZE)
+    (folder / "masks_DE").mkdir()
+    for path in (folder / "masks").iterdir():
+        Image.open(path).save(folder / "masks_DE" / path.name)
+    cut(folder, "--images_root", folder / "images", "--save_root", folder / "images_SLIC", "--overwrite")
+    capsys.readouterr()
+    return folder
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def save(path: Path, values: np.ndarray, **options: object) -> None:
+    Image.fromarray(values).save(path, **options)
+
+
+def add_pair(folder: Path, name: str, image: np.ndarray, part: str = "") -> None:
+    """One more image, with a mask, and with superpixels where it is for training."""
+    save(folder / f"images{part}" / f"{name}.png", image)
+    mask = blob(np.random.default_rng(5))[1]
+    for masks in [f"masks{part}"] if part else ["masks", "masks_DE"]:
+        save(folder / masks / f"{name}.png", mask)
+    if not part:
+        cut(folder, "--images_root", folder / "images", "--save_root", folder / "images_SLIC")
+
+
+def loaders_refuse(folder: Path, num_classes: int = 2) -> bool:
+    """Whether the loaders of training raise on the clean masks, on the S_DE masks or on the test set."""
+    for noise in ("clean", "DE"):
+        try:
+            loaded(training_recipe(folder, Layout(), noise, SIZE, num_classes))
+            load_test_cases(folder, Layout(), SIZE, 3, num_classes)
+        except UserError:
+            return True
+    return False
+
+
+# --- Folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_set_passes_and_its_facts_are_told(folder, verify):
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    result = verify()
+    assert (result.code, result.found()) == (0, {})
+    assert (result.report["errors"], result.report["warnings"]) == (0, 0)
+    facts = result.report["facts"]
+    assert facts["images"]["train"] == {"count": 8, "sizes": {"48x40": 8}, "formats": {"8-bit RGB": 8}}
+    assert facts["images"]["test"]["count"] == 3
+    assert facts["superpixels"] == {"n_segments": 64, "compactness": 10.0, "sigma": 1.0, "image_size": SIZE}
+    shares = [(pixels(path) > 0).mean() for path in (folder / "masks").iterdir()]
+    assert facts["class_shares"]["masks"]["masks"] == 8
+    np.testing.assert_allclose(
+        facts["class_shares"]["masks"]["classes"], [1 - np.mean(shares), np.mean(shares)], atol=1e-6
+    )
+    expected = [min(shares), np.median(shares), max(shares)]
+    np.testing.assert_allclose(facts["class_shares"]["masks"]["foreground"], expected, atol=1e-6)
+    assert "0 errors, 0 warnings: training will read it" in result.text
+    assert not loaders_refuse(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def truncated_image(folder):
+    path = folder / "images" / "case02.png"
+    path.write_bytes(path.read_bytes()[:300])
+    return {"readable": [("error", "images/case02.png")]}
+
+
+def corrupt_test_mask(folder):
+    (folder / "masks_test" / "case01.png").write_bytes(b"no PNG")
+    return {"readable": [("error", "masks_test/case01.png")]}
+
+
+def renamed_mask(folder):
+    (folder / "masks" / "case03.png").rename(folder / "masks" / "case03_mask.png")
+    return {"names": [("error", "images/case03.png"), ("error", "masks/case03_mask.png")]}
+
+
+def two_of_a_stem(folder):
+    save(folder / "images_test" / "case00.jpg", blob(np.random.default_rng(6))[0])
+    return {"names": [("error", "images_test/case00.png")]}
+
+
+def smaller_mask(folder):
+    path = folder / "masks_DE" / "case04.png"
+    save(path, pixels(path)[:-1])
+    return {"sizes": [("error", "masks_DE/case04.png")]}
+
+
+def third_grey(folder):
+    mask = pixels(folder / "masks" / "case05.png").copy()
+    mask[:9, :9] = 100
+    save(folder / "masks" / "case05.png", mask)
+    return {"values": [("error", "masks/case05.png")]}
+
+
+def soiled_mask(folder):
+    mask = pixels(folder / "masks_DE" / "case06.png")
+    save(folder / "masks_DE" / "case06.png", cv2.GaussianBlur(mask, (0, 0), 0.7))
+    return {"values": [("warning", "masks_DE/case06.png")]}
+
+
+def empty_and_full_masks(folder):
+    save(folder / "masks_DE" / "case00.png", np.zeros((40, 48), np.uint8))
+    save(folder / "masks_DE" / "case01.png", np.full((40, 48), 255, np.uint8))
+    return {"blank_masks": [("warning", "masks_DE/case00.png"), ("warning", "masks_DE/case01.png")]}
+
+
+def vanishing_mask(folder):
+    """At 32x32, nearest neighbour reads neither the third row nor the third column of 48x40."""
+    mask = np.zeros((40, 48), np.uint8)
+    mask[2, 2] = 255
+    save(folder / "masks_DE" / "case03.png", mask)
+    return {"blank_masks": [("warning", "masks_DE/case03.png")]}
+
+
+def blank_image(folder):
+    save(folder / "images_test" / "case02.png", np.full((40, 48, 3), 9, np.uint8))
+    return {"blank_images": [("warning", "images_test/case02.png")]}
+
+
+def grey_image(folder):
+    path = folder / "images_test" / "case01.png"
+    Image.open(path).convert("L").save(path)
+    return {"formats": [("warning", "images_test/case01.png")]}
+
+
+def equal_training_images(folder):
+    add_pair(folder, "copy", pixels(folder / "images" / "case07.png"))
+    return {"exact_train": [("warning", "images/copy.png")]}
+
+
+def equal_image_in_test(folder):
+    add_pair(folder, "again", pixels(folder / "images" / "case01.png"), "_test")
+    return {"exact_between": [("warning", "images_test/again.png")]}
+
+
+def similar_image_in_test(folder):
+    brighter = pixels(folder / "images" / "case06.png") * 0.8 + 30
+    add_pair(folder, "bright", brighter.astype(np.uint8), "_test")
+    return {"near_between": [("warning", "images_test/bright.png")]}
+
+
+def similar_training_image(folder):
+    image = pixels(folder / "images" / "case05.png")
+    compressed = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
+    add_pair(folder, "jpeg", cv2.imdecode(compressed, cv2.IMREAD_COLOR))
+    return {"near_train": [("warning", "images/jpeg.png")]}
+
+
+def missing_superpixels(folder):
+    (folder / "images_SLIC" / "case00.npy").unlink()
+    return {"segments": [("error", "images_SLIC/case00.npy")]}
+
+
+def superpixels_of_another_size(folder):
+    np.save(folder / "images_SLIC" / "case01.npy", np.zeros((16, 16), np.int32))
+    return {"segments": [("error", "images_SLIC/case01.npy")]}
+
+
+def corrupt_superpixels(folder):
+    (folder / "images_SLIC" / "case03.npy").write_bytes(b"\x93NUMPY")
+    return {"segments": [("error", "images_SLIC/case03.npy")]}
+
+
+def superpixels_left_over(folder):
+    np.save(folder / "images_SLIC" / "gone.npy", np.zeros((SIZE, SIZE), np.int32))
+    return {"segments": [("warning", "images_SLIC/gone.npy")]}
+
+
+def superpixels_of_another_image(folder):
+    a, b = (folder / "images_SLIC" / f"case0{index}.npy" for index in (4, 5))
+    first = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(first)
+    return {"stale_segments": [("warning", "images_SLIC/case04.npy"), ("warning", "images_SLIC/case05.npy")]}
+
+
+def superpixels_of_other_settings(folder):
+    image = cv2.resize(pixels(folder / "images" / "case06.png"), (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+    np.save(folder / "images_SLIC" / "case06.npy", slic_segments(image, 64, compactness=0.5))
+    return {"stale_segments": [("warning", "images_SLIC/case06.npy")]}
+
+
+def foreign_file(folder):
+    (folder / "masks" / "notes.txt").write_text("checked on Monday")
+    return {"files": [("warning", "masks/notes.txt")]}
+
+
+FAULTS = [
+    *(truncated_image, corrupt_test_mask, renamed_mask, two_of_a_stem, smaller_mask, third_grey, soiled_mask),
+    *(empty_and_full_masks, vanishing_mask, blank_image, grey_image, equal_training_images, equal_image_in_test),
+    *(similar_image_in_test, similar_training_image, missing_superpixels, superpixels_of_another_size),
+    *(corrupt_superpixels, superpixels_left_over, superpixels_of_another_image, superpixels_of_other_settings),
+    foreign_file,
+]
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+def test_a_fault_is_found_alone_and_is_an_error_where_the_loaders_refuse(folder, verify, plant):
+    expected = plant(folder)
+    result = verify()
+    assert result.found() == expected
+    errors = sum(level == "error" for found in expected.values() for level, _ in found)
+    assert result.report["errors"] == errors
+    assert result.code == (1 if errors else 0) == loaders_refuse(folder)
+    ((check, found),) = expected.items()
+    row = next(line for line in result.text.splitlines() if line.startswith(CHECKS[check]))
+    assert row.removeprefix(CHECKS[check]).split()[:2] == [found[0][0], str(len(found))]
+    assert found[0][1] in row
+
+
+def test_all_faults_are_found_at_once(folder, verify):
+    # Those that add images come first, for they need the whole folder; the image that is swapped is read last.
+    adding = {equal_training_images, equal_image_in_test, similar_image_in_test, similar_training_image}
+    expected: dict[str, list] = {}
+    for plant in sorted(FAULTS, key=lambda plant: plant not in adding):
+        for check, found in plant(folder).items():
+            expected[check] = sorted(expected.get(check, []) + found)
+    result = verify("--details", 100)
+    assert result.code == 1
+    assert result.found() == expected
+    assert all(name in result.text for found in expected.values() for _, name in found)
+
+
+def test_an_error_outweighs_warnings(folder, verify):
+    soiled_mask(folder)
+    path = folder / "masks_test" / "case02.png"
+    save(path, pixels(path) // 2)
+    result = verify()
+    assert result.found() == {"values": [("error", "masks_test/case02.png"), ("warning", "masks_DE/case06.png")]}
+    assert next(c["result"] for c in result.report["checks"] if c["check"] == CHECKS["values"]) == "error"
+
+
+def test_missing_folders_are_all_named(folder, verify):
+    for name in ("masks_test", "images_SLIC"):
+        (folder / name).rename(folder / f"{name} away")
+    for path in (folder / "images_test").iterdir():
+        path.unlink()
+    result = verify()
+    assert result.code == 1
+    assert result.found() == {
+        "files": [("error", "images_test"), ("error", "masks_test")],
+        "segments": [("error", "images_SLIC")],
+    }
+    assert "generate_SLIC.py --images_root" in result.messages("segments")
+    assert next(c["result"] for c in result.report["checks"] if c["check"] == CHECKS["stale_segments"]) == "-"
+
+
+def test_an_empty_dataset_is_an_error(tmp_path, verify):
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    result = verify(datasets="mine")
+    assert result.code == 1
+    names = ["images", "images_test", "masks", "masks_test"]
+    assert result.found()["files"] == [("error", name) for name in names]
+
+
+def test_noise_type_chooses_the_masks(folder, verify):
+    third_grey(folder)
+    assert verify("--noise_type", "DE").code == 0
+    assert verify("--noise_type", "given").code == 1
+    absent = verify("--noise_type", "02")
+    assert absent.code == 1 and absent.found() == {"files": [("error", Layout().shrunk)]}
+
+
+def test_more_classes(folder, verify):
+    for masks in ("masks", "masks_DE", "masks_test"):
+        for path in (folder / masks).iterdir():
+            save(path, pixels(path) // 255)
+    assert "class 2 occurs in none of 8 masks" in verify("--num_classes", 3).messages("classes")
+    for masks in ("masks", "masks_DE", "masks_test"):
+        values = pixels(folder / masks / "case00.png").copy()
+        values[:4] = 2
+        save(folder / masks / "case00.png", values)
+    assert verify("--num_classes", 3).found() == {}
+    assert verify().found() == {"values": [("error", f"{m}/case00.png") for m in ("masks", "masks_DE", "masks_test")]}
+    assert loaders_refuse(folder) and not loaders_refuse(folder, num_classes=3)
+
+
+def test_a_renamed_mask_comes_with_the_most_similar_name(folder, verify):
+    renamed_mask(folder)
+    assert "nothing in masks; the most similar name there is case03_mask.png" in verify().messages("names")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"n_segments": 64}', "[]", '{"n_segments": "many"}'])
+def test_superpixels_of_unknown_origin_are_a_warning(folder, verify, content):
+    record = folder / "images_SLIC" / "settings.json"
+    record.unlink() if content is None else record.write_text(content)
+    result = verify()
+    assert result.found() == {"stale_segments": [("warning", "images_SLIC/settings.json")]}
+    assert "was not checked" in result.messages("stale_segments")
+
+
+def test_impossible_settings_of_superpixels_are_a_warning(folder, verify):
+    record = folder / "images_SLIC" / "settings.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "sigma": -1}))
+    assert "out of range" in verify().messages("stale_segments")
+
+
+def test_another_training_size_needs_other_superpixels(folder, verify):
+    result = verify("--image_size", 48)
+    assert result.code == 1
+    assert len(result.found()["segments"]) == 8
+    assert "--image_size 48" in result.messages("segments")
+    assert result.found()["stale_segments"] == [("warning", "images_SLIC/settings.json")]
+
+
+def test_superpixels_may_lie_elsewhere(folder, tmp_path, verify):
+    (folder / "images_SLIC").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "case02.npy").unlink()
+    result = verify("--slic_root", tmp_path / "elsewhere")
+    assert result.found() == {"segments": [("error", str(tmp_path / "elsewhere" / "case02.npy"))]}
+
+
+def test_non_ascii_names(folder, verify):
+    for kind in ("images", "masks", "masks_DE", "images_SLIC"):
+        for path in [p for p in (folder / kind).iterdir() if p.stem in ("case00", "case01")]:
+            path.rename(path.with_stem({"case00": "größe 大", "case01": "légende"}[path.stem]))
+    assert verify().found() == {}
+    path = folder / "masks" / "légende.png"
+    path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    result = verify()
+    assert result.code == 1 and len(result.found()["names"]) == 2
+    assert "looks the same" in result.messages("names")
+    assert "légende.png" in result.text
+
+
+def test_names_that_are_no_text_do_not_stop_it(folder, tmp_path):
+    """In a process of its own: a terminal that knows ASCII alone."""
+    try:
+        (folder / "images" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"broken")
+    except OSError:
+        pytest.skip("this file system takes no names that are not UTF-8")
+    (folder / "images" / "größe.png").write_bytes(b"broken")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, REPO / "scripts" / "verify_data.py", "--datasets", "kvasir", "--data_root"]
+    result = subprocess.run(
+        [*command, folder.parent, "--image_size", str(SIZE), "--workers", "2", "--json", tmp_path / "r.json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "caf\\udce9.png" in result.stdout and "gr\\xf6\\xdfe.png" in result.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["errors"] == 8  # each unreadable, without 2 masks, without map
+
+
+def test_workers_do_not_change_the_report(folder, tmp_path, verify):
+    for plant in (truncated_image, equal_image_in_test, third_grey):
+        plant(folder)
+    alone = verify()
+    result = run_script(
+        *("--datasets", "kvasir", "--data_root", folder.parent, "--image_size", SIZE, "--workers", 2, "--details", 0),
+        *("--json", tmp_path / "two.json"),
+        script=REPO / "scripts" / "verify_data.py",
+    )
+    assert result.returncode == 1
+    assert json.loads((tmp_path / "two.json").read_text()) == alone.report
+    assert "checking" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--datasets", "nowhere"], "--datasets nowhere: no folder of that name"),
+        (["--datasets", "LIDC"], "lidc: no such folder"),
+        (["--datasets", "mmis"], "MMIS2024TASK1: no such folder"),
+        (["--datasets", "lidc", "--noise_type", "DE"], "--noise_type has no meaning"),
+        (["--datasets", "Kvasir", "--data_root", "nowhere"], "--data_root nowhere: no such folder"),
+    ],
+)
+def test_a_wrong_command_is_a_user_error(folder, arguments, message):
+    with pytest.raises(UserError, match=message):
+        verify_data.main(["--data_root", str(folder.parent), *arguments])
+
+
+def test_the_training_size_is_that_of_the_training_scripts(folder, tmp_path, slices, capsys):
+    lidc_dataset(tmp_path / "data", slices)
+    for name, size in (("kvasir", 256), ("lidc", 128)):
+        with pytest.raises(SystemExit):
+            verify_data.main(["--datasets", name, "--data_root", str(folder.parent), "--workers", "1"])
+        assert f"for training at --image_size {size}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--num_classes", "1"], ["--noise_type", "03"], []])
+def test_flags_out_of_range_exit_with_two(arguments):
+    with pytest.raises(SystemExit) as stop:
+        verify_data.main([*(["--datasets", "x"] if arguments else []), *arguments])
+    assert stop.value.code == 2
+
+
+def test_a_report_that_cannot_be_written_exits_with_two(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        verify_data.main(
+            ["--datasets", "kvasir", "--data_root", str(folder.parent), "--json", str(tmp_path / "file" / "r.json")]
+        )
+
+
+# --- Copies -----------------------------------------------------------------------------------------------------------
+
+
+def photograph(seed: int, size: int = 64) -> np.ndarray:
+    """Smooth random colours, uint8 (size,size,3)."""
+    values = cv2.GaussianBlur(np.random.default_rng(seed).normal(size=(size, size, 3)), (0, 0), 6)
+    return np.rint(255 * (values - values.min()) / np.ptp(values)).astype(np.uint8)
+
+
+def test_copies_are_found_after_what_happens_to_files_and_nothing_else():
+    images = [photograph(seed) for seed in range(6)]
+    originals = [duplicates.fingerprint(image) for image in images]
+    assert duplicates.near_copies(originals, ["train"] * 6, list("abcdef")) == []
+    jpeg = cv2.imdecode(cv2.imencode(".jpg", images[1], [cv2.IMWRITE_JPEG_QUALITY, 20])[1], cv2.IMREAD_COLOR)
+    changed = [
+        (cv2.resize(images[0], (40, 40), interpolation=cv2.INTER_AREA), 0),
+        (jpeg, 1),
+        ((images[2] * 0.7 + 40).astype(np.uint8), 2),
+        (cv2.cvtColor(images[3], cv2.COLOR_RGB2GRAY)[..., None], 3),
+        (np.ascontiguousarray(images[4][:, ::-1]), None),
+        (photograph(99), None),
+    ]
+    for image, original in changed:
+        prints = [*originals, duplicates.fingerprint(image)]
+        found = duplicates.near_copies(prints, ["train"] * 6 + ["test"], list("abcdefg"))
+        assert [(copy.index, copy.of) for copy in found] == ([] if original is None else [(6, original)])
+        assert duplicates.exact_copies(prints, ["train"] * 7) == []
+
+
+def test_equal_pixels_in_another_shape_are_not_equal_images():
+    image = photograph(0)
+    prints = [duplicates.fingerprint(values) for values in (image, image.reshape(32, 128, 3), image)]
+    assert duplicates.exact_copies(prints, ["train"] * 3) == [(2, 0, 1.0)]
+    assert duplicates.exact_copies(prints, ["train", "train", "test"]) == [(2, 0, 1.0)]
+    assert duplicates.fingerprint(np.full((9, 9, 1), 7, np.uint8)) is None
+
+
+@pytest.mark.parametrize(("block", "chunk"), [(4_000_000, 4096), (100, 3), (1, 1)])
+def test_pairs_are_those_of_a_plain_search(monkeypatch, block, chunk):
+    """Noisy versions of few images, some in one group, against all pairs compared one by one."""
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
+    monkeypatch.setattr(duplicates, "_CHUNK", chunk)
+    rng = np.random.default_rng(0)
+    images = [photograph(int(rng.integers(4))) * 0.7 + rng.normal(0, 2, (64, 64, 3)) for _ in range(24)]
+    prints = [duplicates.fingerprint(image.clip(0, 255).astype(np.uint8)) for image in images]
+    parts = ["train"] * 14 + ["test"] * 10
+    groups = [str(index // 2) for index in range(24)]
+    best: dict = {}
+    for i in range(24):
+        for j in range(i):
+            bits = (prints[i].hash ^ prints[j].hash).bit_count()
+            correlation = np.corrcoef(prints[i].thumbnail.ravel(), prints[j].thumbnail.ravel())[0, 1]
+            if groups[i] != groups[j] and bits <= duplicates.HASH_BITS and correlation >= duplicates.CORRELATION:
+                best[i, parts[j]] = max(best.get((i, parts[j]), (0, 0)), (correlation, j))
+    copies = duplicates.near_copies(prints, parts, groups)
+    found = {(copy.index, parts[copy.of]): (copy.correlation, copy.of) for copy in copies}
+    assert len(best) > 20
+    assert {key: of for key, (_, of) in found.items()} == {key: of for key, (_, of) in best.items()}
+    np.testing.assert_allclose([found[key][0] for key in best], [value for value, _ in best.values()], atol=1e-5)
+
+
+def test_agreement_of_superpixels():
+    rows = np.repeat(np.arange(4), 16).reshape(4, 16).astype(np.int32)
+    assert agreement_of(rows, rows * 7) == 1
+    assert agreement_of(rows, rows // 2) == 0.5  # finer or coarser alike
+    assert agreement_of(rows // 2, rows) == 0.5
+    shifted = np.roll(rows, 1, axis=1)
+    assert agreement_of(rows, shifted) == 1
+    assert agreement_of(rows, np.repeat(np.arange(16)[None], 4, axis=0)) == 0.0625
+
+
+# --- LIDC -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slices() -> dict:
+    """Contents of a flawless pickle: readers always draw something, and every slice is another image."""
+    contents = entries(seed=3)
+    for index, entry in enumerate(contents.values()):
+        entry["image"] = photograph(index, 40)[..., 0]
+        entry["masks"][-1] = np.roll(entry["masks"][0], 2, axis=1)
+    return contents
+
+
+def lidc_dataset(root: Path, contents: dict) -> Path:
+    folder = write_lidc(root, contents, image_size=SIZE)
+    for path in (folder / "lidc_slic").iterdir():
+        path.unlink()
+    return folder
+
+
+def name_of(patient: int, index: int) -> str:
+    return f"LIDC-IDRI-{patient:04}_nodule-0_slice-{index}"
+
+
+def test_clean_lidc(tmp_path, slices, verify, capsys):
+    folder = lidc_dataset(tmp_path / "data", slices)
+    cut(folder, "--lidc_pickle", folder / lidc.PICKLE)
+    result = verify(datasets="LIDC")
+    assert (result.code, result.found()) == (0, {})
+    facts = result.report["facts"]
+    assert [facts["images"][part]["count"] for part in ("train", "test")] == [12, 6]
+    assert list(facts["class_shares"]) == [f"{part}, rater {n}" for part in ("train", "test") for n in range(1, 5)]
+    assert verify("--raters", 3, datasets="lidc").report["errors"] == 18
+
+
+def test_scaled_lidc_is_read_as_training_reads_it(tmp_path, slices, verify):
+    for entry in slices.values():
+        entry["image"] = entry["image"] / 255
+    folder = lidc_dataset(tmp_path / "data", slices)
+    cut(folder, "--lidc_pickle", folder / lidc.PICKLE)
+    result = verify(datasets="lidc")
+    assert (result.code, result.found()) == (0, {"formats": [("warning", lidc.PICKLE)]})
+
+
+def test_all_faults_of_lidc_at_once(tmp_path, slices, verify):
+    slices[name_of(0, 0)]["masks"] = slices[name_of(0, 0)]["masks"][:3]
+    slices[name_of(0, 1)]["image"] = slices[name_of(0, 1)]["image"].astype(float) - 300
+    slices[name_of(0, 2)]["masks"][1] = slices[name_of(0, 2)]["masks"][1] * 7
+    slices[name_of(1, 0)]["masks"][2] = np.zeros((40, 40), np.uint8)
+    slices[name_of(1, 1)]["image"] = np.full((40, 40), 5, np.uint8)
+    slices[name_of(2, 0)]["image"] = slices[name_of(4, 0)]["image"]
+    slices[name_of(2, 1)]["image"] = cv2.GaussianBlur(slices[name_of(5, 1)]["image"], (0, 0), 1)
+    slices[name_of(3, 1)]["image"] = cv2.GaussianBlur(slices[name_of(3, 0)]["image"], (0, 0), 1)  # one patient's
+    folder = lidc_dataset(tmp_path / "data", slices)
+    for name in slices:
+        np.save(folder / "lidc_slic" / f"{name}.npy", np.zeros((SIZE, SIZE), np.int32))
+    (folder / "lidc_slic" / f"{name_of(2, 2)}.npy").unlink()
+    (folder / "lidc_slic" / f"{name_of(4, 2)}.npy").unlink()  # of a test slice: not needed
+    train, test = (np.load(folder / f"{part}_idx.npy").tolist() for part in ("train", "test"))
+    train.remove(name_of(3, 2))
+    np.save(folder / "train_idx.npy", np.array([*train, train[3], "gone", name_of(5, 2)]))
+    np.save(folder / "test_idx.npy", np.array([*test[:-2], test[-1], name_of(3, 2)]))
+    result = verify(datasets="lidc")
+    assert result.code == 1
+    assert result.found() == {
+        "readable": [("error", name_of(0, index)) for index in range(3)],
+        "names": [
+            *(("error", name) for name in sorted([train[3], name_of(5, 2), "gone"])),
+            ("warning", name_of(5, 1)),
+        ],
+        "blank_masks": [("warning", f"{name_of(1, 0)}, rater 3")],
+        "blank_images": [("warning", name_of(1, 1))],
+        "segments": [("error", f"lidc_slic/{name_of(2, 2)}.npy")],
+        "stale_segments": [("warning", "lidc_slic/settings.json")],
+        "patients": [("warning", "LIDC-IDRI-0003")],
+        "exact_between": [("warning", name_of(4, 0))],
+    }
+    assert "masks of 3 raters, expected 4" in result.messages("readable")
+    assert "the mask of rater 2: label values" in result.messages("readable")
+
+
+def test_similar_slices_of_two_patients_are_named_of_one_patient_not(tmp_path, slices, verify):
+    for (patient, index), (source, of) in {(5, 0): (0, 0), (0, 1): (0, 2)}.items():
+        slices[name_of(patient, index)]["image"] = cv2.GaussianBlur(slices[name_of(source, of)]["image"], (0, 0), 1)
+    folder = lidc_dataset(tmp_path / "data", slices)
+    cut(folder, "--lidc_pickle", folder / lidc.PICKLE)
+    assert verify(datasets="lidc").found() == {"near_between": [("warning", name_of(5, 0))]}
+
+
+@pytest.mark.parametrize("break_it", ["pickle", "dict", "arrays", "missing", "superpixels"])
+def test_broken_files_of_lidc_are_errors_where_training_refuses(tmp_path, slices, verify, break_it):
+    folder = lidc_dataset(tmp_path / "data", slices)
+    cut(folder, "--lidc_pickle", folder / lidc.PICKLE)
+    if break_it == "pickle":
+        (folder / lidc.PICKLE).write_bytes(b"\x80\x04broken")
+        expected = {"readable": [("error", lidc.PICKLE)]}
+    elif break_it == "dict":
+        (folder / lidc.PICKLE).write_bytes(pickle.dumps([1, 2]))
+        expected = {"readable": [("error", lidc.PICKLE)]}
+    elif break_it == "arrays":
+        np.save(folder / "train_idx.npy", np.arange(3))
+        (folder / "test_idx.npy").write_bytes(b"nothing")
+        expected = {"readable": [("error", "test_idx.npy"), ("error", "train_idx.npy")]}
+    elif break_it == "missing":
+        (folder / "test_idx.npy").unlink()
+        expected = {"files": [("error", "test_idx.npy")]}
+    else:
+        (folder / "lidc_slic" / f"{name_of(0, 0)}.npy").write_bytes(b"")
+        expected = {"segments": [("error", f"lidc_slic/{name_of(0, 0)}.npy")]}
+    result = verify(datasets="lidc")
+    assert result.code == 1
+    assert {check: found for check, found in result.found().items() if check in expected} == expected
+    with pytest.raises(UserError):
+        contents = read_slices(folder / lidc.PICKLE, 4)
+        train, _ = read_split(folder, contents)
+        loaded(lidc.training_recipe(folder / lidc.PICKLE, train, [0] * 12, folder / "lidc_slic", SIZE, 2))
+
+
+# --- MMIS -------------------------------------------------------------------------------------------------------------
+
+
+def mmis_dataset(root: Path, **options: object) -> Path:
+    folder = write_mmis(root, image_size=SIZE, **options)
+    for path in (folder / "train_2D_slic").iterdir():
+        path.unlink()
+    cut(folder, "--mmis_root", folder)
+    return folder
+
+
+def without_likeness(found: dict) -> dict:
+    """The drawn heads are all alike."""
+    return {check: names for check, names in found.items() if not check.startswith("near")}
+
+
+def test_mmis_without_errors(tmp_path, verify):
+    mmis_dataset(tmp_path / "data", selection=True)
+    result = verify(datasets="MMIS")
+    assert result.code == 0
+    # The phantom has slices without a tumour, and a rater who draws none in the first case.
+    empty = {f"training_2d/case{case:02}_0.h5, rater {rater}" for case in range(4) for rater in range(1, 5)}
+    empty |= {f"training_2d/case00_{index}.h5, rater 4" for index in range(3)} | {"testing/test00.h5, rater 2"}
+    assert without_likeness(result.found()) == {"blank_masks": sorted(("warning", name) for name in empty)}
+    images = result.report["facts"]["images"]
+    assert (images["train"]["count"], images["test"]["count"]) == (12, 10)
+    assert images["train"]["sizes"]["53x37"] == 3
+
+
+def test_all_faults_of_mmis_at_once(tmp_path, verify):
+    folder = mmis_dataset(tmp_path / "data", selection=True)
+    training, testing = folder / "training_2d", folder / "testing"
+    rng = np.random.default_rng(1)
+    (training / "case00_1.h5").write_bytes((training / "case00_1.h5").read_bytes()[:600])
+    write_h5(training / "case01_1.h5", {**draw_volume(rng, 1), "t2": np.full((1, 37, 53), np.nan)})
+    write_h5(training / "case02_1.h5", draw_volume(rng, 2))  # a volume among the slices
+    (training / "notes.txt").write_text("x")
+    test01 = draw_volume(rng, 3, 50, 29)
+    del test01["label_a3"]
+    write_h5(testing / "test01.h5", test01)
+    leaked = draw_volume(rng, 2)
+    write_h5(testing / "case03.h5", leaked)
+    write_h5(training / "case01_2.h5", {key: values[1] for key, values in leaked.items()})  # another case, equal pixels
+    (folder / "train_2D_slic" / "case03_1.npy").unlink()
+    selection = json.loads((folder / mmis.SELECTION).read_text())
+    (folder / mmis.SELECTION).write_text(json.dumps({**selection, "case03_2.h5": "label_a9"}))
+    result = verify(datasets="mmis")
+    assert result.code == 1
+    found = without_likeness(result.found())
+    del found["blank_masks"]
+    assert found == {
+        "files": [("warning", "training_2d")],
+        "readable": [
+            ("error", "testing/test01.h5"),
+            *(("error", f"training_2d/case0{case}_1.h5") for case in range(3)),
+        ],
+        "segments": [("error", "train_2D_slic/case03_1.npy")],
+        "stale_segments": [("warning", "train_2D_slic/case01_2.npy")],
+        "raters": [("error", mmis.SELECTION)],
+        "patients": [("warning", "testing/case03.h5")],
+        "exact_between": [("warning", "testing/case03.h5, slice 1")],
+    }
+    for text in ("NaN", "not a readable HDF5 file", "2 slices; expected one", "label_a3"):
+        assert text in result.messages("readable")
+
+
+def test_similar_slices_of_two_cases_are_named_of_one_case_not(tmp_path, verify):
+    folder = mmis_dataset(tmp_path / "data", cases=2)
+    volume = draw_volume(np.random.default_rng(4), 1)
+    for stem, scale in (("case00_0", 1), ("case00_1", 2), ("case01_0", 3)):
+        noise = np.random.default_rng(scale).normal(1, 0.02, (1, 37, 53)).astype(np.float32)
+        write_h5(folder / "training_2d" / f"{stem}.h5", {**volume, "t1": volume["t1"] * noise})
+    found = verify(datasets="mmis").found()
+    assert found["near_train"] == [("warning", "training_2d/case01_0.h5")]
+
+
+def test_mmis_without_folders(tmp_path, verify):
+    (tmp_path / "data" / "MMIS2024TASK1").mkdir(parents=True)
+    result = verify(datasets="mmis2024")
+    assert result.code == 1
+    assert result.found() == {
+        "files": [("error", "testing"), ("error", "training_2d")],
+        "segments": [("error", "train_2D_slic")],
+    }
+
+
+# --- Real images ------------------------------------------------------------------------------------------------------
+
+real = pytest.mark.skipif(
+    not all((DATA / name).is_dir() for name in ("Kvasir", "shenzhen", "lidc")),
+    reason=f"no real images: {DATA} with Kvasir/, shenzhen/ and lidc/ is not there",
+)
+
+
+@real
+def test_a_scene_recorded_twice_is_found_in_kvasir(tmp_path, verify):
+    twice = {"train_0510", "train_0593", "train_0300", "train_0667"}
+    for kind, count in (("images", 60), ("masks", 60), ("images_test", 30), ("masks_test", 30)):
+        (tmp_path / "data" / "Kvasir" / kind).mkdir(parents=True)
+        paths = sorted((DATA / "Kvasir" / kind).iterdir())
+        for path in [*islice(paths, count), *(path for path in paths if path.stem in twice)]:
+            (tmp_path / "data" / "Kvasir" / kind / path.name).symlink_to(path)
+    result = verify("--image_size", 256)
+    assert result.found() == {
+        "segments": [("error", "images_SLIC")],
+        "near_train": [("warning", "images/train_0593.jpg"), ("warning", "images/train_0667.jpg")],
+    }
+
+
+@real
+def test_radiographs_of_different_people_are_no_copies():
+    paths = [*islice(list_images(DATA / "shenzhen" / "img").values(), 0, None, 2)]
+    prints = [duplicates.fingerprint(read_image(path)) for path in paths]
+    hashes = np.array([image.hash for image in prints], np.uint64)
+    candidates = np.bitwise_count(hashes[:, None] ^ hashes) <= duplicates.HASH_BITS
+    assert candidates.sum() > 1.01 * len(paths)  # the hash alone would call some of them copies
+    assert duplicates.near_copies(prints, ["train"] * len(paths), [path.stem for path in paths]) == []
+
+
+@real
+def test_the_real_lidc_has_no_fault_but_its_superpixels(verify):
+    result = verify("--image_size", 128, datasets="lidc", data_root=DATA)
+    assert result.found() == {"segments": [("error", "lidc_slic")]}
+    assert result.report["facts"]["images"]["train"]["count"] == 1469
