@@ -8,7 +8,7 @@ import difflib
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -35,6 +35,7 @@ from dataloaders.checks import (
 )
 from dataloaders.files import read_image, read_mask
 from dataloaders.noisy_folder import NOISE_TYPES, Layout
+from dataloaders.pixels import decode, format_of, load_array
 from dataloaders.safe_pickle import read_object_array, read_pickle
 from utils.cli import UserError
 
@@ -68,19 +69,44 @@ def verify_folder(
     mask_folders = [folder / name for name in wanted if (folder / name).is_dir()]
     # Without any, the first is the one that is missed.
     train = _pair_up(report, folder, folder / layout.images, mask_folders or [folder / next(iter(wanted))])
-    test = _pair_up(report, folder, folder / layout.images_test, [folder / layout.masks_test])
+    test_folders = folder / layout.images_test, folder / layout.masks_test
+    test: list[tuple[Path | None, tuple[Path, ...]]] = []
+    if any(path.exists() for path in test_folders):
+        test = _pair_up(report, folder, test_folders[0], test_folders[1:])
+    else:
+        text = "no test set: training holds a part of the training images out and scores on their noisy masks"
+        report.warn("files", layout.images_test, text)
 
     segment_folder = segment_folder or folder / layout.segments
     images = [image.stem for image, _ in train if image]
-    segments = list_segments(
-        report, segment_folder, images, f"--images_root {folder / layout.images} --save_root {segment_folder}"
-    )
+    segments = {}
+    if segment_folder.is_dir():
+        make = f"--images_root {folder / layout.images} --save_root {segment_folder}"
+        segments = list_segments(report, segment_folder, images, make)
+    else:
+        report.warn("segments", short_name(segment_folder, folder), "no such folder; training will make it")
+        report.unchecked.add("stale_segments")
     slic = slic_settings(report, segment_folder, image_size) if segments else None
     pairs = [_Pair("train", image, masks, segments.get(image.stem) if image else None) for image, masks in train]
     pairs += [_Pair("test", image, masks, None) for image, masks in test]
     job = partial(_look_at_pair, task=Task(folder, image_size, num_classes, slic=slic))
     examine(report, job, pairs, workers)
+    _check_channels(report, folder, [pair.image for pair in pairs if pair.image])
     return report
+
+
+def _check_channels(report: Report, root: Path, images: Sequence[Path]) -> None:
+    """An error for one image of each number of channels beyond the first image's."""
+    examples: dict[int, Path] = {}
+    for path in images:
+        with suppress(UserError):  # said where it was read
+            examples.setdefault(format_of(path).channels, path)
+    for channels, path in list(examples.items())[1:]:
+        (first, example), *_ = examples.items()
+        text = (
+            f"channels: {channels}, of {short_name(example, root)}: {first}; they must be equal in a set (--channels)"
+        )
+        report.error("formats", short_name(path, root), text)
 
 
 def _look_at_pair(pair: _Pair, task: Task) -> Look:
@@ -96,7 +122,10 @@ def _look_at_pair(pair: _Pair, task: Task) -> Look:
     for path in pair.masks:
         name = short_name(path, task.root)
         # Told apart for the table alone: one that cannot be decoded, and one whose values are refused.
-        if attempt(look.findings, "readable", name, files._decode, path) is None:
+        if (
+            attempt(look.findings, "readable", name, load_array if path.suffix.lower() == ".npy" else decode, path)
+            is None
+        ):
             continue
         mask = attempt(look.findings, "values", name, read_mask, path, task.num_classes)
         if mask is None:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
-from conftest import REPO, blob, loaded, run_script, write_dataset
+from conftest import REPO, blob, folder_cases, folder_recipe, loaded, run_script, write_dataset
 from lidc_files import entries, write_lidc
 from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
@@ -23,7 +23,6 @@ from dataloaders import duplicates, lidc, mmis
 from dataloaders.checks import CHECKS, agreement_of
 from dataloaders.files import list_images, read_image
 from dataloaders.lidc import read_slices, read_split
-from dataloaders.noisy_folder import Layout, load_test_cases, training_recipe
 from utils.cli import UserError
 from utils.superpixels import slic_segments
 
@@ -115,8 +114,8 @@ def loaders_refuse(folder: Path, num_classes: int = 2) -> bool:
     """Whether the loaders of training raise on the clean masks, on the S_DE masks or on the test set."""
     for noise in ("clean", "DE"):
         try:
-            loaded(training_recipe(folder, Layout(), noise, SIZE, num_classes))
-            load_test_cases(folder, Layout(), SIZE, 3, num_classes)
+            loaded(folder_recipe(folder, noise, SIZE, num_classes))
+            folder_cases(folder, SIZE, 3, num_classes)
         except UserError:
             return True
     return False
@@ -208,7 +207,8 @@ def blank_image(folder):
 def grey_image(folder):
     path = folder / "images_test" / "case01.png"
     Image.open(path).convert("L").save(path)
-    return {"formats": [("warning", "images_test/case01.png")]}
+    name = "images_test/case01.png"
+    return {"formats": [("error", name), ("warning", name)]}  # another number of channels, and another format
 
 
 def equal_training_images(folder):
@@ -327,9 +327,9 @@ def test_missing_folders_are_all_named(folder, verify):
     assert result.code == 1
     assert result.found() == {
         "files": [("error", "images_test"), ("error", "masks_test")],
-        "segments": [("error", "images_SLIC")],
+        "segments": [("warning", "images_SLIC")],
     }
-    assert "generate_SLIC.py --images_root" in result.messages("segments")
+    assert "training will make it" in result.messages("segments")
     assert next(c["result"] for c in result.report["checks"] if c["check"] == CHECKS["stale_segments"]) == "-"
 
 
@@ -337,8 +337,18 @@ def test_an_empty_dataset_is_an_error(tmp_path, verify):
     (tmp_path / "data" / "mine").mkdir(parents=True)
     result = verify(datasets="mine")
     assert result.code == 1
-    names = ["images", "images_test", "masks", "masks_test"]
-    assert result.found()["files"] == [("error", name) for name in names]
+    assert result.found()["files"] == [("error", "images"), ("error", "masks"), ("warning", "images_test")]
+
+
+def test_what_training_does_without_is_no_error(folder, verify):
+    for name in ("images_test", "masks_test", "images_SLIC"):
+        (folder / name).rename(folder.parent / name)
+    for path in (folder / "masks").iterdir():
+        np.save(path.with_suffix(".npy"), pixels(path) > 0)
+        path.unlink()
+    result = verify()
+    assert result.found() == {"files": [("warning", "images_test")], "segments": [("warning", "images_SLIC")]}
+    assert result.code == 0 and not loaders_refuse(folder)
 
 
 def test_noise_type_chooses_the_masks(folder, verify):
@@ -346,7 +356,7 @@ def test_noise_type_chooses_the_masks(folder, verify):
     assert verify("--noise_type", "DE").code == 0
     assert verify("--noise_type", "given").code == 1
     absent = verify("--noise_type", "02")
-    assert absent.code == 1 and absent.found() == {"files": [("error", Layout().shrunk)]}
+    assert absent.code == 1 and absent.found() == {"files": [("error", "masks_200_0.2_0.05_0.2_mask_channel0")]}
 
 
 def test_more_classes(folder, verify):
@@ -777,7 +787,7 @@ def test_a_scene_recorded_twice_is_found_in_kvasir(tmp_path, verify):
             (tmp_path / "data" / "Kvasir" / kind / path.name).symlink_to(path)
     result = verify("--image_size", 256)
     assert result.found() == {
-        "segments": [("error", "images_SLIC")],
+        "segments": [("warning", "images_SLIC")],
         "near_train": [("warning", "images/train_0593.jpg"), ("warning", "images/train_0667.jpg")],
     }
 
