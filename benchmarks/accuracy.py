@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py --data_root data --protocol full       # 256 px, 100 epochs: for a GPU
     python benchmarks/accuracy.py --data_root data --grid ablation       # one factor at a time, on validation images
     python benchmarks/accuracy.py --data_root data --grid tau            # half, once and twice the expected share
+    python benchmarks/accuracy.py --data_root data --grid precision      # bf16, cached, compiled against plain fp32
     python benchmarks/accuracy.py --table --figure accuracy.png          # from the results there are; trains nothing
 
 A cell is one run of train_GSD-Net.py; its result is a row of benchmarks/results/accuracy.csv, written as soon as it is
@@ -93,6 +94,10 @@ ABLATION = {  # one change each from gsd as it ships; then what contour correcti
 GRIDS = {
     "methods": METHODS,
     "ablation": ABLATION,
+    "precision": {  # what speed costs in accuracy
+        "bf16, cache, compiled": ("--amp", "bf16", "--cache", "ram", "--compile"),
+        "fp32, no cache": ("--amp", "fp32", "--cache", "none"),
+    },
     "tau": {
         f"{name}, tau x {factor:g}": (*METHODS[name], "--tau", f"x{factor:g}")
         for name in ("coteaching", "jocor", "gsd published", "gsd")
