@@ -213,7 +213,8 @@ def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classe
         folder = pairs[0][1].parent
         print(f"note: {folder}: in-between greys thresholded at 128 in {len(soiled)} masks: {listed(soiled)}")
     return [
-        TestCase(path.stem, torch.from_numpy(image).movedim(-1, 0)[None], torch.from_numpy(label)[None, None])
+        # Copies: an array that was not resized may still be the decoder's, which is read-only.
+        TestCase(path.stem, torch.tensor(image).movedim(-1, 0)[None], torch.tensor(label)[None, None])
         for (path, _), (image, label, _) in zip(pairs, samples, strict=True)
     ]
 

@@ -1,8 +1,8 @@
 """Everything that is wrong with a dataset, found in one pass and reported together; nothing is changed.
 
 The loaders stop at the first fault. Here each file goes through the same readers by itself, and every refusal becomes a
-`Finding`. An error is what training would stop at; a warning is what it would take, perhaps to the harm of the result; a note is
-what it does by itself.
+`Finding`. An error is what training would stop at; a warning is what it would take, perhaps to the harm of the result;
+a note is what it does by itself.
 """
 
 import difflib
@@ -67,7 +67,8 @@ def verify_folder(
     channels: int | None = None,
 ) -> Report:
     """Check a folder dataset: training images with every folder of masks that is there, or only that of ``noise_type``,
-    superpixels (``segment_folder``, else the layout's), test images and test masks, of which training does without.
+    superpixels (``segment_folder``, else the layout's), test images and test masks. Training does without the last
+    three, but not with a part of them.
 
     Where training would hold images out, all are checked as if they were trained on. channels: as the training flag.
     """
@@ -99,12 +100,10 @@ def verify_folder(
     examine(report, job, pairs, workers)
     unreadable = {finding.name for finding in report.findings if finding.check == "readable"}
     readable = [pair.image for pair in pairs if pair.image and short_name(pair.image, folder) not in unreadable]
-    with redirect_stdout(StringIO()):  # each image of another depth than most is warned of already
-        found = readable and attempt(
-            report.findings, "formats", "all images together", common_format, readable, channels
-        )
-    if found:
-        report.facts["channels"], report.facts["intensities"] = found
+    if readable:
+        with redirect_stdout(StringIO()):  # images of another depth than most are warned of already
+            found = attempt(report.findings, "formats", "all images together", common_format, readable, channels)
+        report.facts["channels"], report.facts["intensities"] = found or (None, None)
     return report
 
 
@@ -118,14 +117,12 @@ def _look_at_pair(pair: _Pair, task: Task) -> Look:
             image = as_bytes(stored)
             kind = _format(pair.image, stored)
             look.pictures.append(picture_of(name, pair.part, name, image, kind, look.findings))
-            try:
-                with_channels(image, task.channels, pair.image)
-            except UserError as error:
-                look.findings.append(Finding("formats", "error", name, str(error).removeprefix(f"{pair.image}: ")))
+            attempt(look.findings, "formats", name, with_channels, pair.image, image, task.channels)
     for path in pair.masks:
         name = short_name(path, task.root)
         # Told apart for the table alone: one that cannot be decoded, and one whose values are refused.
-        if attempt(look.findings, "readable", name, load_array if path.suffix.lower() == ".npy" else decode, path) is None:
+        read = load_array if path.suffix.lower() == ".npy" else decode
+        if attempt(look.findings, "readable", name, read, path) is None:
             continue
         mask = attempt(look.findings, "values", name, read_mask, path, task.num_classes)
         if mask is None:

@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--image_size", type=number(int, 16), help="training size in pixels (default: 256, for LIDC and MMIS 128)")
     add("--raters", type=number(int, 1), default=4, help="annotators of LIDC or MMIS (default: %(default)s)")
-    add("--channels", type=int, choices=(1, 3), help="of images, other than as stored; not of LIDC or MMIS")
+    add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
     add("--slic_root", type=Path, help="folder of the superpixels (default: the dataset's own)")
     add("--details", type=number(int, 0), default=5, help="findings printed for each check (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the full report there")
@@ -66,7 +66,7 @@ def in_words(report: Report, details: int) -> str:
     for part, facts in report.facts.get("images", {}).items():
         kinds = [listed((f"{name} ({count})" for name, count in facts[key].items()), 3) for key in ("sizes", "formats")]
         lines.append(f"{part} images: {facts['count']}" + "".join(f"; {kind}" for kind in kinds if kind))
-    if "channels" in report.facts:
+    if report.facts.get("channels"):
         lines.append(f"channels {report.facts['channels']}; intensities: {report.facts['intensities']}")
     for series, facts in report.facts.get("class_shares", {}).items():
         classes = ", ".join(f"{value}: {share:.2%}" for value, share in enumerate(facts["classes"]))
