@@ -7,9 +7,9 @@ Writes a mask for each image, of the image's size and stem, as PNG: 0/255, with 
 highest mean logit of both networks, taken at the training size and resized to the image's, as in training's own tests.
 
 Images may be in any form that training takes, and must have the channels of the training images; where the run was
-given --channels, grey is taken for colour or colour for grey, as it was there. Of values deeper than 8 bits each channel
-is scaled by itself, as in training. Checkpoints of LIDC take grey images; those of MMIS-2024 take images whose channels
-are t1, t1c and t2, where 8 bits are taken as scaled already. Volumes (.h5) are not read here.
+given --channels, grey is taken for colour or colour for grey, as it was there. Each channel deeper than 8 bits
+is scaled by itself, as in training. Checkpoints of LIDC take grey images; those of MMIS-2024 images whose channels are
+t1, t1c and t2, where 8 bits are taken as scaled already. Volumes (.h5) are not read here.
 
 Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
 or not be written.
