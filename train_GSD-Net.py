@@ -41,6 +41,7 @@ TAU = {
 }
 RATECP = {("shenzhen", "08"): 0.1, ("busuc", "08"): 0.1}  # elsewhere 0.5
 JITTER = {"busuc": 0.05}  # elsewhere 0.5
+CHANNELS = {"busuc": 3}  # whose scans may be stored in grey or in colour; elsewhere as stored
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         args.contours = "given"
     args.ratecp = RATECP.get((dataset, args.noise_type), 0.5) if args.ratecp is None else args.ratecp
     args.jitter = JITTER.get(dataset, 0.5) if args.jitter is None else args.jitter
+    args.channels = args.channels or CHANNELS.get(dataset)
     return resolve_arguments(args)
 
 

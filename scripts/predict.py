@@ -6,10 +6,10 @@ Writes a mask for each image, of the image's size and stem, as PNG: 0/255, with 
 0..K-1. An image that its EXIF data turns is turned first, as viewers show it. The class of a pixel is the one with the
 highest mean logit of both networks, taken at the training size and resized to the image's, as in training's own tests.
 
-Images may be in any form that training takes and must have the channels of the training images; grey ones among
-colour ones count as colour. Values of more than 8 bits are scaled image by image, as in training. Checkpoints of LIDC
-take grey images. Those of MMIS-2024 take images whose three channels are t1, t1c and t2, each scaled to 0..255 as in
-training; volumes (.h5) are not read here.
+Images may be in any form that training takes, and must have the channels of the training images; where the run was
+given --channels, grey is taken for colour or colour for grey, as it was there. Each channel deeper than 8 bits
+is scaled by itself, as in training. Checkpoints of LIDC take grey images; those of MMIS-2024 images whose channels are
+t1, t1c and t2, where 8 bits are taken as scaled already. Volumes (.h5) are not read here.
 
 Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
 or not be written.
@@ -35,9 +35,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.files import channels_of, list_images, read_image
+from dataloaders.files import list_images, read_image
+from dataloaders.pixels import format_of
 from utils.arguments import number
-from utils.cli import UserError, keep_settings, run_main, write_atomically
+from utils.cli import UserError, keep_settings, listed, run_main, write_atomically
 from utils.figures import contoured
 from utils.geometry import resize_image
 from utils.inference import Model, load_model
@@ -110,30 +111,43 @@ def find_images(root: Path, folders: Folders) -> dict[str, Path]:
     return images
 
 
-def check_channels(images: Iterable[Path], model: Model, checkpoint: Path) -> None:
-    """Raise `UserError` unless the images have the model's channels; grey ones among colour ones count as colour."""
+def check_formats(images: Iterable[Path], model: Model, checkpoint: Path) -> None:
+    """Raise `UserError` if the model takes none of the images; say how those of more than 8 bits are read."""
     found: dict[int, Path] = {}
+    deep = []
     for path in images:
         with suppress(UserError):  # a file that is no image will be named when it is read
-            found.setdefault(channels_of(path), path)
-    if found and max(found) != model.channels:
+            form = format_of(path)
+            found.setdefault(form.channels, path)
+            if not form.eight_bit:
+                deep.append(path.name)
+    if found and not any(map(model.takes, found)):
+        channels, path = next(iter(found.items()))
         raise UserError(
-            f"{checkpoint}: trained on images of {in_words(model.channels)}, but {found[max(found)]} has "
-            f"{in_words(max(found))}; use a checkpoint that was trained on such images, or convert them"
+            f"{checkpoint}: trained on images of {in_words(model.channels)}, but {path} has {in_words(channels)}; "
+            "use a checkpoint that was trained on such images, or convert them"
+        )
+    if deep:
+        print(
+            f"note: of {len(deep)} images deeper than 8 bits ({listed(deep)}) each channel is scaled by itself; "
+            f"those of training were read as: {model.stored}"
         )
 
 
 def in_words(channels: int) -> str:
-    return f"{channels} channel{'s' * (channels > 1)}"
+    return f"{channels} channel{'s' * (channels != 1)}"
 
 
-def read(path: Path, channels: int, size: int) -> Sample | Unread:
+def read(path: Path, model: Model) -> Sample | Unread:
     """An image, resized to the networks' size."""
     try:
-        image = read_image(path, channels)
+        channels = format_of(path).channels
+        if not model.takes(channels):
+            return Unread(f"{path}: {in_words(channels)}, but the checkpoint takes {model.channels}; convert it")
+        image = read_image(path, model.channels)
     except UserError as error:
         return Unread(str(error))
-    return Sample(path, image.shape[:2], torch.tensor(resize_image(image, size)).movedim(-1, 0))
+    return Sample(path, image.shape[:2], torch.tensor(resize_image(image, model.image_size)).movedim(-1, 0))
 
 
 def predictions(
@@ -200,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     images = find_images(args.images_root, folders)
     device = choose_device(args.device, args.gpu)
     model = load_model(args.checkpoint, device, args.amp)
-    check_channels(images.values(), model, args.checkpoint)
+    check_formats(images.values(), model, args.checkpoint)
     precision = "bf16" if model.bf16 else "fp32"
     digest = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
     settings = {"checkpoint_sha256": digest, "epochs": model.epochs, "tta": args.tta, "precision": precision}
@@ -215,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     with ThreadPoolExecutor(args.workers) as pool:
         samples = in_turn(
             pool,
-            partial(read, channels=model.channels, size=model.image_size),
+            partial(read, model=model),
             images.values(),
             args.batch_size + args.workers,
         )

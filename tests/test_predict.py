@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from networks.unet import two_unets, unets_of
 from scripts import evaluate, predict
 from utils.cli import run_main
+from utils.geometry import resize_image
 from utils.inference import load_model
 from utils.intensity import Intensity
 
@@ -163,10 +164,8 @@ def test_run_folder_to_scores(tmp_path, monkeypatch, capsys):
 def test_class_is_the_argmax_of_the_mean_logits_resized(run, checkpoint, images, tmp_path):
     assert run("--probabilities_root", tmp_path / "prob")[0] == 0
     networks = unets_of(torch.load(checkpoint, weights_only=True))
-    small = np.asarray(Image.fromarray(pixels(images / "a.png")).resize((SIZE, SIZE)))
-    assert small.shape == (SIZE, SIZE, 3)
     # Resized as training resizes it; everything after that is done here anew.
-    resized = torch.from_numpy(predict.read(images / "a.png", 3, SIZE).image.numpy().astype(np.float32))
+    resized = torch.from_numpy(resize_image(pixels(images / "a.png"), SIZE)).movedim(-1, 0).float()
     with torch.no_grad():
         logits = sum(network((resized[None] / 255 - 0.4) / 0.2) for network in networks) / 2
     logits = F.interpolate(logits, (40, 48), mode="bilinear", align_corners=False)[0]
@@ -229,10 +228,40 @@ def test_grey_images(run, tmp_path):
     assert pixels(tmp_path / "overlays" / "x.png").shape == (40, 48, 3)
 
 
-def test_grey_among_colour_counts_as_colour(run, images, tmp_path):
+def test_grey_among_colour(run, images, tmp_path):
+    """Left out and named, unless the run took grey for colour."""
     save(images / "grey.png", picture(channels=1))
-    assert run()[0] == 0
-    assert "grey.png" in names(tmp_path / "out")
+    code, _, err = run()
+    assert code == 1 and f"{images / 'grey.png'}: 1 channel, but the checkpoint takes 3" in err
+    assert "grey.png" not in names(tmp_path / "out") and "a.png" in names(tmp_path / "out")
+    settings = {"image_size": SIZE, "channels": 3}
+    mixed = ("--checkpoint", checkpoint_of(tmp_path / "mixed.pt", args=settings), "--save_root", tmp_path / "out2")
+    assert run(*mixed)[0] == 0 and "grey.png" in names(tmp_path / "out2")
+    save(tmp_path / "grey" / "x.png", picture(channels=1))
+    assert run(*mixed, "--images_root", tmp_path / "grey")[0] == 0  # nor need there be colour
+
+
+def test_deep_images_are_scaled_and_said_to_be(run, tmp_path):
+    checkpoint = checkpoint_of(tmp_path / "grey.pt", channels=1)
+    deep = picture(channels=1).astype(np.uint16)
+    save(tmp_path / "deep" / "x.png", deep * 7 + 3000)
+    save(tmp_path / "brighter" / "x.png", deep * 70 + 3000)
+    for name in ("deep", "brighter"):
+        flags = ("--images_root", tmp_path / name, "--save_root", tmp_path / f"{name} out")
+        code, out, _ = run("--checkpoint", checkpoint, *flags)
+        assert code == 0 and "deeper than 8 bits (x.png)" in out and "not recorded" in out
+    masks = [pixels(tmp_path / f"{name} out" / "x.png") for name in ("deep", "brighter")]
+    assert masks[0].any() and (masks[0] != masks[1]).mean() < 0.01
+
+
+def test_arrays_of_many_channels(run, tmp_path):
+    checkpoint = checkpoint_of(tmp_path / "five.pt", channels=5)
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays" / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 48, 5), dtype=np.uint8))
+    flags = ("--checkpoint", checkpoint, "--images_root", tmp_path / "arrays", "--overlays_root", tmp_path / "overlays")
+    assert run(*flags)[0] == 0
+    assert pixels(tmp_path / "out" / "x.png").shape == (40, 48)
+    assert pixels(tmp_path / "overlays" / "x.png").shape == (40, 48, 3)
 
 
 def test_turned_views_are_turned_back(checkpoint):
@@ -262,10 +291,10 @@ def test_reading_stays_a_few_images_ahead(checkpoint, images, monkeypatch):
     unwritten, most = [0], [0]
     healthy = predict.read
 
-    def counted(path, channels, size):
+    def counted(path, model):
         unwritten[0] += 1
         most[0] = max(most[0], unwritten[0])
-        return healthy(path, channels, size)
+        return healthy(path, model)
 
     def written(*_, **__):
         unwritten[0] -= 1

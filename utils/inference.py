@@ -25,6 +25,7 @@ class Model:
     intensity: Intensity
     num_classes: int
     image_size: int  # side of the square that images are resized to
+    stored: str  # how the values of training's files became 0..255, in words
     settings: dict  # of the run that trained it
     epochs: int  # that it was trained for
     device: torch.device
@@ -34,6 +35,11 @@ class Model:
     def channels(self) -> int:
         """Channels of an image."""
         return len(self.intensity.mean)
+
+    def takes(self, channels: int) -> bool:
+        """Whether training would have read an image of ``channels`` channels: with --channels grey and colour alike."""
+        convertible = self.settings.get("channels") is not None and {channels, self.channels} == {1, 3}
+        return channels == self.channels or convertible
 
     def logits(self, images: Tensor, tta: bool = False) -> Tensor:
         """The mean of both networks' logits, float32 (N,K,S,S) on the model's device, S the model's image size.
@@ -62,6 +68,7 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
         intensity = Intensity(**{name: tuple(map(float, values)) for name, values in model["intensity"].items()})
         num_classes, image_size = int(model["num_classes"]), int(checkpoint["args"]["image_size"])
         epochs, settings = int(checkpoint["epoch"]), dict(checkpoint["args"])
+        stored = str(settings.get("intensity", {}).get("stored", "not recorded"))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else "empty"
         raise UserError(
@@ -75,4 +82,4 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
     networks = networks.to(device, memory_format=torch.channels_last)
     bf16 = uses_bf16(amp, device)
     forwards = [at_precision(network, device, bf16) for network in networks]
-    return Model(forwards, intensity, num_classes, image_size, settings, epochs, device, bf16)
+    return Model(forwards, intensity, num_classes, image_size, stored, settings, epochs, device, bf16)
