@@ -15,6 +15,7 @@ from pathlib import Path
 from dataloaders.batches import training_batches
 from dataloaders.cache import load_training_set
 from dataloaders.noisy_folder import (
+    CHANNELS,
     NOISE_TYPES,
     class_shares,
     common_format,
@@ -41,7 +42,6 @@ TAU = {
 }
 RATECP = {("shenzhen", "08"): 0.1, ("busuc", "08"): 0.1}  # elsewhere 0.5
 JITTER = {"busuc": 0.05}  # elsewhere 0.5
-CHANNELS = {"busuc": 3}  # whose scans may be stored in grey or in colour; elsewhere as stored
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -60,6 +60,7 @@ LAYOUTS = {
     ),
     "busuc": Layout(shrunk="masks_200_0.2_0.05_0.2", expanded="masks_200_0.8_0.05_0.2"),
 }
+CHANNELS = {"busuc": 3}  # whose scans may be stored in grey or in colour; elsewhere as stored
 NOISE_TYPES = ("clean", "02", "08", "DE", "given")
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 
-from dataloaders.noisy_folder import NOISE_TYPES, find_dataset
+from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, find_dataset
 from dataloaders.verify import Report, verify_folder, verify_lidc, verify_mmis
 from utils.arguments import number
 from utils.cli import UserError, listed, run_main, write_json
@@ -57,7 +57,8 @@ def verify(args: argparse.Namespace) -> Report:
             raise UserError(f"{folder}: no such folder; give --data_root, the folder that holds {name}")
         return check(folder, args.raters, args.image_size or 128, **rest)
     folder, layout = find_dataset(args.data_root, args.datasets)
-    return verify_folder(folder, layout, args.noise_type, args.image_size or 256, **rest, channels=args.channels)
+    channels = args.channels or CHANNELS.get(args.datasets.lower())
+    return verify_folder(folder, layout, args.noise_type, args.image_size or 256, **rest, channels=channels)
 
 
 def in_words(report: Report, details: int) -> str:

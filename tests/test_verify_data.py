@@ -522,6 +522,13 @@ def test_mixed_channels_name_one_of_each_and_channels_mends_grey_and_colour(fold
     assert "5 channels, expected 3" in result.messages("formats") and loaders_refuse(folder, asked=3)
 
 
+def test_grey_scans_among_colour_are_no_error_in_busuc(folder, verify):
+    grey_image(folder)
+    folder.rename(folder.with_name("BUSUC"))
+    result = verify(datasets="busuc")
+    assert (result.code, result.found()) == (0, {"formats": [("warning", "images_test/case01.png")]})
+
+
 def write_tiff(path: Path, image: np.ndarray) -> None:
     tifffile.imwrite(path, image[..., 0].astype(np.uint16) * 16)
 
