@@ -36,11 +36,11 @@ def run_main(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
+def listed(names: Iterable[object], most: int = 5) -> str:
     """The first ``most`` names, joined, and how many more there are."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
