@@ -828,7 +828,7 @@ def name_of(patient: int, index: int) -> str:
     return f"LIDC-IDRI-{patient:04}_nodule-0_slice-{index}"
 
 
-def test_clean_lidc(tmp_path, slices, verify, capsys):
+def test_clean_lidc(tmp_path, slices, verify):
     folder = lidc_dataset(tmp_path / "data", slices)
     cut(folder, "--lidc_pickle", folder / lidc.PICKLE)
     result = verify(datasets="LIDC")
