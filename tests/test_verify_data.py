@@ -765,8 +765,8 @@ def test_copies_are_found_after_what_happens_to_files_and_nothing_else():
 def test_equal_pixels_in_another_shape_are_not_equal_images():
     image = photograph(0)
     prints = [duplicates.fingerprint(values) for values in (image, image.reshape(32, 128, 3), image)]
-    assert duplicates.exact_copies(prints, ["train"] * 3) == [(2, 0, 1.0)]
-    assert duplicates.exact_copies(prints, ["train", "train", "test"]) == [(2, 0, 1.0)]
+    assert duplicates.exact_copies(prints, ["train"] * 3) == [duplicates.Copy(2, 0, 1.0)]
+    assert duplicates.exact_copies(prints, ["train", "train", "test"]) == [duplicates.Copy(2, 0, 1.0)]
     assert duplicates.fingerprint(np.full((9, 9, 1), 7, np.uint8)) is None
 
 
