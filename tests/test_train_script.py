@@ -556,3 +556,20 @@ def test_scans_of_busuc_are_read_as_colour(monkeypatch):
         assert script.parse_arguments().channels == channels
     monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN)])
     assert script.parse_arguments().channels is None
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "what"),
+    [(4, "the loss became non-finite in epoch 0, step 1"), (10, "the weights became non-finite in epoch 0, step 0")],
+)
+def test_divergence_is_told_before_a_checkpoint_is_written(train, places, tmp_path, batch_size, what):
+    """With one step an epoch no loss has seen the weights that the step left."""
+    flags = ("--optimizer", "sgd", "--learning_rate", 1e300, "--batch_size", batch_size)
+    assert_refused(train(*GIVEN, *places, *flags), what, "case0", "--learning_rate")
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_compiling_without_a_compiler_is_refused(train, places, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert_refused(train(*GIVEN, *places, "--compile"), "--compile needs a C++ compiler")

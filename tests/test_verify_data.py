@@ -998,6 +998,15 @@ def test_similar_slices_of_two_cases_are_named_of_one_case_not(tmp_path, verify)
     assert found["near_train"] == [("warning", "training_2d/case01_0.h5")]
 
 
+def test_raters_of_absent_files_are_named(tmp_path, verify):
+    folder = mmis_dataset(tmp_path / "data", selection=True)
+    selection = json.loads((folder / mmis.SELECTION).read_text())
+    (folder / mmis.SELECTION).write_text(json.dumps({**selection, "case99_0.h5": "label_a1"}))
+    result = verify(datasets="mmis")
+    assert result.code == 0 and result.found()["raters"] == [("warning", mmis.SELECTION)]
+    assert "case99_0" in result.messages("raters")
+
+
 def test_mmis_without_folders(tmp_path, verify):
     (tmp_path / "data" / "MMIS2024TASK1").mkdir(parents=True)
     result = verify(datasets="mmis2024")
