@@ -79,12 +79,17 @@ def _moments(sums: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 def displacements(images: Sequence[Steps], levels: np.ndarray) -> np.ndarray:
-    """The level at which each image of a set shows the edge, int (N,); levels: as `levels_of`.
+    """The level at which each image of a set shows the edge, int (N,): the most probable of `level_probabilities`."""
+    return levels[level_probabilities(images, levels).argmax(axis=1)]
+
+
+def level_probabilities(images: Sequence[Steps], levels: np.ndarray) -> np.ndarray:
+    """The probability that each image of a set shows the edge at each level, (N,L); levels: as `levels_of`.
 
     For each image and level: the step in colour along the direction that leads into the object, in standard errors, is
     the log-likelihood of that level. The distribution of the levels over the set, which is estimated from all images by
-    expectation maximisation, is the prior. 0 for images without a boundary; never so far inside that nothing would be
-    left. Source: docs/method.md section 8.
+    expectation maximisation, is the prior. Images without a boundary have all of it at 0; no image has any at levels so
+    far inside that nothing would be left. Source: docs/method.md section 8.
     """
     step, pixels = (np.stack(values) for values in zip(*images, strict=True))
     inward = _unit(step.sum(axis=1))  # of each image
@@ -92,10 +97,10 @@ def displacements(images: Sequence[Steps], levels: np.ndarray) -> np.ndarray:
     evidence = EVIDENCE * np.sqrt(pixels) * np.einsum("nlc,nc->nl", step, inward)
     seen = pixels >= FEWEST
     bounded = seen.any(axis=1)
-    posterior = _posterior(np.where(seen | (levels == 0), evidence, -np.inf)[bounded], levels)
-    found = np.zeros(len(images), int)
-    found[bounded] = levels[posterior.argmax(axis=1)]
-    return found
+    probabilities = np.zeros(evidence.shape)
+    probabilities[:, levels == 0] = 1
+    probabilities[bounded] = _posterior(np.where(seen | (levels == 0), evidence, -np.inf)[bounded], levels)
+    return probabilities
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -124,14 +129,18 @@ def move_contour(label: np.ndarray, level: int) -> np.ndarray:
     """
     if level == 0:
         return label
-    moved = np.where(signed_distance(label) > level, label, 0).astype(label.dtype)
-    if level < 0:
-        background = (label == 0).astype(np.uint8)
-        _, nearest = cv2.distanceTransformWithLabels(
-            background, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-        )
-        class_of = np.zeros(nearest.max() + 1, label.dtype)
-        class_of[nearest[background == 0]] = label[background == 0]
-        grown = (signed_distance(label) > level) & (background == 1)
-        moved[grown] = class_of[nearest[grown]]
-    return moved
+    return np.where(signed_distance(label) > level, nearest_class(label), 0).astype(label.dtype)
+
+
+def nearest_class(label: np.ndarray) -> np.ndarray:
+    """The class of each foreground pixel, and for the others that of the foreground pixel nearest to them, like
+    ``label`` (H,W); 0 everywhere if there is none."""
+    background = (label == 0).astype(np.uint8)
+    if background.all():
+        return label
+    _, nearest = cv2.distanceTransformWithLabels(
+        background, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    class_of = np.zeros(nearest.max() + 1, label.dtype)
+    class_of[nearest[background == 0]] = label[background == 0]
+    return class_of[nearest]
