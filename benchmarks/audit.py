@@ -8,8 +8,8 @@ would, and compares what it wrote with the clean masks, at the masks' own sizes.
 
 - dice_given, dice_refined: mean Dice of the noisy and of the refined masks with the clean ones; gain, their difference;
   closer: share of the images whose refined mask is the better of the two;
-- spearman: rank correlation over the images of the audit's score with the Dice of the noisy mask; spearman_area, that of
-  the mask's area alone, which is what a score must beat: a displaced contour costs a small object more;
+- spearman: rank correlation over the images of the audit's score with the Dice of the noisy mask; spearman_area, that
+  of the mask's area alone, which is what a score must beat: a displaced contour costs a small object more;
 - precision: in a set where the noise has spoiled one mask in five (--seed), the share of spoiled ones among as many
   of the audit's worst; there the other figures are of the spoiled masks alone, and unspoiled is the mean Dice of the
   refined masks of the others.

@@ -48,7 +48,8 @@ from dataloaders.slic import find_maps
 from utils.arguments import number
 from utils.audit_page import SIDE, Entry, audit_page
 from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically, write_table
-from utils.contours import Steps, level_probabilities, levels_of, steps
+from utils.contours import Steps, levels_of, steps
+from utils.edge_profile import level_probabilities
 from utils.figures import contoured
 from utils.geometry import longest_side, resize_image, resize_label
 from utils.inference import Model, load_model
@@ -281,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     keep_all_settings(args, [item.pair[0].stem for item in looked], wrong_root)
 
     levels = levels_of((args.image_size,))
-    probabilities = level_probabilities([item.steps for item in looked], levels)
+    probabilities = level_probabilities([item.steps for item in looked], levels, args.image_size)
     job = partial(
         judge,
         size=args.image_size,
