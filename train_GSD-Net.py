@@ -68,13 +68,12 @@ def parse_arguments() -> argparse.Namespace:
     args = resolve_arguments(args)
     if args.tau is None:  # docs/decisions.md: of corrected masks the selection drops what is right more than wrong
         right = args.contours == "corrected" or args.noise_type == "clean"
-        args.tau = 0.0 if right else TAU.get(dataset, {}).get(args.noise_type)
-    if args.tau is None and args.method in USES_TAU:
+        args.tau = 0.0 if right or args.method not in USES_TAU else TAU.get(dataset, {}).get(args.noise_type)
+    if args.tau is None:
         parser.error(
             f"--tau: no default for {args.datasets} with {args.noise_type} masks; give the share of wrong "
             "pixels that you expect, for example 0.05"
         )
-    args.tau = args.tau or 0.0
     return args
 
 
