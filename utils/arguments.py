@@ -62,8 +62,13 @@ def number(kind: type, low: float, high: float = float("inf"), below: bool = Fal
     return parse
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> None:
-    """Add the flags that all training scripts have; ``image_size`` is the dataset's default."""
+AUTO = "auto"  # --tau: estimated from the training set
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, auto_tau: bool = False) -> None:
+    """Add the flags that all training scripts have; ``image_size`` is the dataset's default; with ``auto_tau``, --tau takes
+    "auto"."""
+    tau = number(float, 0, 1, below=True)
     add = parser.add_argument
     add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
     add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
@@ -72,8 +77,9 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     add("--method", choices=tuple(METHODS), default="gsd", help="gsd, or one to compare it with (default: %(default)s)")
     add(
         "--tau",
-        type=number(float, 0, 1, below=True),
-        help="share of wrong pixels, which the selection drops, in [0, 1)",
+        type=(lambda text: text if text == AUTO else tau(text)) if auto_tau else tau,
+        help="share of wrong pixels, which the selection drops, in [0, 1)"
+        + (f"; {AUTO}: estimated from the images and masks, without clean ones" if auto_tau else ""),
     )
     add("--ratecp", type=number(float, 0, 1), help="foreground share above which the background is pasted")
     add(
