@@ -66,8 +66,8 @@ AUTO = "auto"  # --tau: estimated from the training set
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, auto_tau: bool = False) -> None:
-    """Add the flags that all training scripts have; ``image_size`` is the dataset's default; with ``auto_tau``, "auto" is a
-    --tau."""
+    """Add the flags that all training scripts have; ``image_size`` is the dataset's default. With ``auto_tau``
+    --tau takes "auto" too."""
     tau = number(float, 0, 1, below=True)
     add = parser.add_argument
     add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
