@@ -57,7 +57,7 @@ from utils.label_quality import contour_beliefs, label_quality, wrong_probabilit
 from utils.run import choose_device
 
 REPO = Path(__file__).resolve().parents[1]
-WRONG = (255, 60, 60)  # the colour of pixels believed wrong, RGB
+WRONG = (40, 120, 255)  # the colour of pixels believed wrong, RGB: neither tissue nor X-ray has it
 
 Pair = tuple[Path, Path]  # an image and its mask
 
@@ -230,7 +230,7 @@ def predict_folds(args: argparse.Namespace, files: Sequence[tuple[Path, Path]], 
 
 
 def picture_pair(image_path: Path, mask_path: Path, refined_path: Path, channels: int, classes: int) -> list[bytes]:
-    """Two JPEGs: the image with the given outline; with the believed one, and what is believed wrong in red."""
+    """Two JPEGs: the image with the given outline; with the believed one, and what is believed wrong in blue."""
     image = read_image(image_path, channels)
     size = longest_side(image.shape, SIDE)
     image = resize_image(image, size)
@@ -365,7 +365,7 @@ def report(args: argparse.Namespace, channels: int | None, looked: list[Looked],
         f"{len(rows)} masks, judged by {by if args.checkpoint or args.folds else 'the edges in the images'}; "
         f"the {len(shown)} with the lowest scores are shown.",
         "Score: the Dice to be expected of the given mask, 1 is best. Believed wrong: share of the image's pixels, in "
-        "red. Contour moved: by how much the edge lies inside (+) or outside (-) of the given contour.",
+        "blue. Contour moved: by how much the edge lies inside (+) or outside (-) of the given contour.",
         "This is a program's opinion, to look at first what may be wrong; it is not a diagnosis.",
     ]
     write_atomically(
