@@ -135,10 +135,21 @@ def main(argv: list[str] | None = None) -> None:
         kept, dropped = pixel_losses(load_model(train(args, tau), device), data, args.batch_size)
         values[tau] = objective(kept, dropped, tau)
         disagree[tau] = float((kept > dropped).mean())
+    print_table(values, disagree)
+    write_results(args, values, disagree)
+
+
+def print_table(values: dict[float, float], disagree: dict[float, float]) -> None:
+    """The objective of each tau, and the share of the labels that its networks hold for wrong."""
     best = min(values, key=values.get)
     print(f"\n{'tau':>8}{'objective':>12}{'labels held for wrong':>24}")
     for tau, value in values.items():
         print(f"{tau:>8g}{value:>12.4f}{disagree[tau]:>24.2%}" + "  lowest" * (tau == best))
+
+
+def write_results(args: argparse.Namespace, values: dict[float, float], disagree: dict[float, float]) -> None:
+    """Write the table and the curve."""
+    best = min(values, key=values.get)
     rows = [{"tau": tau, "objective": value, "held_for_wrong": disagree[tau]} for tau, value in values.items()]
     settings = {"datasets": args.datasets, "noise_type": args.noise_type, "contours": args.contours}
     settings |= {
