@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders.batches import training_batches
-from dataloaders.cache import Recipe, load_training_set
+from dataloaders.cache import load_training_set
 from dataloaders.noisy_folder import (
     CHANNELS,
     NOISE_TYPES,
@@ -27,14 +27,14 @@ from dataloaders.noisy_folder import (
 )
 from dataloaders.slic import find_maps
 from networks.unet import two_unets
-from utils.arguments import AUTO, add_training_arguments, resolve_arguments, tau_in_words
+from utils.arguments import add_training_arguments, resolve_arguments, tau_in_words
 from utils.baselines import USES_TAU
 from utils.cli import run_main
 from utils.distributed import join_team, leave_team
 from utils.intensity import Intensity
 from utils.run import Run, choose_device
 from utils.training import experiment_of, fit, print_result
-from utils.wrong_share import estimate_wrong_share
+from utils.wrong_share import settle_tau
 
 # docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
 TAU = {
@@ -78,16 +78,6 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def estimate_tau(args: argparse.Namespace, recipe: Recipe) -> None:
-    """--tau auto: put the estimated share of wrong pixels in its place, and say so on stdout and in args.json."""
-    samples = ((sample.image, sample.label) for sample in map(recipe.read, range(len(recipe.names))))
-    corrected = args.contours == "corrected"
-    # Rounded, so that --resume finds the same.
-    args.tau = round(estimate_wrong_share(samples, args.num_classes, corrected), 4)
-    args.tau_from = f"estimated, of the masks {'after contour correction' if corrected else 'as given'}"
-    print(f"--tau auto: {args.tau}, {args.tau_from}")
-
-
 def main() -> None:
     """Arguments, data, networks, experiment, run, report."""
     args = parse_arguments()
@@ -100,8 +90,7 @@ def main() -> None:
     team = join_team(device)
     channels, reading = common_format(parts.images, args.channels)
     recipe = training_recipe(parts.train, maps, args.image_size, channels, args.num_classes)
-    if args.tau == AUTO:
-        estimate_tau(args, recipe)
+    settle_tau(args, (recipe.read(index)[:2] for index in range(len(recipe.names))))
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     print(f"{dataset}: {len(data)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")
