@@ -1,6 +1,6 @@
 """How probable it is that each image of a set shows the edge at each level of its mask, by the profile of its edges.
 
-`utils.contours.displacements` takes the step in colour at a level as evidence for that level alone, and weighs it with
+`utils.contours.probabilities` takes the step in colour at a level as evidence for that level alone, and weighs it with
 caution: enough to find what most masks of a set have in common, too little to find the few that are wrong among many
 that are right. But edges look alike in all images of a set: across a true edge the evidence rises and falls in the same
 way. That profile is found from the images themselves, and the level of each is where its own evidence fits it best.
@@ -17,6 +17,11 @@ from utils.contours import ITERATIONS, Steps, evidence_of, normalised, prior_of,
 PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
 HABIT = 1 / 128  # how far from the largest step annotators may mean to draw, likewise
 DEPENDENCE = 2  # neighbouring levels that say the same: their evidence shares pixels
+
+
+def displacements(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
+    """The most probable level of each image of a set, int (N,): as `level_probabilities`, 0 without a boundary."""
+    return levels[level_probabilities(images, levels, side).argmax(axis=1)]
 
 
 def level_probabilities(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:

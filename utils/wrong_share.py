@@ -4,12 +4,13 @@ A mask is wrong where its whole contour was displaced, and where it is uneven, a
 first (`utils.edge_profile`); the second is what smoothing the mask changes. Source: docs/method.md section 10.
 """
 
+import argparse
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 
-from utils.contours import displacements, levels_of, move_contour, steps
+from utils.contours import levels_of, move_contour, steps
 from utils.edge_profile import level_probabilities
 from utils.label_quality import contour_beliefs, wrong_probability
 
@@ -31,14 +32,24 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
         labels.append(label)
     side = max(labels[0].shape)
     levels = levels_of((side,))
-    moves = displacements(found, levels) if corrected else np.zeros(len(labels), int)
+    probabilities = level_probabilities(found, levels, side)
+    moves = levels[probabilities.argmax(axis=1)] if corrected else np.zeros(len(labels), int)
     weight = UNSEEN if corrected else 1
     shares = [
         wrong_probability(move_contour(label, move), contour_beliefs(label, levels, probable, num_classes)).mean()
         + weight * unevenness(label)
-        for label, move, probable in zip(labels, moves, level_probabilities(found, levels, side), strict=True)
+        for label, move, probable in zip(labels, moves, probabilities, strict=True)
     ]
     return float(np.mean(shares))
+
+
+def estimate_tau(args: argparse.Namespace, samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """--tau auto: put the estimated share of wrong pixels in its place, and say so on stdout and in args.json."""
+    corrected = args.contours == "corrected"
+    # Rounded, so that --resume finds the same.
+    args.tau = round(estimate_wrong_share(samples, args.num_classes, corrected), 4)
+    args.tau_from = f"estimated, of the masks {'after contour correction' if corrected else 'as given'}"
+    print(f"--tau auto: {args.tau}, {args.tau_from}")
 
 
 def unevenness(label: np.ndarray) -> float:
