@@ -368,9 +368,10 @@ def report(args: argparse.Namespace, channels: int | None, looked: list[Looked],
         "blue. Contour moved: by how much the edge lies inside (+) or outside (-) of the given contour.",
         "This is a program's opinion, to look at first what may be wrong; it is not a diagnosis.",
     ]
+    title = "/".join(args.masks_root.resolve().parts[-2:])
     write_atomically(
         args.save_root / "audit.html",
-        audit_page(f"Audit of {args.masks_root}", notes, shown).encode("utf-8", "replace"),
+        audit_page(f"Audit of {title}", notes, shown).encode("utf-8", "replace"),
     )
     scores = [row.score for row in rows if row.score is not None]
     share = np.mean([row.wrong_share for row in rows])

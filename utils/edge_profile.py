@@ -17,6 +17,8 @@ from utils.contours import ITERATIONS, Steps, evidence_of, normalised, prior_of,
 PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
 HABIT = 1 / 128  # how far from the largest step annotators may mean to draw, likewise
 DEPENDENCE = 2  # neighbouring levels that say the same: their evidence shares pixels
+CAUTION = 8  # by how much less the evidence counts for how far a contour lies from the edge than for on which side
+IMPOSSIBLE = -1e9  # the log-likelihood of a level at which nothing would be left
 
 
 def displacements(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
@@ -62,9 +64,13 @@ def _fitted(
         # Two images' worth of belief that the profile explains nothing: of few images it would explain too much.
         total, left = (posterior * squares).sum(), (posterior * (squares - explained)).sum()
         noise = max((left + 2 * total / images) / ((images + 2) * width), 1e-6)
-        likelihood = np.where(possible, explained / (2 * noise * DEPENDENCE), -np.inf)
+        likelihood = np.where(possible, explained / (2 * noise * DEPENDENCE), IMPOSSIBLE)
         posterior = normalised(likelihood + np.log(prior))
         prior = prior_of(posterior, levels)
+    # The evidence decides whether a mask is right, too wide or too tight; how far, it says less well than the set does.
+    calm = np.where(possible, likelihood / CAUTION, IMPOSSIBLE) + np.log(prior)
+    for kind in (levels < -habit, np.abs(levels) <= habit, levels > habit):
+        posterior[:, kind] = normalised(calm[:, kind]) * posterior[:, kind].sum(axis=1, keepdims=True)
     return posterior
 
 

@@ -15,7 +15,7 @@ from utils.edge_profile import level_probabilities
 from utils.label_quality import contour_beliefs, wrong_probability
 
 SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
-UNSEEN = 2  # unevenness of all scales, in units of what the smoothing sees
+UNSEEN = 1.7  # unevenness of all scales, in units of what the smoothing sees; docs/method.md section 10
 
 
 def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, corrected: bool) -> float:
@@ -24,7 +24,7 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
     samples: images (S,S,C) uint8 and their masks as given (S,S), classes 0..K-1, all of one size; they are gone through
     once. With ``corrected`` the share that is wrong after contour correction (`utils.contours`). It is the mean
     probability that a pixel is on the wrong side of the contour, to which comes the mask's unevenness: as smoothing the
-    given mask shows it; after correction, when no displacement hides the larger part of it, twice that.
+    given mask shows it; after correction, when no displacement hides the larger part of it, `UNSEEN` times that.
     """
     found, labels = [], []
     for image, label in samples:
