@@ -79,11 +79,11 @@ class _Stored(NamedTuple):
     arrays: dict[str, np.ndarray]
     num_segments: int
     soiled: list[str]
-    levels: list[int]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
+    levels: list[float]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
     share_moved: float  # of all pixels, those that changed their class thereby
 
 
-def _movement_in_words(levels: list[int], share_moved: float) -> str:
+def _movement_in_words(levels: list[float], share_moved: float) -> str:
     moved = [level for level in levels if level]
     where = "stay where they are"
     if moved:

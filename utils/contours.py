@@ -126,7 +126,7 @@ def normalised(log_probability: np.ndarray) -> np.ndarray:
     return probability / probability.sum(axis=1, keepdims=True)
 
 
-def move_contour(label: np.ndarray, level: int) -> np.ndarray:
+def move_contour(label: np.ndarray, level: float) -> np.ndarray:
     """The label with its foreground shrunk (level > 0) or grown (level < 0) to ``level``, like ``label``.
 
     Pixels that the foreground gains take the class of the nearest foreground pixel.

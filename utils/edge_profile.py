@@ -22,8 +22,18 @@ IMPOSSIBLE = -1e9  # the log-likelihood of a level at which nothing would be lef
 
 
 def displacements(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
-    """The most probable level of each image of a set, int (N,): as `level_probabilities`, 0 without a boundary."""
-    return levels[level_probabilities(images, levels, side).argmax(axis=1)]
+    """How far the contour of each image of a set is to be moved, (N,), a level between those of ``levels``; 0 for
+    images without a boundary: `median_level` of its `level_probabilities`."""
+    return median_level(level_probabilities(images, levels, side), levels)
+
+
+def median_level(probabilities: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """The median of each row of probabilities (N,L) of whole levels, (N,), each spread over an interval of length 1;
+    0 where that is within half a pixel of the contour, and would move nothing.
+    """
+    ends = np.append(levels[0] - 0.5, levels + 0.5)
+    found = np.array([np.interp(0.5, np.append(0, row.cumsum()), ends) for row in probabilities])
+    return np.where(np.abs(found) < 0.5, 0, found)
 
 
 def level_probabilities(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:

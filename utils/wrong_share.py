@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from utils.contours import levels_of, move_contour, steps
-from utils.edge_profile import level_probabilities
+from utils.edge_profile import level_probabilities, median_level
 from utils.label_quality import contour_beliefs, wrong_probability
 
 SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
@@ -33,7 +33,7 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
     side = max(labels[0].shape)
     levels = levels_of((side,))
     probabilities = level_probabilities(found, levels, side)
-    moves = levels[probabilities.argmax(axis=1)] if corrected else np.zeros(len(labels), int)
+    moves = median_level(probabilities, levels) if corrected else np.zeros(len(labels))
     weight = UNSEEN if corrected else 1
     shares = [
         wrong_probability(move_contour(label, move), contour_beliefs(label, levels, probable, num_classes)).mean()
