@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from dataloaders.batches import TrainingSet
 from utils.cli import UserError, listed, locked, write_json
-from utils.contours import Steps, displacements, levels_of, move_contour, steps
+from utils.contours import Steps, levels_of, move_contour, steps
+from utils.edge_profile import displacements
 from utils.geometry import squared_boundary_distance
 
-VERSION = 2  # of what is stored; a change makes every cache again
+VERSION = 3  # of what is stored; a change makes every cache again
 CHUNK = 64  # images handled at once where a whole set would be too large for memory
 
 
@@ -78,11 +79,11 @@ class _Stored(NamedTuple):
     arrays: dict[str, np.ndarray]
     num_segments: int
     soiled: list[str]
-    levels: list[int]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
+    levels: list[float]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
     share_moved: float  # of all pixels, those that changed their class thereby
 
 
-def _movement_in_words(levels: list[int], share_moved: float) -> str:
+def _movement_in_words(levels: list[float], share_moved: float) -> str:
     moved = [level for level in levels if level]
     where = "stay where they are"
     if moved:
@@ -205,7 +206,7 @@ def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]
     soiled, edges = zip(*_each(store, range(count), "reading training set"), strict=True)
     levels, changed = [], []
     if contours == "corrected":
-        levels = displacements(edges, levels_of((height, width))).tolist()
+        levels = displacements(edges, levels_of((height, width)), max(height, width)).tolist()
         changed = _each(move, np.flatnonzero(levels), "moving contours")
     wide = arrays["segments"]
     num_segments = 1 + max(int(ids.max()) for ids in wide)

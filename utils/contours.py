@@ -78,18 +78,6 @@ def _moments(sums: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, n
     return sums[:, 0], mean, square - mean[:, :, None] * mean[:, None, :]
 
 
-def displacements(images: Sequence[Steps], levels: np.ndarray) -> np.ndarray:
-    """The level at which each image of a set shows the edge, int (N,): the most probable; levels: as `levels_of`.
-
-    For each image and level: the step in colour along the direction that leads into the object, in standard errors, is
-    the log-likelihood of that level. The distribution of the levels over the set, which is estimated from all images by
-    expectation maximisation, is the prior. 0 for images without a boundary; never so far inside that nothing would be
-    left. Source: docs/method.md section 8.
-    """
-    evidence, possible = evidence_of(images, levels)
-    return levels[probabilities(evidence, possible, levels).argmax(axis=1)]
-
-
 def evidence_of(images: Sequence[Steps], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """E_i(l) of each image and level, (N,L), and whether the level is possible, bool (N,L): not where nothing would
     be left, at 0 always. Source: docs/method.md section 8."""
@@ -138,7 +126,7 @@ def normalised(log_probability: np.ndarray) -> np.ndarray:
     return probability / probability.sum(axis=1, keepdims=True)
 
 
-def move_contour(label: np.ndarray, level: int) -> np.ndarray:
+def move_contour(label: np.ndarray, level: float) -> np.ndarray:
     """The label with its foreground shrunk (level > 0) or grown (level < 0) to ``level``, like ``label``.
 
     Pixels that the foreground gains take the class of the nearest foreground pixel.

@@ -1,6 +1,6 @@
 """How probable it is that each image of a set shows the edge at each level of its mask, by the profile of its edges.
 
-`utils.contours.displacements` takes the step in colour at a level as evidence for that level alone, and weighs it with
+`utils.contours.probabilities` takes the step in colour at a level as evidence for that level alone, and weighs it with
 caution: enough to find what most masks of a set have in common, too little to find the few that are wrong among many
 that are right. But edges look alike in all images of a set: across a true edge the evidence rises and falls in the same
 way. That profile is found from the images themselves, and the level of each is where its own evidence fits it best.
@@ -19,6 +19,21 @@ HABIT = 1 / 128  # how far from the largest step annotators may mean to draw, li
 DEPENDENCE = 2  # neighbouring levels that say the same: their evidence shares pixels
 CAUTION = 8  # by how much less the evidence counts for how far a contour lies from the edge than for on which side
 IMPOSSIBLE = -1e9  # the log-likelihood of a level at which nothing would be left
+
+
+def displacements(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
+    """How far the contour of each image of a set is to be moved, (N,), a level between those of ``levels``; 0 for
+    images without a boundary: `median_level` of its `level_probabilities`."""
+    return median_level(level_probabilities(images, levels, side), levels)
+
+
+def median_level(probabilities: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """The median of each row of probabilities (N,L) of whole levels, (N,), each spread over an interval of length 1;
+    0 where that is within half a pixel of the contour, and would move nothing.
+    """
+    ends = np.append(levels[0] - 0.5, levels + 0.5)
+    found = np.array([np.interp(0.5, np.append(0, row.cumsum()), ends) for row in probabilities])
+    return np.where(np.abs(found) < 0.5, 0, found)
 
 
 def level_probabilities(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:

@@ -10,9 +10,8 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from utils.arguments import AUTO
-from utils.contours import displacements, levels_of, move_contour, steps
-from utils.edge_profile import level_probabilities
+from utils.contours import levels_of, move_contour, steps
+from utils.edge_profile import level_probabilities, median_level
 from utils.label_quality import contour_beliefs, wrong_probability
 
 SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
@@ -33,21 +32,19 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
         labels.append(label)
     side = max(labels[0].shape)
     levels = levels_of((side,))
-    moves = displacements(found, levels) if corrected else np.zeros(len(labels), int)
+    probabilities = level_probabilities(found, levels, side)
+    moves = median_level(probabilities, levels) if corrected else np.zeros(len(labels))
     weight = UNSEEN if corrected else 1
     shares = [
         wrong_probability(move_contour(label, move), contour_beliefs(label, levels, probable, num_classes)).mean()
         + weight * unevenness(label)
-        for label, move, probable in zip(labels, moves, level_probabilities(found, levels, side), strict=True)
+        for label, move, probable in zip(labels, moves, probabilities, strict=True)
     ]
     return float(np.mean(shares))
 
 
-def settle_tau(args: argparse.Namespace, samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-    """--tau auto: put the estimated share of wrong pixels of ``samples`` (`estimate_wrong_share`) in its place, and say
-    so on stdout and in args.json. Another --tau stays, and the samples are not read."""
-    if args.tau != AUTO:
-        return
+def estimate_tau(args: argparse.Namespace, samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """--tau auto: put the estimated share of wrong pixels in its place, and say so on stdout and in args.json."""
     corrected = args.contours == "corrected"
     # Rounded, so that --resume finds the same.
     args.tau = round(estimate_wrong_share(samples, args.num_classes, corrected), 4)
