@@ -22,7 +22,6 @@ from utils.cli import run_main
 from utils.contours import levels_of, move_contour, steps
 from utils.edge_profile import level_probabilities
 from utils.label_quality import contour_beliefs, label_quality, wrong_probability
-from utils.wrong_share import estimate_wrong_share, unevenness
 
 SIZE = 48
 SHIFTED = {3: -3, 8: 3, 11: -2}  # image -> by how much its contour is displaced, as `move_contour`
@@ -169,26 +168,6 @@ def test_masks_without_a_boundary_stay(empty):
     levels = levels_of((SIZE,))
     found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
     assert (found[: empty or 4, levels == 0] == 1).all()
-
-
-@pytest.mark.parametrize("level", [0, 3, -3])
-def test_estimated_share_of_wrong_pixels(level):
-    images, true, given = zip(*samples(20, dict.fromkeys(range(20), level)), strict=True)
-    wrong = np.mean(np.array(true) != np.array(given))
-    estimate = estimate_wrong_share(zip(images, given, strict=True), 2, corrected=False)
-    left = estimate_wrong_share(zip(images, given, strict=True), 2, corrected=True)
-    assert estimate == pytest.approx(wrong, rel=0.25, abs=0.01)
-    assert 0 <= left < 0.025
-
-
-def test_uneven_masks_count_as_wrong():
-    mask = np.zeros((64, 64), np.uint8)
-    mask[16:48, 16:48] = 1
-    ragged = mask.copy()
-    ragged[14:16, 16:48:4] = 1
-    assert unevenness(mask) < 0.01 < unevenness(np.random.default_rng(0).integers(0, 2, (64, 64)))
-    assert unevenness(ragged) >= unevenness(mask) + 0.0015
-    assert unevenness(mask * 0) == unevenness(mask * 0 + 1) == 0
 
 
 # --- What is written --------------------------------------------------------------------------------------------------
