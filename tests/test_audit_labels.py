@@ -20,7 +20,7 @@ from scripts import audit_labels
 from utils.audit_page import Entry, audit_page
 from utils.cli import run_main
 from utils.contours import levels_of, move_contour, steps
-from utils.edge_profile import level_probabilities
+from utils.edge_profile import _moved, level_probabilities
 from utils.label_quality import contour_beliefs, label_quality, wrong_probability
 
 SIZE = 48
@@ -151,6 +151,15 @@ def test_few_displaced_masks_among_right_ones_are_found():
     assert np.allclose(found.sum(axis=1), 1)
     moved = levels[found.argmax(axis=1)]
     assert {index: -int(level) for index, level in enumerate(moved) if level} == pytest.approx(SHIFTED, abs=1)
+
+
+@pytest.mark.parametrize(("peak", "free", "stays"), [(5, 1, 4), (4, 1, 4), (3, 1, 3), (5, 0, 3), (3, 0, 3), (1, 1, 2)])
+def test_profile_has_its_peak_near_the_edge(peak, free, stays):
+    """No further from the middle, 3, than it may be."""
+    profile = np.zeros(7)
+    profile[peak] = 1
+    moved = _moved(profile, 3, free)
+    assert moved.argmax() == stays and len(moved) == 7 and moved.sum() == pytest.approx(0)
 
 
 def test_set_that_is_displaced_as_a_whole_is_moved_back():

@@ -45,6 +45,19 @@ def test_uneven_masks_count_as_wrong():
     assert unevenness(mask * 0) == unevenness(mask * 0 + 1) == 0
 
 
+def test_estimate_counts_unevenness():
+    """More where contours are corrected, when no displacement hides a part of it."""
+    images, _, given = zip(*samples(0), strict=True)
+    rough = [mask ^ (np.random.default_rng(index).random(mask.shape) < 0.03) for index, mask in enumerate(given)]
+    changed = np.mean([unevenness(mask) for mask in rough]) - np.mean([unevenness(mask) for mask in given])
+    assert changed > 0.01
+    for corrected, weight in ((False, 1), (True, 1.7)):
+        before, after = (
+            estimate_wrong_share(zip(images, masks, strict=True), 2, corrected) for masks in (given, rough)
+        )
+        assert after - before > 0.9 * weight * changed
+
+
 @pytest.mark.parametrize("contours", ["given", "corrected"])
 def test_auto_becomes_a_number_that_is_printed_and_kept(capsys, contours):
     args = argparse.Namespace(tau="auto", contours=contours, num_classes=2)
