@@ -22,7 +22,7 @@ run() { # dataset noise_type tau ratecp [flags]
     "$PYTHON" train_GSD-Net.py --datasets "$dataset" --noise_type "$noise_type" --tau "$tau" --ratecp "$ratecp" \
         --data_root "$data_root" --resume "$@"
     status=$?
-    [ $status -eq 130 ] && exit 130 # Ctrl-C stops all of them
+    [ $status -ge 130 ] && exit $status # Ctrl-C, or another signal, stops all of them
     [ $status -eq 0 ] || failed="$failed $dataset/$noise_type"
 }
 

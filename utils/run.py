@@ -9,13 +9,14 @@ import pickle
 import platform
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.cli import UserError, write_atomically, write_json
+from utils.cli import UserError, claimed, write_atomically, write_json
 from utils.distributed import ALONE, Team, wait_for_all
 from utils.figures import Figure, learning_curves, pixels, png
 from utils.gsd import Network
@@ -111,12 +112,17 @@ class Run:
     def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool, team: Team = ALONE):
         """Open ``folder`` for a run of ``settings``; with ``resume`` read its checkpoint where there is one.
 
-        Of a team of processes only the first writes; the others open the run after it, and read.
-        Raises `UserError` if a run is there already and neither flag is given, or if it was made with other settings.
+        Of a team of processes only the first writes; the others open the run after it, and read. The folder is its own
+        for as long as the run is used.
+        Raises `UserError` if a run is there already and neither flag is given, if it was made with other settings, or
+        if another process is writing there.
         """
         self.folder = folder
         self.writes = team.leads
-        if not self.writes:
+        self._claim = ExitStack()
+        if self.writes:
+            self._claim.enter_context(claimed(folder))
+        else:
             wait_for_all()
         # How the run was opened is no setting of the run.
         self.settings = settings = {k: v for k, v in settings.items() if k not in ("resume", "overwrite")}
@@ -147,11 +153,9 @@ class Run:
         if self.history:
             # The run may have been killed between its checkpoint and its log.
             self.write_table("log.csv", self.history)
-        elif self.folder.is_dir():
+        else:
             for old in (*map(self.folder.joinpath, RUN_FILES), *(self.folder / "tensorboard").glob("events.*")):
                 old.unlink(missing_ok=True)
-        for left_over in self.folder.glob(".*.tmp"):
-            left_over.unlink()
 
     @property
     def epochs_done(self) -> int:
@@ -265,3 +269,4 @@ class Run:
         self.draw_curves()
         self.write_json("result.json", result)
         self.writer.close()
+        self._claim.close()

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from utils.arguments import gsd_config
 from utils.baselines import METHODS
-from utils.cli import UserError, listed
+from utils.cli import UserError, Workers, listed
 from utils.distributed import Team, average, average_buffers, gather, shared
 from utils.figures import method_panels
 from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, highest_weight
@@ -324,7 +323,7 @@ def _scored(
         return
     processes = min(os.cpu_count() or 1, 8)
     # Fresh processes: a fork of one that has threads may hang.
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with Workers(processes, get_context("spawn"), partial(torch.set_num_threads, 1)) as pool:
         running: deque = deque()
         for case, prediction in chain([following], predicted):
             running.append((case.name, pool.submit(score, prediction.numpy(), case.masks.numpy())))
