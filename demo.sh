@@ -22,7 +22,7 @@ $python scripts/generate_SLIC.py --images_root $data/images --save_root $data/im
 
 train() { # --tau: about the share of wrong pixels that step 2 reports
     $python train_GSD-Net.py --datasets phantom --noise_type 02 --tau 0.08 --image_size 64 --max_epochs 30 \
-        --batch_size 8 --learning_rate 0.01 --resume --method "$1"
+        --batch_size 8 --resume --method "$1"
 }
 echo "== 4/5 plain cross-entropy on the noisy masks: model/phantom+ce+02"
 train ce

@@ -15,6 +15,7 @@ from pathlib import Path
 from dataloaders.batches import training_batches
 from dataloaders.cache import load_training_set
 from dataloaders.noisy_folder import (
+    CHANNELS,
     NOISE_TYPES,
     class_shares,
     common_format,
@@ -70,6 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         args.contours = "given"
     args.ratecp = RATECP.get((dataset, args.noise_type), 0.5) if args.ratecp is None else args.ratecp
     args.jitter = JITTER.get(dataset, 0.5) if args.jitter is None else args.jitter
+    args.channels = args.channels or CHANNELS.get(dataset)
     return resolve_arguments(args)
 
 

@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py --data_root data --protocol full       # 256 px, 100 epochs: for a GPU
     python benchmarks/accuracy.py --data_root data --grid ablation       # one factor at a time, on validation images
     python benchmarks/accuracy.py --data_root data --grid tau            # half, once and twice the expected share
+    python benchmarks/accuracy.py --data_root data --grid precision      # bf16, cached, compiled against plain fp32
     python benchmarks/accuracy.py --table --figure accuracy.png          # from the results there are; trains nothing
 
 A cell is one run of train_GSD-Net.py; its result is a row of benchmarks/results/accuracy.csv, written as soon as it is
@@ -69,10 +70,34 @@ METHODS = {
     "gsd": (),
     CLEAN: ("--method", "ce"),
 }
-ABLATION: dict[str, tuple[str, ...]] = {"gsd": ()}
+ABLATION = {  # one change each from gsd as it ships; then what contour correction does alone, and the ends of the gap
+    "gsd": (),
+    "contours as given": ("--contours", "given"),
+    "distance weights": ("--weights", "distance"),
+    "no Dice loss": ("--label_loss", "ce"),
+    "no selection": ("--tau", "0"),
+    "no refinement, no transfer": ("--warm_up", "1"),
+    "no transfer": ("--transfer", "none"),
+    "warm-up 0": ("--warm_up", "0"),
+    "vote: rings": ("--vote", "rings"),
+    "vote: intersections": ("--vote", "intersections"),
+    "vote: each pixel": ("--vote", "pixels"),
+    "vote: label kept": ("--vote", "given"),
+    "bounded cross-entropy": ("--transfer_loss", "probabilities"),
+    "no agreement in the selection": ("--consistency", "1"),
+    "raw inputs": ("--inputs", "raw"),
+    "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),
+    "gsd paper": ("--fidelity", "paper"),
+    "ce": ("--method", "ce"),
+    CLEAN: ("--method", "ce"),
+}
 GRIDS = {
     "methods": METHODS,
     "ablation": ABLATION,
+    "precision": {  # what speed costs in accuracy
+        "bf16, cache, compiled": ("--amp", "bf16", "--cache", "ram", "--compile"),
+        "fp32, no cache": ("--amp", "fp32", "--cache", "none"),
+    },
     "tau": {
         f"{name}, tau x {factor:g}": (*METHODS[name], "--tau", f"x{factor:g}")
         for name in ("coteaching", "jocor", "gsd published", "gsd")

@@ -1,6 +1,7 @@
 """What a check of a dataset finds, and what the kinds of dataset have in common in finding it."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from utils.cli import UserError, listed, run_jobs
 from utils.geometry import resize_image, resize_label
 from utils.superpixels import slic_segments
 
+LEVELS = ("error", "warning", "note")
 CHECKS = {
     "files": "folders and files there",
     "names": "names pair up",
@@ -51,7 +53,7 @@ class Finding(NamedTuple):
     """One thing that is wrong."""
 
     check: str  # of CHECKS
-    level: str  # "error" or "warning"
+    level: str  # of LEVELS
     name: str  # the file, below the dataset's folder
     message: str
 
@@ -75,17 +77,21 @@ class Report:
         """Note what training would take."""
         self.findings.append(Finding(check, "warning", name, message))
 
+    def note(self, check: str, name: str, message: str) -> None:
+        """Note what training does by itself."""
+        self.findings.append(Finding(check, "note", name, message))
+
     def count(self, level: str) -> int:
-        """How many errors or warnings there are."""
+        """How many findings of a level there are."""
         return sum(finding.level == level for finding in self.findings)
 
     def checks(self) -> list[tuple[str, str, list[Finding]]]:
         """(title, result, findings) of every check that this kind of dataset has, errors first.
 
-        result: "ok", "warning", "error", or "-" if it could not be made.
+        result: "ok", one of LEVELS, or "-" if it could not be made.
         """
         found: dict[str, list[Finding]] = {check: [] for check in CHECKS if check not in _NOT_FOR[self.kind]}
-        for finding in sorted(self.findings, key=lambda finding: finding.level):
+        for finding in sorted(self.findings, key=lambda finding: LEVELS.index(finding.level)):
             found[finding.check].append(finding)
         return [
             (CHECKS[check], those[0].level if those else "-" if check in self.unchecked else "ok", those)
@@ -119,6 +125,7 @@ class Task:
     num_classes: int
     num_raters: int = 1
     slic: dict | None = None  # the settings that the superpixels were made with, where they are known
+    channels: int | None = None  # that images are read with, where they are not those of the files
 
 
 class Labels(NamedTuple):
@@ -168,7 +175,7 @@ def picture_of(name: str, part: str, group: str, image: np.ndarray, kind: str, f
     """What is kept of ``image`` (H,W,C), stored as ``kind``; a constant one is a warning."""
     found = fingerprint(image)
     if found is None:
-        findings.append(Finding("blank_images", "warning", name, f"every pixel is {image.flat[0]}"))
+        findings.append(Finding("blank_images", "warning", name, "every pixel is the same"))
     return Picture(name, part, group, f"{image.shape[1]}x{image.shape[0]}", kind, found)
 
 
@@ -218,15 +225,26 @@ def agreement_of(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def list_segments(
-    report: Report, folder: Path, stems: Iterable[str], make: str, known: Iterable[str] | None = None
+    report: Report,
+    folder: Path,
+    stems: Iterable[str],
+    make: str,
+    known: Iterable[str] | None = None,
+    made_on_first_use: bool = False,
 ) -> dict[str, Path]:
     """The superpixel maps of a folder by stem. Those missing for ``stems`` are errors, those of none of the ``known``
-    names, which are ``stems`` by default, warnings."""
+    names, which are ``stems`` by default, warnings; a folder that is ``made_on_first_use`` may be absent."""
     stems, root = dict.fromkeys(stems), Path(report.dataset)
+    name = short_name(folder, root)
     remedy = f"make them with scripts/generate_SLIC.py {make} --image_size {report.settings['image_size']}"
     if not folder.is_dir():
-        report.error("segments", short_name(folder, root), f"no such folder; {remedy}")
         report.unchecked.add("stale_segments")
+        if not made_on_first_use:
+            report.error("segments", name, f"no such folder; {remedy}")
+        elif not _can_be_made(folder):
+            report.error("segments", name, "superpixels cannot be kept there; give another folder by --slic_root")
+        else:
+            report.note("segments", name, "no such folder; training will make it when it first runs")
         return {}
     there = {path.stem: path for path in sorted(folder.glob("*.npy")) if path.is_file()}
     for stem in stems:
@@ -235,6 +253,13 @@ def list_segments(
     for stem in sorted(there.keys() - set(stems if known is None else known)):
         report.warn("segments", short_name(there[stem], root), "superpixels of no image; not used")
     return there
+
+
+def _can_be_made(folder: Path) -> bool:
+    if os.path.lexists(folder):  # a file, or a link to nothing
+        return False
+    above = next(path for path in folder.absolute().parents if path.exists())
+    return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
 
 
 def slic_settings(report: Report, folder: Path, image_size: int) -> dict | None:

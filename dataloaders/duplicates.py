@@ -7,6 +7,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from utils.geometry import resize_image
+
 THUMBNAIL = 32  # pixels a side
 # Two steps, since medical images look alike. Candidates are pairs whose 64-bit hashes differ in at most 10 bits; they
 # are copies if their thumbnails correlate by at least 0.98, pixel by pixel.
@@ -48,7 +50,7 @@ def fingerprint(image: np.ndarray) -> Fingerprint | None:
         return None
     digest = hashlib.blake2b(repr((image.shape, image.dtype.str)).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).data)
-    small = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).reshape(THUMBNAIL, THUMBNAIL, -1)
+    small = resize_image(image, THUMBNAIL)
     weights = (0.299, 0.587, 0.114) if small.shape[2] == 3 else None  # a colour image and its grey version are copies
     thumbnail = np.rint(np.average(small, axis=-1, weights=weights)).astype(np.uint8)
     return Fingerprint(digest.digest(), perceptual_hash(thumbnail), thumbnail)

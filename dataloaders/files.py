@@ -87,9 +87,21 @@ def read_image(path: Path, channels: int | None = None) -> np.ndarray:
     Grey becomes colour by repetition, colour grey by luma. Raises `UserError` if the file is unreadable, truncated or
     not a single image, or has another number of channels than was asked for and is neither grey nor colour.
     """
-    image = read_stored(path)
-    if image.dtype != np.uint8:
-        image = np.dstack([to_bytes(plane) for plane in np.moveaxis(image, -1, 0)])
+    return with_channels(path, as_bytes(read_stored(path)), channels)
+
+
+def as_bytes(stored: np.ndarray) -> np.ndarray:
+    """An image's values as stored (H,W,C) -> uint8 (H,W,C): those of eight bits as they are, else scaled."""
+    if stored.dtype == np.uint8:
+        return stored
+    return np.dstack([to_bytes(plane) for plane in np.moveaxis(stored, -1, 0)])
+
+
+def with_channels(path: Path, image: np.ndarray, channels: int | None) -> np.ndarray:
+    """An image (H,W,C) uint8 with ``channels`` channels, or as it is for None.
+
+    Raises `UserError`, naming ``path``, if it has another number and is neither grey nor colour.
+    """
     stored = image.shape[2]
     if channels in (None, stored):
         return image

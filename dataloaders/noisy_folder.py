@@ -60,6 +60,7 @@ LAYOUTS = {
     ),
     "busuc": Layout(shrunk="masks_200_0.2_0.05_0.2", expanded="masks_200_0.8_0.05_0.2"),
 }
+CHANNELS = {"busuc": 3}  # whose scans may be stored in grey or in colour; elsewhere as stored
 NOISE_TYPES = ("clean", "02", "08", "DE", "given")
 
 
@@ -213,7 +214,8 @@ def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classe
         folder = pairs[0][1].parent
         print(f"note: {folder}: in-between greys thresholded at 128 in {len(soiled)} masks: {listed(soiled)}")
     return [
-        TestCase(path.stem, torch.from_numpy(image).movedim(-1, 0)[None], torch.from_numpy(label)[None, None])
+        # Copies: an array that was not resized may still be the decoder's, which is read-only.
+        TestCase(path.stem, torch.tensor(image).movedim(-1, 0)[None], torch.tensor(label)[None, None])
         for (path, _), (image, label, _) in zip(pairs, samples, strict=True)
     ]
 
@@ -232,10 +234,15 @@ def _read_pair(
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     image = read_image(image_path, channels)
     labels, soiled = read_mask(mask_path, num_classes)
+    check_size(mask_path, labels, image_path, image)
+    return resize_image(image, image_size), resize_label(labels, image_size), soiled
+
+
+def check_size(mask_path: Path, labels: np.ndarray, image_path: Path, image: np.ndarray) -> None:
+    """Raises `UserError` if a mask (H,W) has not the size of its image (H,W,C)."""
     if labels.shape != image.shape[:2]:
         raise UserError(
             f"{mask_path}: mask of {labels.shape[1]}x{labels.shape[0]} pixels for {image_path.name} of "
             f"{image.shape[1]}x{image.shape[0]}; a mask must have the size of its image"
             + (", an array of which is (H,W) or (H,W,C)" if image_path.suffix.lower() == ".npy" else "")
         )
-    return resize_image(image, image_size), resize_label(labels, image_size), soiled

@@ -1,7 +1,8 @@
 """Everything that is wrong with a dataset, found in one pass and reported together; nothing is changed.
 
 The loaders stop at the first fault. Here each file goes through the same readers by itself, and every refusal becomes a
-`Finding`. An error is what training would stop at; a warning is what it would take, perhaps to the harm of the result.
+`Finding`. An error is what training would stop at; a warning is what it would take, perhaps to the harm of the result;
+a note is what it does by itself.
 """
 
 import difflib
@@ -12,6 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from PIL import Image
 
 from dataloaders import files, lidc, mmis
 from dataloaders.checks import (
+    CHECKS,
     Finding,
     Labels,
     Look,
@@ -33,8 +36,10 @@ from dataloaders.checks import (
     short_name,
     slic_settings,
 )
-from dataloaders.files import read_image, read_mask
-from dataloaders.noisy_folder import NOISE_TYPES, Layout
+from dataloaders.files import as_bytes, read_mask, with_channels
+from dataloaders.noisy_folder import NOISE_TYPES, VAL_FRACTION, Layout, check_size, common_format
+from dataloaders.pixels import decode, load_array, read_stored
+from dataloaders.raters import split_by_patient
 from dataloaders.safe_pickle import read_object_array, read_pickle
 from utils.cli import UserError
 
@@ -59,27 +64,46 @@ def verify_folder(
     num_classes: int,
     segment_folder: Path | None,
     workers: int,
+    channels: int | None = None,
 ) -> Report:
     """Check a folder dataset: training images with every folder of masks that is there, or only that of ``noise_type``,
-    superpixels (``segment_folder``, else the layout's), test images and test masks."""
-    settings = {"noise_type": noise_type, "image_size": image_size, "num_classes": num_classes}
+    superpixels (``segment_folder``, else the layout's), test images and test masks. Training does without the last
+    three, but not with a part of them.
+
+    Where training would hold images out, all are checked as if they were trained on. channels: as the training flag.
+    """
+    settings = {"noise_type": noise_type, "image_size": image_size, "num_classes": num_classes, "channels": channels}
     report = Report(str(folder), "folder", settings)
     wanted = dict.fromkeys(layout.training_masks(kind) for kind in ([noise_type] if noise_type else NOISE_TYPES))
     mask_folders = [folder / name for name in wanted if (folder / name).is_dir()]
     # Without any, the first is the one that is missed.
     train = _pair_up(report, folder, folder / layout.images, mask_folders or [folder / next(iter(wanted))])
-    test = _pair_up(report, folder, folder / layout.images_test, [folder / layout.masks_test])
+    images = [image.stem for image, _ in train if image]
+    test_folders = folder / layout.images_test, folder / layout.masks_test
+    test = []
+    if any(path.exists() for path in test_folders):
+        test = _pair_up(report, folder, test_folders[0], test_folders[1:])
+    else:
+        report.unchecked.update(check for check in CHECKS if check.endswith(("_test", "_between")))
+        text = f"no test set: {VAL_FRACTION:.0%} of the training images will be held out and scored on their own masks"
+        report.note("files", layout.images_test, text)
+        if images:
+            attempt(report.findings, "files", layout.images, split_by_patient, images, VAL_FRACTION, 0)
 
     segment_folder = segment_folder or folder / layout.segments
-    images = [image.stem for image, _ in train if image]
-    segments = list_segments(
-        report, segment_folder, images, f"--images_root {folder / layout.images} --save_root {segment_folder}"
-    )
+    make = f"--images_root {quote(str(folder / layout.images))} --save_root {quote(str(segment_folder))}"
+    segments = list_segments(report, segment_folder, images, make, made_on_first_use=True)
     slic = slic_settings(report, segment_folder, image_size) if segments else None
     pairs = [_Pair("train", image, masks, segments.get(image.stem) if image else None) for image, masks in train]
     pairs += [_Pair("test", image, masks, None) for image, masks in test]
-    job = partial(_look_at_pair, task=Task(folder, image_size, num_classes, slic=slic))
+    job = partial(_look_at_pair, task=Task(folder, image_size, num_classes, slic=slic, channels=channels))
     examine(report, job, pairs, workers)
+    unreadable = {finding.name for finding in report.findings if finding.check == "readable"}
+    readable = [pair.image for pair in pairs if pair.image and short_name(pair.image, folder) not in unreadable]
+    if readable:
+        with redirect_stdout(StringIO()):  # images of another depth than most are warned of already
+            found = attempt(report.findings, "formats", "all images together", common_format, readable, channels)
+        report.facts["channels"], report.facts["intensities"] = found or (None, None)
     return report
 
 
@@ -88,15 +112,17 @@ def _look_at_pair(pair: _Pair, task: Task) -> Look:
     image = None
     if pair.image:
         name = short_name(pair.image, task.root)
-        image = attempt(look.findings, "readable", name, read_image, pair.image)
-        if image is not None:
-            look.pictures.append(
-                picture_of(name, pair.part, name, image, _format(pair.image, image), look.findings),
-            )
+        stored = attempt(look.findings, "readable", name, read_stored, pair.image)
+        if stored is not None:
+            image = as_bytes(stored)
+            kind = _format(pair.image, stored)
+            look.pictures.append(picture_of(name, pair.part, name, image, kind, look.findings))
+            attempt(look.findings, "formats", name, with_channels, pair.image, image, task.channels)
     for path in pair.masks:
         name = short_name(path, task.root)
         # Told apart for the table alone: one that cannot be decoded, and one whose values are refused.
-        if attempt(look.findings, "readable", name, files._decode, path) is None:
+        read = load_array if path.suffix.lower() == ".npy" else decode
+        if attempt(look.findings, "readable", name, read, path) is None:
             continue
         mask = attempt(look.findings, "values", name, read_mask, path, task.num_classes)
         if mask is None:
@@ -104,10 +130,8 @@ def _look_at_pair(pair: _Pair, task: Task) -> Look:
         if mask.soiled:
             text = "in-between greys, as lossy compression leaves them; thresholded at 128"
             look.findings.append(Finding("values", "warning", name, text))
-        if image is not None and mask.labels.shape != image.shape[:2]:
-            sizes = [f"{shape[1]}x{shape[0]}" for shape in (mask.labels.shape, image.shape)]
-            text = f"{sizes[0]} for {short_name(pair.image, task.root)} of {sizes[1]}; they must be equal"
-            look.findings.append(Finding("sizes", "error", name, text))
+        if image is not None:
+            attempt(look.findings, "sizes", name, check_size, path, mask.labels, pair.image, image)
         labels = Labels(short_name(path.parent, task.root), name, mask.labels)
         look.shares.append(shares_of(labels, task, look.findings))
     if pair.segments:
@@ -115,16 +139,18 @@ def _look_at_pair(pair: _Pair, task: Task) -> Look:
     return look
 
 
-def _format(path: Path, image: np.ndarray) -> str:
-    """Channels and bits of a file as stored."""
+def _format(path: Path, stored: np.ndarray) -> str:
+    """Bits and channels of an image file, whose values are ``stored`` (H,W,C)."""
+    colours = {1: "grey", 3: "RGB"}.get(stored.shape[2], f"{stored.shape[2]} channels")
+    if stored.dtype != np.uint8:
+        return f"{8 * stored.dtype.itemsize}-bit {'float ' * (stored.dtype.kind == 'f')}{colours}"
     try:
-        with Image.open(path) as stored:
-            mode = stored.mode
+        with Image.open(path) as file:
+            mode = file.mode
     except OSError:  # not one of Pillow's formats
-        return f"{image.dtype}, {image.shape[2]} channels"
-    bits = {"1": 1, "I": 32, "F": 32}.get(mode, 16 if "16" in mode else 8)
-    colours = {"1": "grey", "L": "grey", "LA": "grey with alpha", "P": "palette", "RGBA": "RGB with alpha"}
-    return f"{bits}-bit {colours.get(mode, 'grey' if mode[0] in 'IF' else mode)}"
+        mode = ""
+    special = {"1": "1-bit grey", "P": "8-bit palette", "LA": "8-bit grey with alpha", "RGBA": "8-bit RGB with alpha"}
+    return special.get(mode, f"8-bit {colours}")
 
 
 def _list_folder(report: Report, root: Path, folder: Path) -> dict[str, Path] | None:

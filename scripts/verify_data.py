@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 
-from dataloaders.noisy_folder import NOISE_TYPES, find_dataset
+from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, find_dataset
 from dataloaders.verify import Report, verify_folder, verify_lidc, verify_mmis
 from utils.arguments import number
 from utils.cli import UserError, listed, run_main, write_json
@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--image_size", type=number(int, 16), help="training size in pixels (default: 256, for LIDC and MMIS 128)")
     add("--raters", type=number(int, 1), default=4, help="annotators of LIDC or MMIS (default: %(default)s)")
+    add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
     add("--slic_root", type=Path, help="folder of the superpixels (default: the dataset's own)")
     add("--details", type=number(int, 0), default=5, help="findings printed for each check (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the full report there")
@@ -49,13 +50,15 @@ def verify(args: argparse.Namespace) -> Report:
     if args.datasets.lower() in SEVERAL_RATERS:
         name, check = SEVERAL_RATERS[args.datasets.lower()]
         folder = args.data_root / name
-        if args.noise_type:
-            raise UserError(f"--noise_type has no meaning for --datasets {args.datasets}: leave it out")
+        for flag in ("noise_type", "channels"):
+            if getattr(args, flag):
+                raise UserError(f"--{flag} has no meaning for --datasets {args.datasets}: leave it out")
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give --data_root, the folder that holds {name}")
         return check(folder, args.raters, args.image_size or 128, **rest)
     folder, layout = find_dataset(args.data_root, args.datasets)
-    return verify_folder(folder, layout, args.noise_type, args.image_size or 256, **rest)
+    channels = args.channels or CHANNELS.get(args.datasets.lower())
+    return verify_folder(folder, layout, args.noise_type, args.image_size or 256, **rest, channels=channels)
 
 
 def in_words(report: Report, details: int) -> str:
@@ -64,6 +67,8 @@ def in_words(report: Report, details: int) -> str:
     for part, facts in report.facts.get("images", {}).items():
         kinds = [listed((f"{name} ({count})" for name, count in facts[key].items()), 3) for key in ("sizes", "formats")]
         lines.append(f"{part} images: {facts['count']}" + "".join(f"; {kind}" for kind in kinds if kind))
+    if report.facts.get("channels"):
+        lines.append(f"channels {report.facts['channels']}; intensities: {report.facts['intensities']}")
     for series, facts in report.facts.get("class_shares", {}).items():
         classes = ", ".join(f"{value}: {share:.2%}" for value, share in enumerate(facts["classes"]))
         low, middle, high = (f"{share:.2%}" for share in facts["foreground"])

@@ -537,3 +537,11 @@ def test_chain_of_the_scripts_on_phantoms(tmp_path):
     names = sorted(path.stem for path in (phantom / "images_test").glob("*.png"))
     assert len(names) == 4
     assert_complete(tmp_path / "model" / "phantom+gsd+02", 3, names)
+
+
+def test_scans_of_busuc_are_read_as_colour(monkeypatch):
+    for flags, channels in (((), 3), (("--channels", "1"), 1)):
+        monkeypatch.setattr(sys, "argv", ["train", "--datasets", "BUSUC", "--noise_type", "02", *flags])
+        assert script.parse_arguments().channels == channels
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN)])
+    assert script.parse_arguments().channels is None

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from conftest import REPO, blob, loaded, run_script, write_dataset
 from lidc_files import entries, write_lidc
 from mmis_files import draw_volume, write_h5, write_mmis
@@ -23,7 +25,8 @@ from dataloaders import duplicates, lidc, mmis
 from dataloaders.checks import CHECKS, agreement_of
 from dataloaders.files import list_images, read_image
 from dataloaders.lidc import read_slices, read_split
-from dataloaders.noisy_folder import Layout, load_test_cases, training_recipe
+from dataloaders.noisy_folder import Layout, common_format, find_parts, load_cases, training_recipe
+from dataloaders.slic import find_maps
 from utils.cli import UserError
 from utils.superpixels import slic_segments
 
@@ -32,6 +35,8 @@ import generate_SLIC
 import verify_data
 
 SIZE = 32
+NOISE = ("clean", "DE")
+TOGETHER = "all images together"  # what is wrong with none alone
 DATA = REPO.parent / "shared" / "data"
 
 
@@ -111,12 +116,20 @@ def add_pair(folder: Path, name: str, image: np.ndarray, part: str = "") -> None
         cut(folder, "--images_root", folder / "images", "--save_root", folder / "images_SLIC")
 
 
-def loaders_refuse(folder: Path, num_classes: int = 2) -> bool:
-    """Whether the loaders of training raise on the clean masks, on the S_DE masks or on the test set."""
-    for noise in ("clean", "DE"):
+def loaders_refuse(
+    folder: Path, num_classes: int = 2, asked: int | None = None, slic_root: Path | None = None, noise: tuple = NOISE
+) -> bool:
+    """Whether training, step by step as in its script, refuses the clean masks, the S_DE masks or the test set.
+
+    Superpixels are made where training would make them, so this comes after the check. asked: --channels.
+    """
+    for kind in noise:
         try:
-            loaded(training_recipe(folder, Layout(), noise, SIZE, num_classes))
-            load_test_cases(folder, Layout(), SIZE, 3, num_classes)
+            parts = find_parts(folder, Layout(), kind)
+            maps = find_maps(parts.given, slic_root or folder / "images_SLIC", SIZE)
+            channels, _ = common_format(parts.images, asked)
+            loaded(training_recipe(parts.train, maps, SIZE, channels, num_classes))
+            load_cases(parts.cases, SIZE, channels, num_classes)
         except UserError:
             return True
     return False
@@ -208,7 +221,104 @@ def blank_image(folder):
 def grey_image(folder):
     path = folder / "images_test" / "case01.png"
     Image.open(path).convert("L").save(path)
-    return {"formats": [("warning", "images_test/case01.png")]}
+    return {"formats": [("error", TOGETHER), ("warning", "images_test/case01.png")]}
+
+
+def image_of_five_channels(folder):
+    path = folder / "images" / "case02.png"
+    image = pixels(path)
+    path.unlink()
+    np.save(path.with_suffix(".npy"), np.dstack([image, image[..., :2]]).astype(np.float32))
+    cut(folder, "--images_root", folder / "images", "--save_root", folder / "images_SLIC", "--overwrite")
+    return {"formats": [("error", TOGETHER), ("warning", "images/case02.npy")]}
+
+
+def deeper_image(folder):
+    path = folder / "images" / "case03.png"
+    image = pixels(path).astype(np.uint16) * 16
+    path.unlink()
+    tifffile.imwrite(path.with_suffix(".tif"), image, photometric="rgb")
+    cut(folder, "--images_root", folder / "images", "--save_root", folder / "images_SLIC", "--overwrite")
+    return {"formats": [("warning", "images/case03.tif")]}
+
+
+def image_with_alpha(folder):
+    path = folder / "images" / "case04.png"
+    Image.open(path).convert("RGBA").save(path)
+    return {"formats": [("warning", "images/case04.png")]}
+
+
+def array_of_gaps(folder):
+    path = folder / "images_test" / "case00.png"
+    image = pixels(path).astype(np.float32)
+    image[0, 0] = np.nan
+    path.unlink()
+    np.save(path.with_suffix(".npy"), image)
+    return {"readable": [("error", "images_test/case00.npy")]}
+
+
+def stack_of_slices(folder):
+    path = folder / "images_test" / "case00.png"
+    path.unlink()
+    tifffile.imwrite(path.with_suffix(".tif"), np.zeros((5, 40, 48), np.uint16), imagej=True, metadata={"axes": "ZYX"})
+    return {"readable": [("error", "images_test/case00.tif")]}
+
+
+def truncated_array_mask(folder):
+    path = folder / "masks_test" / "case00.png"
+    np.save(path.with_suffix(".npy"), pixels(path))
+    path.unlink()
+    path = path.with_suffix(".npy")
+    path.write_bytes(path.read_bytes()[:200])
+    return {"readable": [("error", "masks_test/case00.npy")]}
+
+
+def array_mask_of_fractions(folder):
+    path = folder / "masks_test" / "case01.png"
+    np.save(path.with_suffix(".npy"), pixels(path) / 510)
+    path.unlink()
+    return {"values": [("error", "masks_test/case01.npy")]}
+
+
+def channels_first_mask(folder):
+    path = folder / "masks" / "case07.png"
+    np.save(path.with_suffix(".npy"), pixels(path).T)
+    path.unlink()
+    return {"sizes": [("error", "masks/case07.npy")]}
+
+
+def no_test_set(folder):
+    for name in ("images_test", "masks_test"):
+        shutil.rmtree(folder / name)
+    return {"files": [("note", "images_test")]}
+
+
+def no_test_masks(folder):
+    shutil.rmtree(folder / "masks_test")
+    return {"files": [("error", "masks_test")]}
+
+
+def no_superpixels(folder):
+    shutil.rmtree(folder / "images_SLIC")
+    return {"segments": [("note", "images_SLIC")]}
+
+
+def no_superpixels_in_the_folder(folder):
+    for path in (folder / "images_SLIC").glob("*.npy"):
+        path.unlink()
+    return {"segments": [("error", f"images_SLIC/case0{index}.npy") for index in range(8)]}
+
+
+def file_in_place_of_superpixels(folder):
+    shutil.rmtree(folder / "images_SLIC")
+    (folder / "images_SLIC").write_text("")
+    return {"segments": [("error", "images_SLIC")]}
+
+
+def link_to_no_superpixels(folder):
+    shutil.rmtree(folder / "images_SLIC")
+    (folder / "images_SLIC").symlink_to(folder / "nowhere")
+    return {"segments": [("error", "images_SLIC")]}
 
 
 def equal_training_images(folder):
@@ -280,9 +390,16 @@ FAULTS = [
     *(corrupt_superpixels, superpixels_left_over, superpixels_of_another_image, superpixels_of_other_settings),
     foreign_file,
 ]
+# Those that would hide others.
+ALONE = [
+    *(image_of_five_channels, deeper_image, image_with_alpha, array_of_gaps, stack_of_slices),
+    *(truncated_array_mask, array_mask_of_fractions, channels_first_mask),
+    *(no_test_set, no_test_masks, no_superpixels, no_superpixels_in_the_folder, file_in_place_of_superpixels),
+    link_to_no_superpixels,
+]
 
 
-@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize("plant", FAULTS + ALONE, ids=lambda plant: plant.__name__)
 def test_a_fault_is_found_alone_and_is_an_error_where_the_loaders_refuse(folder, verify, plant):
     expected = plant(folder)
     result = verify()
@@ -327,9 +444,9 @@ def test_missing_folders_are_all_named(folder, verify):
     assert result.code == 1
     assert result.found() == {
         "files": [("error", "images_test"), ("error", "masks_test")],
-        "segments": [("error", "images_SLIC")],
+        "segments": [("note", "images_SLIC")],
     }
-    assert "generate_SLIC.py --images_root" in result.messages("segments")
+    assert "training will make it" in result.messages("segments")
     assert next(c["result"] for c in result.report["checks"] if c["check"] == CHECKS["stale_segments"]) == "-"
 
 
@@ -337,8 +454,139 @@ def test_an_empty_dataset_is_an_error(tmp_path, verify):
     (tmp_path / "data" / "mine").mkdir(parents=True)
     result = verify(datasets="mine")
     assert result.code == 1
-    names = ["images", "images_test", "masks", "masks_test"]
-    assert result.found()["files"] == [("error", name) for name in names]
+    assert result.found()["files"] == [("error", "images"), ("error", "masks"), ("note", "images_test")]
+
+
+def test_what_training_does_without_is_a_note(folder, verify):
+    no_test_set(folder)
+    no_superpixels(folder)
+    result = verify()
+    assert result.found() == {"files": [("note", "images_test")], "segments": [("note", "images_SLIC")]}
+    assert (result.code, result.report["errors"], result.report["warnings"]) == (0, 0, 0)
+    assert "20% of the training images will be held out" in result.messages("files")
+    assert "0 errors, 0 warnings: training will read it" in result.text
+    unchecked = {check["check"] for check in result.report["checks"] if check["result"] == "-"}
+    names = ("stale_segments", "exact_test", "exact_between", "near_test", "near_between")
+    assert unchecked == {CHECKS[name] for name in names}
+    assert not (folder / "images_SLIC").exists()
+    assert not loaders_refuse(folder)
+
+
+def test_nothing_can_be_held_out_of_one_image(folder, verify):
+    no_test_set(folder)
+    for path in (path for kind in ("images", "masks", "masks_DE") for path in (folder / kind).iterdir()):
+        if path.stem != "case00":
+            path.unlink()
+    shutil.rmtree(folder / "images_SLIC")
+    result = verify()
+    assert result.code == 1 and loaders_refuse(folder)
+    assert result.found()["files"] == [("error", "images"), ("note", "images_test")]
+    assert "nothing can be held out" in result.messages("files")
+
+
+def test_superpixels_that_cannot_be_written_are_an_error(folder, tmp_path, verify):
+    (tmp_path / "file").write_text("")
+    for place, level in ((tmp_path / "file" / "maps", "error"), (tmp_path / "new" / "maps", "note")):
+        result = verify("--slic_root", place)
+        assert result.found() == {"segments": [(level, str(place))]}
+        assert loaders_refuse(folder, slic_root=place) == (level == "error")
+    assert "--slic_root" in verify("--slic_root", tmp_path / "file" / "maps").messages("segments")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="to root every folder is writable")
+def test_superpixels_in_a_folder_without_permission_are_an_error(folder, verify):
+    no_superpixels(folder)
+    folder.chmod(0o500)
+    try:
+        result = verify()
+        assert result.found() == {"segments": [("error", "images_SLIC")]} and loaders_refuse(folder)
+    finally:
+        folder.chmod(0o700)
+
+
+def test_mixed_channels_name_one_of_each_and_channels_mends_grey_and_colour(folder, verify):
+    grey_image(folder)
+    message = verify().messages("formats")
+    assert f"{folder / 'images_test' / 'case01.png'} has 1 channel" in message
+    assert f"{folder / 'images' / 'case00.png'} has 3 channels" in message and "--channels 3" in message
+    for channels in (1, 3):
+        result = verify("--channels", channels)
+        assert (result.code, result.found()) == (0, {"formats": [("warning", "images_test/case01.png")]})
+        assert result.report["facts"]["channels"] == channels
+        assert not loaders_refuse(folder, asked=channels)
+    image_of_five_channels(folder)
+    result = verify("--channels", 3)
+    assert result.found()["formats"] == [
+        *(("error", "images/case02.npy"), ("warning", "images/case02.npy"), ("warning", "images_test/case01.png")),
+    ]
+    assert "5 channels, expected 3" in result.messages("formats") and loaders_refuse(folder, asked=3)
+
+
+def test_grey_scans_among_colour_are_no_error_in_busuc(folder, verify):
+    grey_image(folder)
+    folder.rename(folder.with_name("BUSUC"))
+    result = verify(datasets="busuc")
+    assert (result.code, result.found()) == (0, {"formats": [("warning", "images_test/case01.png")]})
+
+
+def write_tiff(path: Path, image: np.ndarray) -> None:
+    tifffile.imwrite(path, image[..., 0].astype(np.uint16) * 16)
+
+
+def write_five_pages(path: Path, image: np.ndarray) -> None:
+    pages = np.stack([image[..., index % 3] for index in range(5)])
+    tifffile.imwrite(path, pages, photometric="minisblack")
+
+
+def write_five_floats(path: Path, image: np.ndarray) -> None:
+    np.save(path, np.dstack([image, image[..., :2] / 7.0]).astype(np.float32))
+
+
+def write_palette(path: Path, image: np.ndarray) -> None:
+    Image.fromarray(image).quantize(32).save(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix", "form", "channels", "intensities"),
+    [
+        (write_tiff, ".tif", "16-bit grey", 1, "percentiles"),
+        (write_five_pages, ".TIFF", "8-bit 5 channels", 5, "8 bits, as stored"),
+        (write_five_floats, ".npy", "32-bit float 5 channels", 5, "percentiles"),
+        (write_palette, ".png", "8-bit palette", 3, "8 bits, as stored"),
+    ],
+    ids=["16-bit TIFF", "TIFF of pages", "npy", "palette"],
+)
+def test_images_of_other_kinds(folder, verify, write, suffix, form, channels, intensities):
+    """And masks as arrays; the likeness of the drawn blobs is no matter."""
+    for path in [path for kind in ("images", "images_test") for path in (folder / kind).iterdir()]:
+        image = pixels(path)
+        path.unlink()
+        write(path.with_suffix(suffix), image)
+    for path in [path for kind in ("masks", "masks_test") for path in (folder / kind).iterdir()]:
+        np.save(path.with_suffix(".npy"), pixels(path) > 0)
+        path.unlink()
+    cut(folder, "--images_root", folder / "images", "--save_root", folder / "images_SLIC", "--overwrite")
+    result = verify()
+    assert (result.code, without_likeness(result.found())) == (0, {})
+    facts = result.report["facts"]
+    assert facts["images"]["train"]["formats"] == {form: 8} and facts["images"]["train"]["sizes"] == {"48x40": 8}
+    assert facts["channels"] == channels and intensities in facts["intensities"]
+    assert f"channels {channels}; intensities: {facts['intensities']}" in result.text
+    assert not loaders_refuse(folder)
+
+
+def test_palette_masks_of_more_classes(folder, verify):
+    for path in [path for kind in ("masks", "masks_DE", "masks_test") for path in (folder / kind).iterdir()]:
+        classes = pixels(path) // 255
+        classes[:4] = 2
+        image = Image.frombytes("P", classes.shape[::-1], classes.tobytes())
+        image.putpalette([0, 0, 0, 200, 30, 30, 30, 200, 30])
+        image.save(path)
+    result = verify("--num_classes", 3)
+    assert (result.code, result.found()) == (0, {}) and not loaders_refuse(folder, num_classes=3)
+    result = verify()
+    assert len(result.found()["values"]) == 19 and "--num_classes 3" in result.messages("values")
+    assert loaders_refuse(folder)
 
 
 def test_noise_type_chooses_the_masks(folder, verify):
@@ -453,6 +701,7 @@ def test_workers_do_not_change_the_report(folder, tmp_path, verify):
         (["--datasets", "LIDC"], "lidc: no such folder"),
         (["--datasets", "mmis"], "MMIS2024TASK1: no such folder"),
         (["--datasets", "lidc", "--noise_type", "DE"], "--noise_type has no meaning"),
+        (["--datasets", "mmis", "--channels", "3"], "--channels has no meaning"),
         (["--datasets", "Kvasir", "--data_root", "nowhere"], "--data_root nowhere: no such folder"),
     ],
 )
@@ -777,7 +1026,7 @@ def test_a_scene_recorded_twice_is_found_in_kvasir(tmp_path, verify):
             (tmp_path / "data" / "Kvasir" / kind / path.name).symlink_to(path)
     result = verify("--image_size", 256)
     assert result.found() == {
-        "segments": [("error", "images_SLIC")],
+        "segments": [("note", "images_SLIC")],
         "near_train": [("warning", "images/train_0593.jpg"), ("warning", "images/train_0667.jpg")],
     }
 

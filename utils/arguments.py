@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 
 from utils.baselines import METHODS, USES_TAU
-from utils.gsd import GSDConfig
+from utils.gsd import VOTES, GSDConfig
 
 # docs/method.md section 7: sections 1-5 as written, or the four choices of the published implementation.
 FIDELITY = {  # docs/method.md: "paper" is sections 1-5, "published" section 7, "extended" section 8
@@ -87,8 +87,20 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
         "was found to improve it (docs/method.md sections 7 and 8; default: %(default)s)",
     )
     for name in FIDELITY["paper"]:
-        choices = tuple(dict.fromkeys(values[name] for values in FIDELITY.values()))
+        choices = VOTES if name == "vote" else tuple(dict.fromkeys(values[name] for values in FIDELITY.values()))
         add(f"--{name}", choices=choices, help="this one choice of --fidelity alone")
+    add(
+        "--warm_up",
+        type=number(float, 0, 1),
+        default=0.3,
+        help="share of the run before refinement and transfer; 1: never (default: %(default)s)",
+    )
+    add(
+        "--transfer",
+        choices=("paste", "none"),
+        default="paste",
+        help="none: refined labels are learned on the images as they are (default: %(default)s)",
+    )
     add("--jitter", type=number(float, 0, 1), help="strength s of the colour jitter")
     add("--image_size", type=number(int, 16), default=image_size, help="training size in pixels (default: %(default)s)")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
@@ -158,6 +170,8 @@ def gsd_config(args: argparse.Namespace, weight_decay_rate: int = 10) -> GSDConf
         ratecp=args.ratecp,
         consistency=args.consistency,
         weight_decay_rate=weight_decay_rate,
+        warm_up=args.warm_up,
+        transfer=args.transfer,
         vote=args.vote,
         transfer_loss=args.transfer_loss,
         distance=args.distance,

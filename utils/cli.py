@@ -3,13 +3,15 @@
 Nothing here imports torch, so that the preprocessing scripts start at once.
 """
 
+import csv
 import ctypes
 import fcntl
+import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -90,6 +92,15 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def write_table(path: str | os.PathLike, rows: Sequence[dict]) -> None:
+    """Write rows of one kind, at least one, as CSV, atomically; None and NaN are left blank and 'nan'."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
 @contextmanager
 def locked(path: Path, waiting: str) -> Iterator[None]:
     """Hold the lock file ``path`` while the body runs; if another process has it, print ``waiting`` and wait.
@@ -164,14 +175,15 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
     without a record of their settings.
     """
     record = folder / "settings.json"
-    present = [path for path in outputs if path.exists()]
+    # Not Path.exists, which raises where a folder may not be looked into; writing to it will say so.
+    present = [path for path in outputs if os.path.exists(path)]
     if overwrite:
         try:
             for path in present:
                 path.unlink()
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
-    elif record.is_file():
+    elif os.path.isfile(record):
         try:
             before = json.loads(record.read_text())
         except ValueError as error:

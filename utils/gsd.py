@@ -18,6 +18,7 @@ from torch import Tensor
 
 from utils.losses import bounded_cross_entropy_map, cross_entropy_map, foreground_dice, soft_dice, symmetric_kl_map
 
+VOTES = ("superpixels", "rings", "intersections", "pixels", "given")
 NUM_RINGS = 11  # section 7: regions of equal whole distance 0..10 to the boundary, inside and outside merged
 
 Network = Callable[[Tensor], Tensor]  # image (B,C,*S) -> logits (B,K,*S)
@@ -51,7 +52,9 @@ class GSDConfig:
     ratecp: float = 0.5  # foreground share above which knowledge transfer copies the background
     consistency: float = 0.5  # lambda: 1 switches the agreement of the two networks off in the selection loss
     weight_decay_rate: int = 10  # the distance weight's cap falls from 11 by this much over the run
-    vote: Literal["superpixels", "rings"] = "superpixels"
+    warm_up: float = 0.3  # share of the run before refinement and transfer begin; 1: they never do
+    transfer: Literal["paste", "none"] = "paste"  # none: refined labels are learned on the images as they are
+    vote: Literal["superpixels", "rings", "intersections", "pixels", "given"] = "superpixels"
     transfer_loss: Literal["logits", "probabilities"] = "logits"
     distance: Literal["exact", "floored"] = "exact"
     weights: Literal["distance", "even"] = "distance"
@@ -64,7 +67,9 @@ class GSDConfig:
             ("ratecp", self.ratecp, 0 <= self.ratecp <= 1),
             ("consistency", self.consistency, 0 <= self.consistency <= 1),
             ("weight_decay_rate", self.weight_decay_rate, self.weight_decay_rate >= 0),
-            ("vote", self.vote, self.vote in ("superpixels", "rings")),
+            ("warm_up", self.warm_up, 0 <= self.warm_up <= 1),
+            ("transfer", self.transfer, self.transfer in ("paste", "none")),
+            ("vote", self.vote, self.vote in VOTES),
             ("transfer_loss", self.transfer_loss, self.transfer_loss in ("logits", "probabilities")),
             ("distance", self.distance, self.distance in ("exact", "floored")),
             ("weights", self.weights, self.weights in ("distance", "even")),
@@ -150,6 +155,24 @@ def region_vote(probability: Tensor, regions: Tensor, num_regions: int) -> Tenso
     return sums.argmax(dim=1).gather(1, ids.squeeze(1)).view_as(regions)
 
 
+def vote_of(kind: str, probability: Tensor, batch: Batch) -> Tensor:
+    """The class that each pixel's region takes, (B,*S), int64.
+
+    kind: "superpixels", section 3; "rings" of equal whole distance, section 7; their "intersections"; "pixels", each
+    for itself; "given", the label as it was. Source: docs/method.md sections 3 and 7.
+    """
+    if kind == "pixels":
+        return probability.argmax(dim=1)
+    if kind == "given":
+        return batch.label
+    rings = batch.distance.long()
+    if kind == "rings":
+        return region_vote(probability, rings, NUM_RINGS)
+    if kind == "intersections":
+        return region_vote(probability, batch.segments * NUM_RINGS + rings, batch.num_segments * NUM_RINGS)
+    return region_vote(probability, batch.segments, batch.num_segments)
+
+
 def refine(label: Tensor, keep: Tensor, vote: Tensor) -> Tensor:
     """r = the given label where it is kept, the region's class elsewhere; all (B,*S).
 
@@ -200,9 +223,12 @@ def agreement_loss(log_q1: Tensor, log_q2: Tensor, weight: Tensor) -> Tensor:
 # --- 5 Total ----------------------------------------------------------------------------------------------------------
 
 
-def refines(epoch: int, max_epochs: int) -> bool:
-    """Whether refinement and transfer are on in ``epoch``: from 0.3 of the run. Source: docs/method.md sections 3-5."""
-    return 10 * epoch >= 3 * max_epochs
+def refines(epoch: int, max_epochs: int, warm_up: float = 0.3) -> bool:
+    """Whether refinement and transfer are on in ``epoch``: from a share of the run on, 0.3 in the paper.
+
+    Source: docs/method.md sections 3-5.
+    """
+    return epoch >= warm_up * max_epochs - 1e-6  # 1e-6: 0.07 * 100 comes out above 7 in binary
 
 
 def gsd_step(
@@ -236,20 +262,16 @@ def gsd_step(
     if config.label_loss == "ce+dice":  # section 8
         parts["dice_loss"] = sum(1 - foreground_dice(log_p.exp(), batch.label, keep) for log_p in (log_p1, log_p2))
         loss = loss + parts["dice_loss"]
-    if not refines(epoch, config.max_epochs):
+    if not refines(epoch, config.max_epochs, config.warm_up):
         return Step(loss, _detached(parts), maps)
 
     # Refinement (3)
     with torch.no_grad():
         probability = mixing * log_p1.exp() + (1 - mixing) * log_p2.exp()
-        if config.vote == "superpixels":
-            vote = region_vote(probability, batch.segments, batch.num_segments)
-        else:
-            vote = region_vote(probability, batch.distance.long(), NUM_RINGS)
-        refined = refine(batch.label, keep, vote)
+        refined = refine(batch.label, keep, vote_of(config.vote, probability, batch))
 
         # Knowledge transfer (4)
-        mask = transfer_mask(refined, config.ratecp)
+        mask = transfer_mask(refined, config.ratecp) if config.transfer == "paste" else torch.ones_like(keep)
         mixed = mix(mask, batch.image, permutation)
         mixed_jittered = mix(mask, batch.jittered, permutation)
         mixed_label = mix(mask, refined, permutation)

@@ -1,6 +1,5 @@
 """One training run on disk and on its device: run folder, log, checkpoints, device and precision."""
 
-import csv
 import ctypes
 import io
 import json
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.cli import UserError, claimed, write_atomically, write_json
+from utils.cli import UserError, claimed, write_atomically, write_json, write_table
 from utils.distributed import ALONE, Team, wait_for_all
 from utils.figures import Figure, learning_curves, pixels, png
 from utils.gsd import Network
@@ -247,14 +246,9 @@ class Run:
         write_atomically(self.folder / "curves.png", png(learning_curves(self.history)))
 
     def write_table(self, name: str, rows: Sequence[dict]) -> None:
-        """Write rows of one kind as a CSV file of the run folder; None and NaN are left blank and 'nan'."""
-        if not self.writes:
-            return
-        text = io.StringIO()
-        table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        write_atomically(self.folder / name, text.getvalue().encode())
+        """Write ``rows`` as a CSV file of the run folder (`utils.cli.write_table`)."""
+        if self.writes:
+            write_table(self.folder / name, rows)
 
     def write_json(self, name: str, value: object) -> None:
         """Write ``value`` as a JSON file of the run folder."""

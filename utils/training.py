@@ -7,7 +7,7 @@ import shutil
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -255,19 +255,30 @@ def predict(
     device: torch.device,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """The class of each pixel, uint8 (N,H,W) on the CPU: the argmax of the networks' summed logits on plain images.
+    """The class of each pixel, uint8 (N,H,W) on the CPU: the argmax of the networks' mean logits on plain images.
 
-    images: uint8 (N,C,H,W); the networks must be in eval mode. With ``size`` the logits are first resized to it,
-    linearly: outlines come out smoother than from resized classes. Source: docs/method.md section 5.
+    images: uint8 (N,C,H,W); the networks must be in eval mode. With ``size`` the logits are first resized to it
+    (`resized`). Source: docs/method.md section 5.
     """
     classes = []
     for chunk in images.split(batch_size):
-        inputs = intensity.normalise(to_unit(chunk.to(device))).contiguous(memory_format=torch.channels_last)
-        logits = torch.stack([forward(inputs) for forward in forwards]).sum(dim=0)
-        if size not in (None, tuple(logits.shape[-2:])):
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        classes.append(logits.argmax(dim=1).to("cpu", torch.uint8))
+        logits = mean_logits(forwards, chunk, intensity, device)
+        classes.append(resized(logits, size or logits.shape[-2:]).argmax(dim=1).to("cpu", torch.uint8))
     return torch.cat(classes)
+
+
+@torch.no_grad()
+def mean_logits(forwards: Sequence[Network], images: Tensor, intensity: Intensity, device: torch.device) -> Tensor:
+    """The mean of the networks' logits on plain images, uint8 (N,C,H,W): float32 (N,K,H,W) on ``device``."""
+    inputs = intensity.normalise(to_unit(images.to(device))).contiguous(memory_format=torch.channels_last)
+    return torch.stack([forward(inputs) for forward in forwards]).mean(dim=0)
+
+
+def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (N,K,H,W) at ``size``, linearly: outlines come out smoother than from resized classes."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[tuple[TestCase, Tensor]]:
@@ -346,6 +357,13 @@ def means(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:
     return {name: statistics.fmean(values) if values else None for name, values in defined.items()}
 
 
+def take_counts(scores: dict[str, dict[str, float]]) -> tuple[dict[str, int], dict[str, int]]:
+    """The counts of empty masks, summed over the cases and taken out of ``scores``, and on how many cases each distance
+    is undefined."""
+    empty = {name: sum(case.pop(name) for case in scores.values()) for name in ("pairs", "one_empty", "both_empty")}
+    return empty, {name: sum(case[name] != case[name] for case in scores.values()) for name in ("hd95", "assd")}
+
+
 def report(experiment: Experiment, run: Run) -> dict:
     """Score the trained networks on every case, write per_image.csv and result.json, and return the result.
 
@@ -354,7 +372,7 @@ def report(experiment: Experiment, run: Run) -> dict:
     of the epoch that was best on them are given beside it. Source: docs/method.md section 5.
     """
     scores = evaluate(experiment, experiment.cases, surfaces=True)
-    counts = {name: sum(case.pop(name) for case in scores.values()) for name in ("pairs", "one_empty", "both_empty")}
+    counts, undefined = take_counts(scores)
     last = run.history[-LAST_EPOCHS:]
     final = {}
     for name in scores[next(iter(scores))]:
@@ -367,7 +385,7 @@ def report(experiment: Experiment, run: Run) -> dict:
         "epochs": len(run.history),
         "method": run.settings["method"],
         "last_epoch": means(scores),
-        "undefined": {name: sum(case[name] != case[name] for case in scores.values()) for name in ("hd95", "assd")},
+        "undefined": undefined,
         "empty_masks": counts,
         "test_cases": len(scores),
         "scored_on": experiment.scored_on,
@@ -392,7 +410,7 @@ def report(experiment: Experiment, run: Run) -> dict:
     return result
 
 
-SCORES = {  # what each score is called in the table that ends a run
+SCORES = {  # what each score is called in a table
     "dice": "Dice",
     "dice_majority": "Dice, majority vote",
     "soft_dice": "soft Dice, mean of the raters",
@@ -404,37 +422,43 @@ SCORES = {  # what each score is called in the table that ends a run
 }
 
 
+def titles_of(names: Collection[str]) -> dict[str, str]:
+    """What each score of ``names`` is called, in the order of a table."""
+    parts = ("rater", "class")
+    single = {name: f"Dice, {part} {name[10:]}" for part in parts for name in names if name.startswith(f"dice_{part}")}
+    of_raters = {"dice": "Dice, mean of the raters", "iou": "IoU, mean of the raters"} if "dice_rater1" in names else {}
+    return {name: title for name, title in (single | SCORES | of_raters).items() if name in names}
+
+
+def print_empty(empty: dict[str, int], undefined: dict[str, int]) -> None:
+    """How many masks were empty, and on how many cases a distance is undefined for that; nothing if none were."""
+    if empty["one_empty"] or empty["both_empty"]:
+        print(
+            f"  of {empty['pairs']} pairs of prediction and mask, slice by slice, both were empty in "
+            f"{empty['both_empty']}, one in {empty['one_empty']}; distances leave these out"
+        )
+    for name, count in undefined.items():
+        if count:
+            print(f"  {name} is undefined on {count} cases, where nothing else is left")
+
+
 def print_result(result: dict, folder: str) -> None:
     """The table that ends a run."""
     last = result["last_epoch"]
-    raters = {name: f"Dice, rater {name[10:]}" for name in last if name.startswith("dice_rater")}
-    if raters:
-        titles = {**raters, **SCORES, "dice": "Dice, mean of the raters", "iou": "IoU, mean of the raters"}
-    else:
-        titles = SCORES
     print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}")
     print(f"  {'':<32}{'last epoch':>12}{'mean of the last ' + str(result['averaged_epochs']):>24}")
-    for name, title in titles.items():
-        if name in last:
-            value = "undefined" if last[name] is None else f"{last[name]:.4f}"
-            mean = result.get(f"final_{name}_mean")
-            averaged = "" if mean is None else f"{mean:.4f} +- {result[f'final_{name}_std']:.4f}"
-            print(f"  {title:<32}{value:>12}{averaged:>24}".rstrip())
+    for name, title in titles_of(last).items():
+        value = "undefined" if last[name] is None else f"{last[name]:.4f}"
+        mean = result.get(f"final_{name}_mean")
+        averaged = "" if mean is None else f"{mean:.4f} +- {result[f'final_{name}_std']:.4f}"
+        print(f"  {title:<32}{value:>12}{averaged:>24}".rstrip())
     best = result.get("best_validation")
     if best:
         print(
             f"  epoch {best['epoch']} was best on the validation cases, {best['val_dice']:.4f}; its test Dice is "
             f"{best['dice']:.4f}"
         )
-    empty = result["empty_masks"]
-    if empty["one_empty"] or empty["both_empty"]:
-        print(
-            f"  of {empty['pairs']} pairs of prediction and mask, slice by slice, both were empty in "
-            f"{empty['both_empty']}, one in {empty['one_empty']}; distances leave these out"
-        )
-    for name, count in result["undefined"].items():
-        if count:
-            print(f"  {name} is undefined on {count} cases, where nothing else is left")
+    print_empty(result["empty_masks"], result["undefined"])
     print(
         f"  {result['seconds_per_epoch']:.1f} s an epoch ({result['device']}, {result['precision']}), "
         f"{result['waiting']:.1%} of it waiting for data"

@@ -1,0 +1,250 @@
+"""Segment new images with the networks of a training run; its checkpoint is all that is needed.
+
+    python scripts/predict.py --checkpoint model/kvasir+gsd+02/checkpoint.pt --images_root photos --save_root predicted
+
+Writes a mask for each image, of the image's size and stem, as PNG: 0/255, with more than two classes their numbers
+0..K-1. An image that its EXIF data turns is turned first, as viewers show it. The class of a pixel is the one with the
+highest mean logit of both networks, taken at the training size and resized to the image's, as in training's own tests.
+
+Images may be in any form that training takes, and must have the channels of the training images; where the run was
+given --channels, grey is taken for colour or colour for grey, as it was there. Each channel deeper than 8 bits
+is scaled by itself, as in training. Checkpoints of LIDC take grey images; those of MMIS-2024 images whose channels are
+t1, t1c and t2, where 8 bits are taken as scaled already. Volumes (.h5) are not read here.
+
+Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
+or not be written.
+"""
+
+import argparse
+import hashlib
+import io
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.files import list_images, read_image
+from dataloaders.pixels import format_of
+from utils.arguments import number
+from utils.cli import UserError, keep_settings, listed, run_main, write_atomically
+from utils.figures import contoured
+from utils.geometry import resize_image
+from utils.inference import Model, load_model
+from utils.run import choose_device
+from utils.training import resized
+
+
+class Sample(NamedTuple):
+    """One image as the networks see it."""
+
+    path: Path
+    size: tuple[int, int]  # height and width of the file
+    image: Tensor  # (C,S,S) uint8
+
+
+class Prediction(NamedTuple):
+    """What is written for one image."""
+
+    path: Path
+    classes: np.ndarray  # (H,W) uint8
+    probabilities: np.ndarray | None  # (K,H,W) float16
+
+
+class Unread(NamedTuple):
+    """An image that could not be read, and why."""
+
+    reason: str
+
+
+class Folders(NamedTuple):
+    """Where masks go, and if wanted probabilities and overlays."""
+
+    masks: Path
+    probabilities: Path | None
+    overlays: Path | None
+
+    def files(self, stem: str) -> dict[Path, Path]:
+        """Folder -> the file of image ``stem`` in it."""
+        suffixes = {self.masks: "png", self.probabilities: "npy", self.overlays: "png"}
+        return {folder: folder / f"{stem}.{suffix}" for folder, suffix in suffixes.items() if folder}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="checkpoint.pt or best.pt of a run folder")
+    add("--images_root", type=Path, required=True, help="folder of images, or one image")
+    add("--save_root", type=Path, required=True, help="folder of the predicted masks")
+    add("--probabilities_root", type=Path, help="also write each class's probability: .npy, float16, (K,H,W)")
+    add("--overlays_root", type=Path, help="also draw the predicted outlines on the images: PNG")
+    add("--tta", action="store_true", help="mean over the eight turned and flipped views; takes eight times as long")
+    add("--batch_size", type=number(int, 1), default=8, help="images through the networks at once (default: 8)")
+    add("--workers", type=number(int, 1), default=os.cpu_count(), help="threads that read and write (default: cores)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
+    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
+    add("--amp", choices=("auto", "bf16", "fp32"), default="auto", help="precision of the networks, as in training")
+    add("--overwrite", action="store_true", help="replace what another checkpoint or program has written there")
+    return parser.parse_args(argv)
+
+
+def find_images(root: Path, folders: Folders) -> dict[str, Path]:
+    """Stem -> path of the image ``root``, or of those in it; refuses folders for output that would mix with them."""
+    images = {root.stem: root} if root.is_file() else list_images(root)
+    taken = {(root.parent if root.is_file() else root).resolve(): f"the folder of the images, {root}"}
+    for flag, folder in zip(("--save_root", "--probabilities_root", "--overlays_root"), folders, strict=True):
+        if folder and folder.resolve() in taken:
+            raise UserError(f"{flag} {folder} is {taken[folder.resolve()]}; choose another")
+        if folder:
+            taken[folder.resolve()] = f"that of {flag} as well"
+    return images
+
+
+def check_formats(images: Iterable[Path], model: Model, checkpoint: Path) -> None:
+    """Raise `UserError` if the model takes none of the images; say how those of more than 8 bits are read."""
+    found: dict[int, Path] = {}
+    deep = []
+    for path in images:
+        with suppress(UserError):  # a file that is no image will be named when it is read
+            form = format_of(path)
+            found.setdefault(form.channels, path)
+            if not form.eight_bit:
+                deep.append(path.name)
+    if found and not any(map(model.takes, found)):
+        channels, path = next(iter(found.items()))
+        raise UserError(
+            f"{checkpoint}: trained on images of {in_words(model.channels)}, but {path} has {in_words(channels)}; "
+            "use a checkpoint that was trained on such images, or convert them"
+        )
+    if deep:
+        print(
+            f"note: of {len(deep)} images deeper than 8 bits ({listed(deep)}) each channel is scaled by itself; "
+            f"those of training were read as: {model.stored}"
+        )
+
+
+def in_words(channels: int) -> str:
+    return f"{channels} channel{'s' * (channels != 1)}"
+
+
+def read(path: Path, model: Model) -> Sample | Unread:
+    """An image, resized to the networks' size."""
+    try:
+        channels = format_of(path).channels
+        if not model.takes(channels):
+            return Unread(f"{path}: {in_words(channels)}, but the checkpoint takes {model.channels}; convert it")
+        image = read_image(path, model.channels)
+    except UserError as error:
+        return Unread(str(error))
+    return Sample(path, image.shape[:2], torch.tensor(resize_image(image, model.image_size)).movedim(-1, 0))
+
+
+def predictions(
+    model: Model, samples: Iterable[Sample | Unread], batch_size: int, tta: bool, probabilities: bool
+) -> Iterator[Prediction | Unread]:
+    """What each image shows, at its own size; unread ones pass through."""
+    batch: list[Sample] = []
+
+    def predicted() -> Iterator[Prediction]:
+        logits = model.logits(torch.stack([sample.image for sample in batch]), tta)
+        for (path, size, _), small in zip(batch, logits, strict=True):
+            full = resized(small[None], size)[0]  # one by one: sizes differ, and images may be large
+            classes = full.argmax(dim=0).to("cpu", torch.uint8).numpy()
+            yield Prediction(path, classes, full.softmax(dim=0).half().cpu().numpy() if probabilities else None)
+        batch.clear()
+
+    for sample in samples:
+        if isinstance(sample, Unread):
+            yield sample
+        else:
+            batch.append(sample)
+        if len(batch) == batch_size:
+            yield from predicted()
+    if batch:
+        yield from predicted()
+
+
+def write(prediction: Prediction | Unread, folders: Folders, model: Model) -> Unread | None:
+    """Write all files of one prediction; what was not read stays what it is."""
+    if isinstance(prediction, Unread):
+        return prediction
+    path, classes, probabilities = prediction
+    files = folders.files(path.stem)
+    if probabilities is not None:
+        data = io.BytesIO()
+        np.save(data, probabilities)
+        write_atomically(files[folders.probabilities], data.getvalue())
+    if folders.overlays:
+        # Read again, so that no image of full size waits in memory for its batch.
+        picture = contoured(read_image(path, model.channels), classes, model.num_classes)
+        write_atomically(files[folders.overlays], as_png(picture[..., ::-1]))  # OpenCV has blue first
+    write_atomically(files[folders.masks], as_png(classes * 255 if model.num_classes == 2 else classes))
+    return None
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()
+
+
+def in_turn(pool: Executor, job: Callable, items: Iterable, ahead: int) -> Iterator:
+    """``job`` of each item, in order; no more than ``ahead`` are under way or wait to be taken."""
+    running: deque = deque()
+    for item in items:
+        running.append(pool.submit(job, item))
+        if len(running) >= ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    folders = Folders(args.save_root, args.probabilities_root, args.overlays_root)
+    images = find_images(args.images_root, folders)
+    device = choose_device(args.device, args.gpu)
+    model = load_model(args.checkpoint, device, args.amp)
+    check_formats(images.values(), model, args.checkpoint)
+    precision = "bf16" if model.bf16 else "fp32"
+    digest = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
+    settings = {"checkpoint_sha256": digest, "epochs": model.epochs, "tta": args.tta, "precision": precision}
+    for folder in filter(None, folders):
+        keep_settings(folder, settings, args.overwrite, [folders.files(stem)[folder] for stem in images])
+    print(
+        f"{args.checkpoint}: {model.settings.get('method')}, {model.epochs} epochs, {model.image_size} pixels, "
+        f"{in_words(model.channels)}, {model.num_classes} classes; {len(images)} images, {device}, {precision}"
+    )
+
+    unread = []
+    with ThreadPoolExecutor(args.workers) as pool:
+        samples = in_turn(
+            pool,
+            partial(read, model=model),
+            images.values(),
+            args.batch_size + args.workers,
+        )
+        predicted = predictions(model, samples, args.batch_size, args.tta, args.probabilities_root is not None)
+        written = in_turn(pool, partial(write, folders=folders, model=model), predicted, args.workers + 1)
+        for outcome in tqdm(written, total=len(images), desc="predicting", unit="image"):
+            if outcome:
+                unread.append(outcome.reason)
+    print(
+        f"{len(images) - len(unread)} of {len(images)} images predicted -> {', '.join(map(str, filter(None, folders)))}"
+    )
+    if unread:
+        print(f"error: {len(unread)} of {len(images)} images were left out:\n" + "\n".join(unread), file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run_main(main)

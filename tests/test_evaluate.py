@@ -1,0 +1,215 @@
+"""scripts/evaluate.py as its users meet it: two folders of masks in, scores out, messages, exit codes."""
+
+import csv
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from conftest import REPO, run_script
+from PIL import Image
+
+from scripts import evaluate
+from utils.cli import run_main
+
+
+def square(top, left, side=10, height=40, width=50, value=255):
+    """A mask (height,width) uint8 with one square."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[top : top + side, left : left + side] = value
+    return mask
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Predictions and masks: one equal, one moved by five pixels, one that finds nothing, one empty in both."""
+    pairs = {
+        "equal": (square(5, 5), square(5, 5)),
+        "moved": (square(5, 10), square(5, 5)),
+        "nothing": (square(0, 0, side=0), square(5, 5)),
+        "empty": (square(0, 0, side=0), square(0, 0, side=0)),
+    }
+    for stem, (predicted, given) in pairs.items():
+        save(tmp_path / "predicted" / f"{stem}.png", predicted)
+        save(tmp_path / "masks" / f"{stem}.bmp", given // 255)
+    return tmp_path / "predicted", tmp_path / "masks"
+
+
+@pytest.fixture
+def run(folders, tmp_path, capsys):
+    """evaluate.py on these, into scores.csv, with more flags; later flags win: exit code, stdout, stderr."""
+
+    def call(*flags):
+        places = ("--predictions", folders[0], "--masks", folders[1], "--save", tmp_path / "scores.csv")
+        code = 0
+        capsys.readouterr()
+        try:
+            run_main(lambda: evaluate.main(list(map(str, (*places, "--workers", 1, *flags)))))
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def rows(path):
+    """The table by image, with numbers."""
+    with open(path, newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    return {row.pop("image"): {name: float(value) for name, value in row.items()} for row in table}
+
+
+def assert_refused(outcome, *parts):
+    code, _, err = outcome
+    message = err[err.rindex("error: ") :]
+    assert code == 2 and "Traceback" not in err
+    for part in parts:
+        assert str(part) in message
+
+
+# --- Scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_by_hand(run, tmp_path):
+    code, out, _ = run()
+    assert code == 0
+    table = rows(tmp_path / "scores.csv")
+    assert list(table) == ["empty", "equal", "moved", "nothing"]
+    nan = pytest.approx(np.nan, nan_ok=True)
+    assert table["equal"] == {"dice": 1, "iou": 1, "hd95": 0, "assd": 0, "nsd": 1}
+    assert table["moved"]["dice"] == pytest.approx(0.5) and table["moved"]["iou"] == pytest.approx(1 / 3, abs=1e-6)
+    assert table["moved"]["hd95"] == 5 and 0 < table["moved"]["assd"] < 5 and 0 < table["moved"]["nsd"] < 1
+    assert table["nothing"] == {"dice": 0, "iou": 0, "hd95": nan, "assd": nan, "nsd": 0}
+    assert table["empty"] == {"dice": 1, "iou": 1, "hd95": nan, "assd": nan, "nsd": 1}
+
+    summary = json.loads((tmp_path / "scores.summary.json").read_text())
+    assert summary["images"] == 4 and summary["num_classes"] == 2
+    assert summary["mean"]["dice"] == pytest.approx(2.5 / 4) and summary["median"]["dice"] == pytest.approx(0.75)
+    assert summary["std"]["dice"] == pytest.approx(np.std([1, 1, 0.5, 0]))
+    assert (summary["mean"]["hd95"], summary["median"]["hd95"], summary["std"]["hd95"]) == (2.5, 2.5, 2.5)
+    assert summary["undefined"] == {"hd95": 2, "assd": 2}
+    assert summary["empty_masks"] == {"pairs": 4, "one_empty": 1, "both_empty": 1}
+    [line] = [line for line in out.splitlines() if line.strip().startswith("Dice")]
+    assert line.split() == ["Dice", "0.6250", "0.4146", "0.7500"]
+    assert "hd95 is undefined on 2 cases" in out and "both were empty in 1, one in 1" in out
+
+
+def test_undefined_everywhere(run, tmp_path):
+    save(tmp_path / "one" / "a.png", square(0, 0, side=0))
+    code, out, _ = run("--predictions", tmp_path / "one", "--masks", tmp_path / "one")
+    assert code == 0 and "undefined" in out
+    summary = json.loads((tmp_path / "scores.summary.json").read_text())
+    assert summary["mean"] == {"dice": 1, "iou": 1, "hd95": None, "assd": None, "nsd": 1}
+
+
+def test_more_classes(run, tmp_path):
+    given = square(5, 5, value=1) + square(20, 20, value=2)
+    save(tmp_path / "p3" / "a.png", square(5, 5, value=1) + square(20, 25, value=2))
+    save(tmp_path / "m3" / "a.png", given)
+    flags = ("--predictions", tmp_path / "p3", "--masks", tmp_path / "m3")
+    code, out, _ = run(*flags, "--num_classes", 3)
+    assert code == 0 and "Dice, class 2" in out
+    scores = rows(tmp_path / "scores.csv")["a"]
+    assert (scores["dice_class1"], scores["dice_class2"], scores["dice"]) == (1, 0.5, 0.75)
+    assert_refused(run(*flags), tmp_path / "p3" / "a.png", "0/255")
+
+
+def test_several_annotators(run, folders, tmp_path):
+    for path in folders[1].iterdir():  # the second annotator marks nothing
+        save(tmp_path / "second" / path.name, square(0, 0, side=0))
+    code, out, _ = run("--masks", folders[1], tmp_path / "second")
+    assert code == 0 and "Dice, rater 2" in out and "Dice, mean of the raters" in out
+    equal = rows(tmp_path / "scores.csv")["equal"]
+    assert (equal["dice_rater1"], equal["dice_rater2"], equal["dice"]) == (1, 0, 0.5)
+    assert equal["dice_majority"] == 1 and equal["soft_dice"] == pytest.approx(2 / 3, abs=1e-6) and equal["ged"] > 0
+
+
+def test_processes_change_nothing(run, tmp_path):
+    assert run()[0] == 0
+    alone = (tmp_path / "scores.csv").read_text()
+    assert run("--workers", 3)[0] == 0
+    assert (tmp_path / "scores.csv").read_text() == alone
+
+
+def test_soiled_masks_are_named(run, folders, tmp_path):
+    soiled = square(5, 5).astype(int)
+    soiled[5, 5:15] = np.arange(240, 250)
+    save(folders[0] / "equal.png", soiled.astype(np.uint8))
+    code, out, _ = run()
+    assert code == 0 and "thresholded at 128 in 1 files" in out and str(folders[0] / "equal.png") in out
+    assert rows(tmp_path / "scores.csv")["equal"]["dice"] == 1
+
+
+# --- What cannot be scored --------------------------------------------------------------------------------------------
+
+
+def test_unmatched_files_are_named(run, folders, tmp_path):
+    (folders[0] / "moved.png").rename(folders[0] / "other.png")
+    assert_refused(run(), folders[0], "moved.bmp")
+    save(folders[1] / "other.bmp", square(5, 5))
+    (folders[1] / "moved.bmp").unlink()
+    save(folders[0] / "extra.png", square(5, 5))
+    assert_refused(run(), "extra.png", folders[1])
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_mask_of_another_annotator_is_missing(run, folders, tmp_path):
+    for path in sorted(folders[1].iterdir())[:3]:
+        save(tmp_path / "second" / path.name, square(0, 0))
+    assert_refused(run("--masks", folders[1], tmp_path / "second"), tmp_path / "second", "nothing.png")
+
+
+def test_everything_that_is_wrong_is_named_at_once(run, folders, tmp_path):
+    (folders[0] / "equal.png").write_bytes(b"no image")
+    save(folders[1] / "moved.bmp", square(5, 5, width=60))
+    save(folders[1] / "nothing.bmp", square(5, 5, value=7))
+    parts = ("3 of 4", folders[0] / "equal.png", folders[1] / "moved.bmp", "60x40", "50x40", folders[1] / "nothing.bmp")
+    assert_refused(run(), *parts)
+    assert_refused(run("--workers", 2), *parts)
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_empty_and_missing_folders(run, tmp_path):
+    (tmp_path / "bare").mkdir()
+    assert_refused(run("--masks", tmp_path / "bare"), tmp_path / "bare", "no image in it")
+    assert_refused(run("--predictions", tmp_path / "gone"), tmp_path / "gone", "no such folder")
+
+
+def test_save_must_be_csv(run, tmp_path):
+    assert_refused(run("--save", tmp_path / "scores.json"), "--save", "scores.json")
+
+
+def test_places_that_cannot_be_written_to(run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert_refused(
+        run("--save", tmp_path / "file" / "scores.csv"), tmp_path / "file" / "scores.csv", "cannot be written"
+    )
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("utils.cli.os.fsync", full)
+    assert_refused(run(), tmp_path / "scores.csv", "No space left on device")
+    assert not list(tmp_path.glob("*scores*"))
+
+
+def test_path_with_spaces_and_letters_of_other_alphabets(run, tmp_path):
+    folder = tmp_path / "мои снимки é"
+    save(folder / "a b" / "Bild ä 画像.png", square(5, 5))
+    flags = ("--predictions", folder / "a b", "--masks", folder / "a b", "--save", folder / "schö n" / "ergebnis ü.csv")
+    assert run(*flags)[0] == 0
+    assert rows(folder / "schö n" / "ergebnis ü.csv")["Bild ä 画像"]["dice"] == 1
+    assert json.loads((folder / "schö n" / "ergebnis ü.summary.json").read_text())["images"] == 1
+
+
+def test_at_the_command_line(folders, tmp_path):
+    flags = ("--predictions", folders[0], "--masks", folders[1], "--save", tmp_path / "scores.csv")
+    outcome = run_script(*flags, script=REPO / "scripts" / "evaluate.py")
+    assert outcome.returncode == 0 and "4/4" in outcome.stderr and "4 images" in outcome.stdout, outcome.stderr

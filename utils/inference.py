@@ -1,0 +1,85 @@
+"""A trained model out of its checkpoint alone, and its logits on new images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from networks.unet import unets_of
+from utils.cli import UserError
+from utils.gsd import Network
+from utils.intensity import Intensity
+from utils.run import at_precision, read_checkpoint, uses_bf16
+from utils.training import mean_logits
+
+# The symmetries of the square: flipped or not, then turned by quarters.
+SYMMETRIES = tuple((flipped, quarters) for flipped in (False, True) for quarters in range(4))
+
+
+@dataclass(frozen=True)
+class Model:
+    """The two trained networks, and what must be known to feed them."""
+
+    forwards: list[Network]
+    intensity: Intensity
+    num_classes: int
+    image_size: int  # side of the square that images are resized to
+    stored: str  # how the values of training's files became 0..255, in words
+    settings: dict  # of the run that trained it
+    epochs: int  # that it was trained for
+    device: torch.device
+    bf16: bool
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return len(self.intensity.mean)
+
+    def takes(self, channels: int) -> bool:
+        """Whether training would have read an image of ``channels`` channels: with --channels grey and colour alike."""
+        convertible = self.settings.get("channels") is not None and {channels, self.channels} == {1, 3}
+        return channels == self.channels or convertible
+
+    def logits(self, images: Tensor, tta: bool = False) -> Tensor:
+        """The mean of both networks' logits, float32 (N,K,S,S) on the model's device, S the model's image size.
+
+        images: uint8 (N,C,S,S) on the CPU. With ``tta`` the mean is over the eight turned and flipped views of each
+        image too, turned back before it is taken. Source: docs/method.md section 5.
+        """
+        views = SYMMETRIES if tta else SYMMETRIES[:1]
+        total = torch.zeros((), device=self.device)
+        for flipped, quarters in views:
+            seen = (images.flip(-1) if flipped else images).rot90(quarters, (-2, -1))
+            logits = mean_logits(self.forwards, seen, self.intensity, self.device).rot90(-quarters, (-2, -1))
+            total = total + (logits.flip(-1) if flipped else logits)
+        return total / len(views)
+
+
+def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
+    """The model of a checkpoint.pt or best.pt, ready to predict on ``device``; amp: auto, bf16 or fp32.
+
+    The file need not be trusted: only tensors and plain values are read from it. Raises `UserError` if it is missing,
+    broken, no checkpoint of this project, or one whose parts do not fit together.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        networks, model = unets_of(checkpoint), checkpoint["model"]
+        intensity = Intensity(**{name: tuple(map(float, values)) for name, values in model["intensity"].items()})
+        num_classes, image_size = int(model["num_classes"]), int(checkpoint["args"]["image_size"])
+        epochs, settings = int(checkpoint["epoch"]), dict(checkpoint["args"])
+        stored = str(settings.get("intensity", {}).get("stored", "not recorded"))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "empty"
+        raise UserError(
+            f"{path}: the networks cannot be made from this checkpoint ({type(error).__name__}: {reason}); "
+            "it is damaged or of another version"
+        ) from error
+    if not len(intensity.mean) == len(intensity.std) == model["in_channels"] or image_size < 16:
+        raise UserError(f"{path}: intensities or image size do not fit the networks; the checkpoint is damaged")
+    if not all(values.isfinite().all() for values in networks.state_dict().values()):
+        raise UserError(f"{path}: the networks' weights are not all finite; use a checkpoint of an earlier epoch")
+    networks = networks.to(device, memory_format=torch.channels_last)
+    bf16 = uses_bf16(amp, device)
+    forwards = [at_precision(network, device, bf16) for network in networks]
+    return Model(forwards, intensity, num_classes, image_size, stored, settings, epochs, device, bf16)
