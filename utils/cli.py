@@ -93,9 +93,10 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[dict]) -> None:
-    """Write rows of one kind, at least one, as CSV, atomically; None and NaN are left blank and 'nan'."""
+    """Write rows as CSV, atomically, with the columns of all of them; None and NaN are left blank and 'nan'."""
     text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)  # of a run begun by an older version, rows have fewer
+    table = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_atomically(path, text.getvalue().encode())
