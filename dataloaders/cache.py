@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.batches import TrainingSet
-from utils.cli import UserError, listed, locked, write_json
+from utils.cli import UserError, listed, locked, read_json, write_json
 from utils.contours import Steps, displacements, levels_of, move_contour, steps
 from utils.geometry import squared_boundary_distance
 
@@ -128,7 +128,7 @@ def _stale(folder: Path, expected: dict) -> str:
     if not folder.is_dir():
         return "new"
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = read_json(folder / "meta.json", "")
         if any(meta[name] != value for name, value in expected.items()):
             return "a source file has changed"
         for name, (shape, dtype) in meta["arrays"].items():
@@ -229,7 +229,7 @@ def _each(work: Callable[[int], object], indices: Sequence[int], title: str) -> 
 
 
 def _open(folder: Path) -> _Stored:
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = read_json(folder / "meta.json", "remove it")
     arrays = {
         # "c": writes, of which there are none, would stay in memory; read-only arrays make torch warn.
         name: np.memmap(folder / f"{name}.bin", dtype, "c", shape=tuple(shape))

@@ -60,8 +60,9 @@ def _read_slice(where: str, name: object, entry: object, num_raters: int, num_cl
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 255):  # so written that NaN fails too
         raise UserError(f"{where}: image values from {low:g} to {high:g}, expected 0..255")
-    if not isinstance(masks, list | tuple | np.ndarray) or len(masks) != num_raters:
-        found = len(masks) if isinstance(masks, list | tuple | np.ndarray) else _kind(masks)
+    several = isinstance(masks, list | tuple) or (isinstance(masks, np.ndarray) and masks.ndim > 0)
+    if not several or len(masks) != num_raters:
+        found = len(masks) if several else _kind(masks)
         raise UserError(f"{where}: masks of {found} raters, expected {num_raters} (--raters)")
     labels = []
     for rater, mask in enumerate(masks, 1):

@@ -147,7 +147,7 @@ def _format(path: Path, stored: np.ndarray) -> str:
     try:
         with Image.open(path) as file:
             mode = file.mode
-    except OSError:  # not one of Pillow's formats
+    except Exception:  # not one of Pillow's formats
         mode = ""
     special = {"1": "1-bit grey", "P": "8-bit palette", "LA": "8-bit grey with alpha", "RGBA": "8-bit RGB with alpha"}
     return special.get(mode, f"8-bit {colours}")

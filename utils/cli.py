@@ -87,6 +87,14 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             temporary.unlink()
 
 
+def read_json(path: str | os.PathLike, remedy: str, **options: object) -> object:
+    """What a JSON file holds; options: as `json.loads` takes them. Raises `UserError`, with ``remedy``, if it is none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), **options)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+
+
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write ``value`` as indented JSON, atomically (`write_atomically`)."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
@@ -185,10 +193,7 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
     elif os.path.isfile(record):
-        try:
-            before = json.loads(record.read_text())
-        except ValueError as error:
-            raise UserError(f"{record}: not valid JSON; add --overwrite to make the folder again") from error
+        before = read_json(record, "add --overwrite to make the folder again")
         if before != settings:
             raise UserError(
                 f"{folder} was made with {before}, now asked for {settings}: "
