@@ -1,4 +1,4 @@
-"""Damaged and hostile files: real ones of every kind that the project reads, changed byte by byte, and what comes of it.
+"""Damaged and hostile files: real ones of every kind that the project reads, changed, and what comes of them.
 
 For tests/test_fuzz.py, a few of each, and benchmarks/reliability.py, thousands.
 """
@@ -194,7 +194,7 @@ def _read_labels(path: Path) -> None:
 
 def _read_segments(path: Path) -> None:
     segments = read_segments(path, (HEIGHT, WIDTH))
-    assert segments.shape == (HEIGHT, WIDTH) and 0 <= segments.min() and segments.max() < segments.size
+    assert segments.shape == (HEIGHT, WIDTH) and segments.min() >= 0 and segments.max() < segments.size
 
 
 NAMES = [f"LIDC-IDRI-{patient:04}_slice-{index}" for patient in range(2) for index in range(2)]
@@ -320,10 +320,8 @@ def _make_result(folder: Path) -> Path:
 
 def _read_result(path: Path) -> None:
     saved = path.read_bytes()
-    with closing(
-        Run(path.parent, SETTINGS, resume=True, overwrite=False)
-    ) as run:  # which removes what has no checkpoint
-        path.write_bytes(saved)
+    with closing(Run(path.parent, SETTINGS, resume=True, overwrite=False)) as run:
+        path.write_bytes(saved)  # which opening a run without a checkpoint removes
         assert isinstance(run.result, dict)
 
 

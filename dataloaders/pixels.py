@@ -20,7 +20,7 @@ _EIGHT_BIT_MODES = {*_GREY_MODES, "P", "RGB", "RGBA"}
 _BOUNDED = (1, 32773)  # compressions of TIFF: none, and PackBits, which expands 64 times at most
 _DEFLATE = (8, 32946)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_FORMATS = ("PNG", "JPEG", "MPO", "BMP", "TIFF")  # of Pillow's many: some run other programs
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of Pillow's many: some run other programs
 MOST_BYTES = 2**30  # of one image; a header that promises more is damaged, or a trap
 
 

@@ -88,7 +88,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 
 
 def read_json(path: str | os.PathLike, remedy: str, **options: object) -> object:
-    """What a JSON file holds; options: as `json.loads` takes them. Raises `UserError`, with ``remedy``, if it is none."""
+    """What a JSON file holds; options: of `json.loads`. Raises `UserError`, with ``remedy``, if it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), **options)
     except (OSError, ValueError, RecursionError) as error:

@@ -158,9 +158,8 @@ class Run:
 
     def _read_history(self, path: Path) -> list[dict]:
         history = self.checkpoint.get("history")
-        if not isinstance(history, list) or [_epoch_of(row) for row in history] != list(
-            range(self.checkpoint["epoch"])
-        ):
+        epochs = list(range(self.checkpoint["epoch"]))
+        if not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
             raise UserError(f"{path}: its history is not that of a run; --overwrite starts the run again")
         return history
 
