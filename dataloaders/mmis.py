@@ -1,5 +1,6 @@
 """MMIS-2024: MR in three modalities with the masks of several raters, an HDF5 file a training slice or test volume."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from dataloaders.cache import Recipe, Sample
 from dataloaders.files import read_segments
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
-from utils.cli import UserError, listed, read_json
+from utils.cli import UserError, check_plain, listed, read_json
 from utils.geometry import resize_image, resize_label
 
 MODALITIES = ("t1", "t1c", "t2")
@@ -39,12 +40,14 @@ class Case(NamedTuple):
 def list_slices(folder: Path) -> dict[str, Path]:
     """The .h5 files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
 
-    Raises `UserError` if the folder is missing or holds no .h5 file.
+    Raises `UserError` if the folder is missing or holds no .h5 file, or if a name is not plain (`utils.cli.is_plain`).
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     slices = {path.stem: path for path in paths if path.suffix == ".h5" and path.is_file()}
+    for path in slices.values():
+        check_plain(path)
     if not slices:
         raise UserError(f"{folder}: no .h5 file in it, but {listed(path.name for path in paths) or 'nothing'}")
     foreign = [path.name for path in paths if path not in slices.values()]
@@ -91,8 +94,9 @@ def read_slice(path: Path, num_raters: int, num_classes: int) -> tuple[np.ndarra
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
+    name = os.fspath(path)
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(name, "r") as file:
             yield file
     except UserError:
         raise

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -36,6 +37,8 @@ def run_main(main: Callable[[], None]) -> None:
     Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file half-written.
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the command
     try:
         main()
     except UserError as error:
@@ -64,6 +67,20 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     names = [str(name) for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name can be printed and written to tables: no control characters, and no bytes that are not UTF-8."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+
+
+def check_plain(path: Path) -> None:
+    """Raises `UserError` if the name of a file is not `is_plain`."""
+    if not is_plain(path.name):
+        folder, name = str(path.parent), path.name
+        raise UserError(
+            f"{folder}: {name!a}: control characters or bytes that are not UTF-8 in a name; rename the file"
+        )
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
