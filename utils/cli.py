@@ -77,10 +77,7 @@ def is_plain(name: str) -> bool:
 def check_plain(path: Path) -> None:
     """Raises `UserError` if the name of a file is not `is_plain`."""
     if not is_plain(path.name):
-        folder, name = str(path.parent), path.name
-        raise UserError(
-            f"{folder}: {name!a}: control characters or bytes that are not UTF-8 in a name; rename the file"
-        )
+        raise UserError(f"{path.parent}: {path.name!a} has control characters or bytes that are not UTF-8; rename it")
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
