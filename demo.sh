@@ -20,8 +20,8 @@ $python scripts/generate_simulated_noise.py --gts_root $data/masks --save_root $
 echo "== 3/5 superpixels (SLIC): $data/images_SLIC"
 $python scripts/generate_SLIC.py --images_root $data/images --save_root $data/images_SLIC --image_size 64 --n_segments 256
 
-train() { # --tau: about the share of wrong pixels that step 2 reports
-    $python train_GSD-Net.py --datasets phantom --noise_type 02 --tau 0.08 --image_size 64 --max_epochs 30 \
+train() {
+    $python train_GSD-Net.py --datasets phantom --noise_type 02 --image_size 64 --max_epochs 30 \
         --batch_size 8 --resume --method "$1"
 }
 echo "== 4/5 plain cross-entropy on the noisy masks: model/phantom+ce+02"

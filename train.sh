@@ -15,12 +15,11 @@ fi
 found=0
 failed=""
 
-run() { # dataset noise_type tau ratecp [flags]
-    dataset=$1 noise_type=$2 tau=$3 ratecp=$4
-    shift 4
-    echo "== $dataset, noise $noise_type, tau $tau, ratecp $ratecp"
-    "$PYTHON" train_GSD-Net.py --datasets "$dataset" --noise_type "$noise_type" --tau "$tau" --ratecp "$ratecp" \
-        --data_root "$data_root" --resume "$@"
+run() { # dataset noise_type [flags]; tau, ratecp and jitter are the script's own for these datasets
+    dataset=$1 noise_type=$2
+    shift 2
+    echo "== $dataset, noise $noise_type"
+    "$PYTHON" train_GSD-Net.py --datasets "$dataset" --noise_type "$noise_type" --data_root "$data_root" --resume "$@"
     status=$?
     [ $status -ge 130 ] && exit $status # Ctrl-C, or another signal, stops all of them
     [ $status -eq 0 ] || failed="$failed $dataset/$noise_type"
@@ -36,19 +35,19 @@ there() { # dataset
 }
 
 if there Kvasir; then
-    run kvasir 02 0.05 0.5 "$@"
-    run kvasir 08 0.05 0.5 "$@"
-    run kvasir DE 0.05 0.5 "$@"
+    run kvasir 02 "$@"
+    run kvasir 08 "$@"
+    run kvasir DE "$@"
 fi
 if there shenzhen; then
-    run shenzhen 02 0.17 0.5 "$@"
-    run shenzhen 08 0.17 0.1 "$@"
-    run shenzhen DE 0.17 0.5 "$@"
+    run shenzhen 02 "$@"
+    run shenzhen 08 "$@"
+    run shenzhen DE "$@"
 fi
 if there BUSUC; then
-    run BUSUC 02 0.062 0.5 "$@"
-    run BUSUC 08 0.08 0.1 "$@"
-    run BUSUC DE 0.045 0.5 "$@"
+    run BUSUC 02 "$@"
+    run BUSUC 08 "$@"
+    run BUSUC DE "$@"
 fi
 
 if [ "$found" -eq 0 ]; then

@@ -4,8 +4,9 @@
 
 reads data/Kvasir (README: data layout), trains for 100 epochs and writes model/kvasir+gsd+02/. Noise types: 02 is S_R,
 08 is S_E, DE is S_DE, clean and given read the plain masks. Datasets: kvasir, shenzhen, BUSUC, or any folder of data/
-laid out like Kvasir (README: your own images); for those give --tau, the share of wrong pixels that you expect.
-Superpixels are made where their folder is absent. Without a test set a part of the training images is held out.
+laid out like Kvasir (README: your own images); for those, forms of the method that leave the contours as they are need
+--tau, the share of wrong pixels that you expect. Superpixels are made where their folder is absent. Without a test set
+a part of the training images is held out.
 """
 
 import argparse
@@ -59,20 +60,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.set_defaults(val_fraction=None)
     args = parser.parse_args()
     dataset = args.datasets.lower()
-    if args.tau is None:
-        args.tau = 0.0 if args.noise_type == "clean" else TAU.get(dataset, {}).get(args.noise_type)
-    if args.tau is None and args.method in USES_TAU:
-        parser.error(
-            f"--tau: no default for {args.datasets} with {args.noise_type} masks; give the share of wrong "
-            "pixels that you expect, for example 0.05"
-        )
-    args.tau = args.tau or 0.0
     if args.noise_type == "clean" and args.contours is None:
         args.contours = "given"
     args.ratecp = RATECP.get((dataset, args.noise_type), 0.5) if args.ratecp is None else args.ratecp
     args.jitter = JITTER.get(dataset, 0.5) if args.jitter is None else args.jitter
     args.channels = args.channels or CHANNELS.get(dataset)
-    return resolve_arguments(args)
+    args = resolve_arguments(args)
+    if args.tau is None:  # docs/decisions.md: of corrected masks the selection drops what is right more than wrong
+        right = args.contours == "corrected" or args.noise_type == "clean"
+        args.tau = 0.0 if right or args.method not in USES_TAU else TAU.get(dataset, {}).get(args.noise_type)
+    if args.tau is None:
+        parser.error(
+            f"--tau: no default for {args.datasets} with {args.noise_type} masks; give the share of wrong "
+            "pixels that you expect, for example 0.05"
+        )
+    return args
 
 
 def main() -> None:

@@ -70,27 +70,37 @@ METHODS = {
     "gsd": (),
     CLEAN: ("--method", "ce"),
 }
-ABLATION = {  # one change each from gsd as it ships; then what contour correction does alone, and the ends of the gap
+PAPER = ("--fidelity", "paper")
+ABLATION = {  # one change each from gsd as it ships, then from the paper's form; then the ends of the gap
     "gsd": (),
     "contours as given": ("--contours", "given"),
     "distance weights": ("--weights", "distance"),
     "no Dice loss": ("--label_loss", "ce"),
-    "no selection": ("--tau", "0"),
-    "no refinement, no transfer": ("--warm_up", "1"),
+    "selection": ("--tau", "x1"),
+    "selection, three tenths": ("--tau", "x0.3"),
     "no transfer": ("--transfer", "none"),
-    "warm-up 0": ("--warm_up", "0"),
-    "vote: rings": ("--vote", "rings"),
-    "vote: intersections": ("--vote", "intersections"),
-    "vote: each pixel": ("--vote", "pixels"),
-    "vote: label kept": ("--vote", "given"),
-    "bounded cross-entropy": ("--transfer_loss", "probabilities"),
-    "no agreement in the selection": ("--consistency", "1"),
-    "raw inputs": ("--inputs", "raw"),
+    "no second phase": ("--warm_up", "1"),
     "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),
-    "gsd paper": ("--fidelity", "paper"),
+    "paper": PAPER,
+    "paper, even weights": (*PAPER, "--weights", "even"),
+    "paper, whole distances": (*PAPER, "--distance", "floored"),
+    "paper, label kept": (*PAPER, "--vote", "given"),
+    "paper, vote of each pixel": (*PAPER, "--vote", "pixels"),
+    "paper, vote of rings": (*PAPER, "--vote", "rings"),
+    "paper, vote of intersections": (*PAPER, "--vote", "intersections"),
+    "paper, 64 superpixels": PAPER,
+    "paper, 1024 superpixels": PAPER,
+    "paper, no transfer": (*PAPER, "--transfer", "none"),
+    "paper, no second phase": (*PAPER, "--warm_up", "1"),
+    "paper, warm-up 0": (*PAPER, "--warm_up", "0"),
+    "paper, bounded cross-entropy": (*PAPER, "--transfer_loss", "probabilities"),
+    "paper, no agreement in the selection": (*PAPER, "--consistency", "1"),
+    "paper, raw inputs": (*PAPER, "--inputs", "raw"),
+    "published": ("--fidelity", "published"),
     "ce": ("--method", "ce"),
     CLEAN: ("--method", "ce"),
 }
+SEGMENTS = {"paper, 64 superpixels": 64, "paper, 1024 superpixels": 1024}  # elsewhere the protocol's
 GRIDS = {
     "methods": METHODS,
     "ablation": ABLATION,
@@ -203,8 +213,8 @@ def call(*command: object, log: Path | None = None, threads: int | None = None) 
         )
 
 
-def prepare(dataset: Path, layout: Layout, noises: list[str], protocol: str, work_root: Path) -> Path:
-    """Make the noisy masks and the superpixels that are not there yet; returns the superpixels' folder."""
+def make_noise(dataset: Path, layout: Layout, noises: list[str], work_root: Path) -> None:
+    """Make the noisy masks that are not there yet."""
     clean = dataset / layout.masks
     for noise in noises:
         kind = ("--noisetype", "DE") if noise == "DE" else ("--theta1", {"02": 0.2, "08": 0.8}[noise])
@@ -219,7 +229,11 @@ def prepare(dataset: Path, layout: Layout, noises: list[str], protocol: str, wor
             0,
             log=work_root / "prepare.log",
         )
-    size, segments = PROTOCOLS[protocol]["flags"][1], PROTOCOLS[protocol]["segments"]
+
+
+def make_superpixels(dataset: Path, layout: Layout, segments: int, protocol: str, work_root: Path) -> Path:
+    """Make the superpixels that are not there yet; returns their folder."""
+    size = PROTOCOLS[protocol]["flags"][1]
     folder = work_root / "slic" / f"{dataset.name}_{size}_{segments}"
     call(
         "scripts/generate_SLIC.py",
@@ -331,21 +345,26 @@ def train_cells(args: argparse.Namespace) -> None:
     done = {row.cell for row in read_rows(args.results)}
     waiting = [cell for cell in cells_of(args) if cell not in done]
     print(f"{len(waiting)} cells to train, {len(cells_of(args)) - len(waiting)} are in {args.results}")
-    places: dict[str, tuple[Path, Path]] = {}
+    places: dict[str, Path] = {}
+    segments: dict[Cell, Path] = {}
+    usual = PROTOCOLS[args.protocol]["segments"]
     for name in dict.fromkeys(cell.dataset for cell in waiting):
         dataset, layout = find_dataset(args.data_root, name)
         print(f"{dataset}: noisy masks and superpixels")
-        segments = prepare(dataset, layout, args.noises, args.protocol, args.work_root)
+        make_noise(dataset, layout, args.noises, args.work_root)
+        counts = {cell: SEGMENTS.get(cell.method, usual) for cell in waiting if cell.dataset == name}
+        maps = {n: make_superpixels(dataset, layout, n, args.protocol, args.work_root) for n in set(counts.values())}
+        segments |= {cell: maps[count].resolve() for cell, count in counts.items()}
         data_root = args.data_root.resolve()
         if args.grid != "methods":
             data_root = (args.work_root / "validation").resolve()
             validation_dataset(dataset, layout, args.noises, data_root / dataset.name)
-        places[name] = data_root, segments.resolve()
+        places[name] = data_root
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(waiting), unit="cell") as bar:
 
         def train(cell: Cell) -> None:
-            row = run_cell(cell, *places[cell.dataset], args.work_root.resolve(), threads, args.flags)
+            row = run_cell(cell, places[cell.dataset], segments[cell], args.work_root.resolve(), threads, args.flags)
             add_row(args.results, row)
             bar.update()
             bar.write(

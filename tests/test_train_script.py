@@ -18,6 +18,7 @@ import torch
 from conftest import REPO, TRAIN_SCRIPT, run_script, script_process, write_dataset
 from PIL import Image
 
+from utils.arguments import gsd_config
 from utils.baselines import METHODS
 from utils.cli import run_main
 from utils.training import learning_rate_at
@@ -226,7 +227,7 @@ def test_grey_images_of_three_classes(train, tmp_path):
     ],
 )
 def test_defaults_are_the_settings_of_the_paper(monkeypatch, dataset, noise_type, tau, ratecp, jitter):
-    monkeypatch.setattr(sys, "argv", ["train", "--datasets", dataset, "--noise_type", noise_type])
+    monkeypatch.setattr(sys, "argv", f"train --datasets {dataset} --noise_type {noise_type} --fidelity paper".split())
     args = script.parse_arguments()
     assert (args.tau, args.ratecp, args.jitter) == (tau, ratecp, jitter)
     assert (args.max_epochs, args.batch_size, args.consistency) == (100, 16, 0.5)
@@ -249,6 +250,16 @@ def test_fidelity(monkeypatch, flags, contours, optimizer, learning_rate):
     monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), *flags])
     args = script.parse_arguments()
     assert (args.contours, args.optimizer, args.learning_rate) == (contours, optimizer, learning_rate)
+
+
+@pytest.mark.parametrize("flags", [(), ("--contours", "corrected", "--fidelity", "paper")])
+@pytest.mark.parametrize("dataset", ["kvasir", "mine"])
+def test_nothing_is_dropped_from_corrected_masks_unless_asked(monkeypatch, dataset, flags):
+    command = ["train", "--datasets", dataset, "--noise_type", "02", *flags]
+    for more, tau in (((), 0), (("--tau", "0.1"), 0.1)):
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        args = script.parse_arguments()
+        assert args.tau == gsd_config(args).tau == tau
 
 
 def test_learning_rate_schedules():
@@ -287,7 +298,7 @@ def test_flags_out_of_range_are_refused(train, places, flags, parts):
 
 @pytest.mark.parametrize(("dataset", "noise_type"), [("mine", "02"), ("mine", "given"), ("kvasir", "given")])
 def test_tau_must_be_given_where_the_paper_has_none(train, places, dataset, noise_type):
-    outcome = train("--datasets", dataset, "--noise_type", noise_type, *places)
+    outcome = train("--datasets", dataset, "--noise_type", noise_type, "--contours", "given", *places)
     assert_refused(outcome, "--tau", f"no default for {dataset} with {noise_type} masks")
 
 

@@ -13,21 +13,16 @@ def train_sh(data_root, python, *flags):
     return subprocess.run(["sh", REPO / "train.sh", *flags], env=environment, capture_output=True, text=True)
 
 
-def test_the_nine_runs_with_the_settings_of_the_paper(tmp_path):
+def test_the_nine_runs_of_the_paper(tmp_path):
     for folder in ("Kvasir", "shenzhen", "BUSUC"):
         (tmp_path / folder).mkdir()
     done = train_sh(tmp_path, "echo", "--max_epochs", "7")
     assert done.returncode == 0, done.stderr
     commands = [line.split() for line in done.stdout.splitlines() if line.startswith("train_GSD-Net.py")]
-    settings = [tuple(command[command.index(f"--{name}") + 1] for name in ("datasets", "noise_type", "tau", "ratecp"))
-                for command in commands]  # fmt: skip
-    assert settings == [
-        *(("kvasir", noise, "0.05", "0.5") for noise in ("02", "08", "DE")),
-        *(("shenzhen", noise, "0.17", ratecp) for noise, ratecp in (("02", "0.5"), ("08", "0.1"), ("DE", "0.5"))),
-        ("BUSUC", "02", "0.062", "0.5"),
-        ("BUSUC", "08", "0.08", "0.1"),
-        ("BUSUC", "DE", "0.045", "0.5"),
+    runs = [
+        tuple(command[command.index(f"--{name}") + 1] for name in ("datasets", "noise_type")) for command in commands
     ]
+    assert runs == [(name, noise) for name in ("kvasir", "shenzhen", "BUSUC") for noise in ("02", "08", "DE")]
     assert all("--resume" in command and command[-2:] == ["--max_epochs", "7"] for command in commands)
 
 

@@ -43,7 +43,6 @@ FIDELITY = {  # docs/method.md: "paper" is sections 1-5, "published" section 7, 
         "schedule": "constant",
     },
 }
-LEFT_WRONG = 0.3  # share of the wrong pixels that contour correction leaves; docs/method.md section 8
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
 
 
@@ -71,7 +70,11 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     add("--output_root", default="model", help="folder for run folders (default: %(default)s)")
     add("--exp", help="name of the run, part of its folder's name (default: the method)")
     add("--method", choices=tuple(METHODS), default="gsd", help="gsd, or one to compare it with (default: %(default)s)")
-    add("--tau", type=number(float, 0, 1, below=True), help="expected share of wrong pixels, in [0, 1)")
+    add(
+        "--tau",
+        type=number(float, 0, 1, below=True),
+        help="share of wrong pixels, which the selection drops, in [0, 1)",
+    )
     add("--ratecp", type=number(float, 0, 1), help="foreground share above which the background is pasted")
     add(
         "--consistency",
@@ -163,9 +166,9 @@ def tau_in_words(args: argparse.Namespace) -> str:
 
 
 def gsd_config(args: argparse.Namespace, weight_decay_rate: int = 10) -> GSDConfig:
-    """The method's settings from the flags. --tau is of the masks as given, the method's of those trained on."""
+    """The method's settings from the flags."""
     return GSDConfig(
-        tau=args.tau * (LEFT_WRONG if args.contours == "corrected" else 1),
+        tau=args.tau,
         max_epochs=args.max_epochs,
         ratecp=args.ratecp,
         consistency=args.consistency,
