@@ -26,9 +26,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # its small sets
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))  # its small sets
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
@@ -47,6 +46,7 @@ from utils.cli import UserError, run_main, write_atomically
 from utils.inference import load_model
 from utils.run import read_checkpoint
 
+ROOT = Path(__file__).resolve().parents[1]
 TIMES = {"seconds", "waiting", "seconds_per_epoch"}  # of no two runs the same
 TRAINING = ("--image_size", "32", "--batch_size", "4", "--max_epochs", "4", "--device", "cpu", "--seed", "1")
 LONGEST = 30  # seconds that a reader may take for a file
@@ -460,8 +460,8 @@ def report(args: argparse.Namespace, work: Path) -> tuple[str, list[str]]:
         "## Broken files",
         "",
         "Real files with bytes changed, cut, removed, doubled or moved, and numbers made huge, read as the program",
-        f"reads them, in a process that may take {LONGEST} s and {MEMORY >> 30} GiB for a file. A file is read where the",
-        "damage does not show, or refused with a message that names it; anything else is a defect.",
+        f"reads them, in a process that may take {LONGEST} s and {MEMORY >> 30} GiB for a file. A file is read where",
+        "the damage does not show, or refused with a message that names it; anything else is a defect.",
         "",
         "| file | tried | read | refused | defects |",
         "|---|---|---|---|---|",
