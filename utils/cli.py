@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -36,6 +37,8 @@ def run_main(main: Callable[[], None]) -> None:
     Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file half-written.
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the command
     try:
         main()
     except UserError as error:
@@ -66,6 +69,20 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name can be printed and written to tables: no control characters, and no bytes that are not UTF-8."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+
+
+def check_plain(path: Path) -> None:
+    """Raises `UserError` if the name of a file is not `is_plain`."""
+    if not is_plain(path.name):
+        folder, name = str(path.parent), path.name
+        raise UserError(
+            f"{folder}: {name!a}: control characters or bytes that are not UTF-8 in a name; rename the file"
+        )
+
+
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Write ``data`` to ``path`` whole or not at all: to a temporary name beside it, then renamed.
 
@@ -87,15 +104,24 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             temporary.unlink()
 
 
+def read_json(path: str | os.PathLike, remedy: str, **options: object) -> object:
+    """What a JSON file holds; options: of `json.loads`. Raises `UserError`, with ``remedy``, if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), **options)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+
+
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write ``value`` as indented JSON, atomically (`write_atomically`)."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[dict]) -> None:
-    """Write rows of one kind, at least one, as CSV, atomically; None and NaN are left blank and 'nan'."""
+    """Write rows as CSV, atomically, with the columns of all of them; None and NaN are left blank and 'nan'."""
     text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)  # of a run begun by an older version, rows have fewer
+    table = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_atomically(path, text.getvalue().encode())
@@ -184,10 +210,7 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
     elif os.path.isfile(record):
-        try:
-            before = json.loads(record.read_text())
-        except ValueError as error:
-            raise UserError(f"{record}: not valid JSON; add --overwrite to make the folder again") from error
+        before = read_json(record, "add --overwrite to make the folder again")
         if before != settings:
             raise UserError(
                 f"{folder} was made with {before}, now asked for {settings}: "

@@ -1,6 +1,7 @@
 """What can go wrong in training without an error: seen on the device during an epoch, told once at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class Watch:
     """
 
     def __init__(self, steps: int, votes: bool):
-        """steps: in the epoch. votes: whether superpixels vote in this run, at whatever epoch."""
+        """steps: in the epoch. votes: whether superpixels alone vote in this run, at whatever epoch."""
         self.steps, self.votes = steps, votes
         self.names: list[Sequence[str]] = []
         self.images: list[Tensor] = []  # bool (2,B): one segment, foreground lost
@@ -33,7 +34,7 @@ class Watch:
     def _watched(self, number: int, forward: Network) -> Network:
         def watched(image: Tensor) -> Tensor:
             logits = forward(image)
-            if 2 * len(self.names) >= self.steps:
+            if 2 * len(self.names) >= self.steps - 1:
                 self.predicted.setdefault(number, []).append(_range(logits.detach().argmax(dim=1)))
             return logits
 
@@ -51,42 +52,35 @@ class Watch:
         self.names.append(names)
 
     def warnings(self) -> dict[str, str]:
-        """What is to be told, by its short name for the log: at most one line of each kind, with what to try.
+        """What is to be told, each with what to try, by its short name for the log.
 
         In a team every process must call it; all get all.
         """
         names = [name for batch in self.names for name in batch]
         one_segment, lost = torch.cat(self.images, dim=1).tolist()
-        ranges = {0: self.labels, **self.predicted}
         own = (
-            {number: _limits(torch.stack(values)) for number, values in ranges.items()},
+            [_limits(ranges) for ranges in (self.labels, *self.predicted.values())],
             [name for name, found in zip(names, one_segment, strict=True) if found and self.votes],
             [name for name, found in zip(names, lost, strict=True) if found],
         )
-        parts = gather([own])
-        limits = {
-            number: (min(part[0][number][0] for part in parts), max(part[0][number][1] for part in parts))
-            for number in ranges
-        }
-        low, high = limits.pop(0)
-        collapsed = {number: low_high[0] for number, low_high in limits.items() if low_high[0] == low_high[1]}
-        uncut, lost_names = (sorted(name for part in parts for name in part[kind]) for kind in (1, 2))
+        limits, uncut, dropped = zip(*gather([own]), strict=True)
+        (low, high), *predicted = ((min(lows), max(highs)) for lows, highs in map(_transposed, _transposed(limits)))
+        collapsed = {number: low for number, (low, high) in zip(self.predicted, predicted, strict=True) if low == high}
         found = {}
-        if low < high and collapsed:
-            what = " and ".join(f"network {number} predicts class {value}" for number, value in collapsed.items())
-            found["one class"] = (
-                f"{what} on every pixel. Early in a run of small objects this may pass; if it stays, try a smaller "
-                "--learning_rate, a smaller --tau or more epochs"
+        for number, value in collapsed.items() if low < high else ():
+            found[f"network {number} predicts class {value}"] = (
+                f"network {number} predicts class {value} on every pixel. Early in a run of small objects this may "
+                "pass; if it stays, try a smaller --learning_rate, a smaller --tau or more epochs"
             )
-        if uncut:
+        if uncut_names := sorted(chain.from_iterable(uncut)):
             found["one segment"] = (
-                f"the superpixels of {len(uncut)} images are one segment, so refinement gives the whole image one "
-                f"class: {listed(uncut)}. Look at the images; make the superpixels again with a smaller --compactness "
-                "or more --n_segments (scripts/generate_SLIC.py --overwrite), or try --vote rings"
+                f"one superpixel covers all of {_images(uncut_names)}, so refinement gives the whole image one class: "
+                f"{listed(uncut_names)}. Look at the image; make the superpixels again with a smaller --compactness or "
+                "more --n_segments (scripts/generate_SLIC.py --overwrite), or try --vote rings"
             )
-        if lost_names:
+        if lost_names := sorted(chain.from_iterable(dropped)):
             found["foreground dropped"] = (
-                f"the selection drops every foreground pixel of {len(lost_names)} images: {listed(lost_names)}. Try a "
+                f"the selection drops every foreground pixel of {_images(lost_names)}: {listed(lost_names)}. Try a "
                 "smaller --tau: it should stay well below the share of the foreground, unless these masks are wrong"
             )
         return found
@@ -96,6 +90,14 @@ def _range(classes: Tensor) -> Tensor:
     return torch.stack(classes.aminmax())
 
 
-def _limits(ranges: Tensor) -> tuple[int, int]:
-    low, high = ranges.unbind(dim=1)
+def _limits(ranges: Sequence[Tensor]) -> tuple[int, int]:
+    low, high = torch.stack(list(ranges)).unbind(dim=1)
     return int(low.min()), int(high.max())
+
+
+def _transposed(rows: Iterable[Iterable]) -> list[tuple]:
+    return list(zip(*rows, strict=True))
+
+
+def _images(names: Sequence[str]) -> str:
+    return f"{len(names)} image{'s' * (len(names) > 1)}"
