@@ -94,7 +94,6 @@ def main(argv: list[str] | None = None) -> None:
     """Check, print, write, and say by the exit code whether training would stop."""
     args = parse_args(argv)
     # A file's name need be no valid text, nor fit the terminal.
-    sys.stdout.reconfigure(errors="backslashreplace")
     cv2.setNumThreads(1)  # the processes take the cores
     report = verify(args)
     print(in_words(report, args.details))

@@ -3,8 +3,10 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from utils.baselines import METHODS, USES_TAU
+from utils.cli import UserError, is_plain
 from utils.gsd import VOTES, GSDConfig
 
 # docs/method.md section 7: sections 1-5 as written, or the four choices of the published implementation.
@@ -169,6 +171,8 @@ def _choose_contours(args: argparse.Namespace) -> None:
 def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what follows from other flags: the run's name, and the choices of --fidelity not given one by one."""
     args.exp = args.exp or args.method
+    if Path(args.exp).name != args.exp or not is_plain(args.exp):
+        raise UserError(f"--exp {args.exp!a}: a part of a folder's name, without separators and control characters")
     _choose_contours(args)
     for name, value in FIDELITY[args.fidelity].items():
         if getattr(args, name) is None:
