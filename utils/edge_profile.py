@@ -4,7 +4,7 @@
 caution: enough to find what most masks of a set have in common, too little to find the few that are wrong among many
 that are right. But edges look alike in all images of a set: across a true edge the evidence rises and falls in the same
 way. That profile is found from the images themselves, and the level of each is where its own evidence fits it best.
-Source: docs/method.md section 9.
+Source: docs/method.md section 8.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def level_probabilities(images: Sequence[Steps], levels: np.ndarray, side: int) 
     """The probability that each image of a set shows the edge at each level, (N,L), ``levels`` as `levels_of`.
 
     side: the longer side of the images. Images without a boundary have all of it at 0; no image has any where nothing
-    would be left. Source: docs/method.md section 9.
+    would be left. Source: docs/method.md section 8.
     """
     evidence, possible = evidence_of(images, levels)
     found = probabilities(evidence, possible, levels)
