@@ -335,9 +335,9 @@ def keep_all_settings(args: argparse.Namespace, stems: list[str], wrong_root: Pa
         "folds": args.folds and {"number": args.folds, "seed": args.seed, "flags": args.training},
     }
     outputs = {
+        args.refined_root: [args.refined_root / f"{stem}.png" for stem in stems],
         args.save_root: [args.save_root / name for name in ("audit.csv", "audit.html")],
         wrong_root: [wrong_root / f"{stem}.png" for stem in stems],
-        args.refined_root: [args.refined_root / f"{stem}.png" for stem in stems],
     }
     for folder, files in outputs.items():
         keep_settings(folder, settings, args.overwrite, files)

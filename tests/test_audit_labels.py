@@ -255,7 +255,7 @@ def test_run_again_and_with_other_settings(run, folder):
     assert run()[0] == 0
     first = (folder / "audit" / "audit.csv").read_bytes()
     assert run()[0] == 0 and (folder / "audit" / "audit.csv").read_bytes() == first
-    assert_refused(run("--image_size", 32), folder / "audit", "--overwrite")
+    assert_refused(run("--image_size", 32), folder / "masks_refined", "--overwrite")
     assert run("--image_size", 32, "--overwrite")[0] == 0
 
 
