@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up .venv and runs the style check and the tests: sh test.sh [arguments of pytest]
+# Sets up .venv and runs the style check, the type check and the tests: sh test.sh [arguments of pytest]
 set -eu
 cd "$(dirname "$0")"
 requirements="requirements.txt requirements-dev.txt"
@@ -7,6 +7,8 @@ requirements="requirements.txt requirements-dev.txt"
 echo "== ruff"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
+echo "== mypy"
+.venv/bin/python -m mypy
 echo "== pytest"
 # One thread a process: the processes share the cores.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto "$@"

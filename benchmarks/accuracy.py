@@ -30,6 +30,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -51,7 +52,7 @@ CLEAN = "ce on clean masks"
 
 # Flags of train_GSD-Net.py. small: about ten minutes a cell on two CPU cores, too few steps for plain SGD, so that all
 # methods, those of the paper included, have the optimiser of --fidelity extended.
-PROTOCOLS = {
+PROTOCOLS: dict[str, dict[str, Any]] = {
     "small": {
         "flags": ("--image_size", "128", "--optimizer", "adamw", "--schedule", "cosine"),
         "segments": 256,
@@ -169,7 +170,7 @@ def read_rows(path: Path) -> list[Row]:
         ) from error
 
 
-def _parse(text: str | None, kind: type) -> object:
+def _parse(text: str | None, kind: Any) -> Any:
     if text is None:
         raise ValueError("a row is cut short")
     if kind == float | None:
@@ -208,11 +209,9 @@ def call(*command: object, log: Path | None = None, threads: int | None = None) 
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             done = subprocess.run(arguments, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        words = log.read_text(errors="replace").strip().splitlines()[-1:]
+        words = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
     if done.returncode:
-        raise UserError(
-            f"{' '.join(map(str, command))} ended with code {done.returncode}: {''.join(words)} ({log or ''})"
-        )
+        raise UserError(f"{' '.join(map(str, command))} ended with code {done.returncode}: {words} ({log or ''})")
 
 
 def make_noise(dataset: Path, layout: Layout, noises: list[str], work_root: Path) -> None:
@@ -446,8 +445,8 @@ def _cell_text(values: list[float] | None) -> str:
 
 
 def _mean_over(dice: dict, dataset: str, noises: list[str], method: str) -> float | None:
-    found = [dice.get((dataset, "clean" if method == CLEAN else noise, method)) for noise in noises]
-    return None if not all(found) else statistics.fmean(statistics.fmean(values) for values in found)
+    keys = [(dataset, "clean" if method == CLEAN else noise, method) for noise in noises]
+    return statistics.fmean(statistics.fmean(dice[key]) for key in keys) if all(key in dice for key in keys) else None
 
 
 def draw(rows: list[Row]) -> Figure:

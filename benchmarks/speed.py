@@ -19,14 +19,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 if find_spec("torchvision") is None:
@@ -71,7 +71,7 @@ from utils.superpixels import slic_segments
 CONFIG = GSDConfig(tau=0.05)  # the settings of Kvasir
 JITTER = 0.5
 EPOCH = 60  # of 100: selection, refinement and transfer are all on
-NOISE = {"T": 200, "theta1": 0.8, "theta2": 0.05}
+NOISE: dict[str, Any] = {"T": 200, "theta1": 0.8, "theta2": 0.05}
 MIXING = 0.5
 
 # Values that the layers of a U-Net write for one image of 256x256 pixels: convolutions 7.6 M, batch norms 7.5 M, ReLUs
@@ -159,7 +159,9 @@ class Program:
         )
         self.intensity = Intensity.of(images)
         self.generator = torch.Generator().manual_seed(0)
-        self.networks = two_unets(3, 2, seed=0).to(setting.device, memory_format=torch.channels_last).train()
+        networks = two_unets(3, 2, seed=0).train()
+        # PyTorch's annotations lack memory_format.
+        self.networks = networks.to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.forwards = [at_precision(network, setting.device, setting.bf16) for network in self.networks]
         self.optimiser = sgd(self.networks, fused=True)
 
@@ -229,7 +231,14 @@ class Plain:
         return loss.item()
 
 
-Side = Program | Plain
+class Side(Protocol):
+    """Either of the two."""
+
+    setting: Setting
+
+    def batches(self) -> Iterator[Any]: ...
+    def batch(self) -> Any: ...
+    def train(self, batch: Any) -> object: ...
 
 
 def train_epoch(side: Side) -> None:
@@ -320,7 +329,7 @@ def step_pieces(program: Program) -> dict[str, Callable[[], object]]:
         keep = select_small_loss(loss, CONFIG.tau)
 
     def run_networks() -> None:
-        sum(f(view).mean() for f, view in views).backward()
+        torch.stack([f(view).mean() for f, view in views]).sum().backward()
 
     def run_losses() -> None:
         leaves = [o.detach().requires_grad_() for o in logits]
@@ -432,7 +441,7 @@ def waiting_share(side: Side) -> float:
     return waited / (asked - start)
 
 
-def measure_alone(kind: type[Side], setting: Setting) -> dict[str, float]:
+def measure_alone(kind: Callable[[Setting, Material], Side], setting: Setting) -> dict[str, float]:
     """An epoch in a process that does nothing else: its seconds, after a step to warm up, and peak memory in bytes.
 
     The memory is the process's largest resident size on the CPU, the libraries included, and the largest sum of
@@ -450,7 +459,7 @@ def measure_alone(kind: type[Side], setting: Setting) -> dict[str, float]:
     return {"seconds": seconds, "peak_bytes": peak}
 
 
-def in_processes_of_their_own(jobs: list[tuple[type[Side], Setting]]) -> list[dict[str, float]]:
+def in_processes_of_their_own(jobs: Sequence[tuple[type[Program | Plain], Setting]]) -> list[dict[str, float]]:
     """`measure_alone` for each job, one after the other, each in a fresh process.
 
     Raises `UserError` if one was killed.
@@ -611,7 +620,7 @@ def main(argv: list[str] | None = None) -> None:
         device=device,
         bf16=uses_bf16(args.amp, device),
     )
-    result = {"machine": machine(device), "setting": {**asdict(setting), "device": str(device)}}
+    result: dict[str, Any] = {"machine": machine(device), "setting": {**asdict(setting), "device": str(device)}}
     where = ", ".join(f"{name} {value}" for name, value in result["machine"].items() if value)
     print(f"{where}\n{setting.image_size}x{setting.image_size}, batches of {setting.batch_size}, ", end="")
     print(f"epochs of {args.steps} batches; program {'bf16' if setting.bf16 else 'fp32'}, reference fp32\n")

@@ -91,7 +91,8 @@ def training_batches(
         index = order[start : start + size]
         parts = tuple(values[index.to(values.device)] for values in data.parts)
         if max_rotation > 0:
-            parts = rotate_half(*(part.cpu() for part in parts), max_rotation, generator)
+            image, label, squared, segments = (part.cpu() for part in parts)
+            parts = rotate_half(image, label, squared, segments, max_rotation, generator)
         symmetry = torch.randint(8, (size,), generator=generator).to(device)
         image, label, squared, segments = (move_square(to_device(part, device), symmetry) for part in parts)
         unit = to_unit(image)
@@ -154,7 +155,8 @@ def rotate_half(
         rotate(segments[chosen, None], angles, "nearest").squeeze(1),
     )
     parts = (images, labels, squared, segments)
-    return tuple(part.index_put((chosen,), new) for part, new in zip(parts, rotated, strict=True))
+    images, labels, squared, segments = (a.index_put((chosen,), b) for a, b in zip(parts, rotated, strict=True))
+    return images, labels, squared, segments
 
 
 def rotate(images: Tensor, angles: Tensor, mode: str) -> Tensor:

@@ -158,7 +158,8 @@ def _make(recipe: Recipe, contours: str, folder: Path, expected: dict) -> None:
             recipe, contours, lambda name, shape, dtype: _allocated(temporary / f"{name}.bin", shape, dtype)
         )
         for array in stored.arrays.values():
-            array.flush()
+            if isinstance(array, np.memmap):
+                array.flush()
         arrays = {name: (part.shape, part.dtype.str, zlib.crc32(part)) for name, part in stored.arrays.items()}
         made = {name: getattr(stored, name) for name in ("num_segments", "soiled", "levels", "share_moved")}
         meta = expected | made | {"arrays": arrays}
@@ -209,21 +210,21 @@ def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]
         label = arrays["labels"][index].copy()
         moved = move_contour(label, levels[index])
         store_label(index, moved)
-        return np.count_nonzero(moved != label)
+        return int(np.count_nonzero(moved != label))
 
     soiled, edges = zip(*_each(store, range(count), "reading training set"), strict=True)
     levels, changed = [], []
     if contours == "corrected":
         levels = displacements(edges, levels_of((height, width)), max(height, width)).tolist()
-        changed = _each(move, np.flatnonzero(levels), "moving contours")
+        changed = _each(move, np.flatnonzero(levels).tolist(), "moving contours")
     wide = arrays["segments"]
     num_segments = 1 + max(int(ids.max()) for ids in wide)
     if num_segments <= 2**15:  # nearly always, and half the size
-        arrays["segments"] = allocate("narrow", wide.shape, np.int16)
+        narrow = arrays["segments"] = allocate("narrow", wide.shape, np.int16)
         for start in range(0, count, CHUNK):
-            arrays["segments"][start : start + CHUNK] = wide[start : start + CHUNK]
-        if isinstance(wide, np.memmap):
-            Path(arrays["segments"].filename).replace(wide.filename)
+            narrow[start : start + CHUNK] = wide[start : start + CHUNK]
+        if isinstance(wide, np.memmap) and isinstance(narrow, np.memmap):
+            Path(str(narrow.filename)).replace(str(wide.filename))
     named = [name for name in soiled if name]
     return _Stored(arrays, num_segments, named, levels, sum(changed) / (count * height * width))
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from dataloaders.files import read_segments
 from utils.cli import UserError, listed, run_jobs
 from utils.geometry import resize_image, resize_label
 from utils.superpixels import slic_segments
+
+Value = TypeVar("Value")
 
 LEVELS = ("error", "warning", "note")
 CHECKS = {
@@ -155,7 +157,7 @@ class Look(NamedTuple):
     shares: list[tuple[str, list[float]]]  # series, share of each class
 
 
-def attempt(findings: list[Finding], check: str, name: str, read: Callable, *args: object) -> object | None:
+def attempt(findings: list[Finding], check: str, name: str, read: Callable[..., Value], *args: object) -> Value | None:
     """What ``read(*args)`` returns; None if it refuses, which becomes an error."""
     try:
         return read(*args)

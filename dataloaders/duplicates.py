@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -36,7 +37,8 @@ class Fingerprint(NamedTuple):
     thumbnail: np.ndarray  # (32,32) uint8 grey
 
 
-class Copy(NamedTuple):
+@dataclass(frozen=True)
+class Copy:
     """Image ``index`` repeats the earlier image ``of``; correlation 1.0 for equal pixels."""
 
     index: int
@@ -81,8 +83,10 @@ def near_copies(prints: Sequence[Fingerprint], parts: Sequence[str], groups: Seq
     Memory grows with the number of images, time with its square: for 20,000 a second where few hashes are similar, half
     a minute where 1.7 % of the pairs are, as among radiographs.
     """
-    seen: set[bytes] = set()
-    own = [i for i, image in enumerate(prints) if not (image.digest in seen or seen.add(image.digest))]
+    first: dict[bytes, int] = {}
+    for index, image in enumerate(prints):
+        first.setdefault(image.digest, index)
+    own = list(first.values())
     if len(own) < 2:
         return []
     thumbnails = np.stack([prints[i].thumbnail for i in own]).reshape(len(own), -1)

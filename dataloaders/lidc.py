@@ -148,8 +148,14 @@ def training_recipe(
 
     names = tuple(piece.name for piece in slices)
     raters = list(raters)
-    settings = {"pickle": str(pickle.resolve()), "names": names, "raters": raters, "segments": str(segments.resolve())}
-    settings |= {"image_size": image_size, "num_classes": num_classes}
+    settings = {
+        "pickle": str(pickle.resolve()),
+        "names": names,
+        "raters": raters,
+        "segments": str(segments.resolve()),
+        "image_size": image_size,
+        "num_classes": num_classes,
+    }
     return Recipe(names, read, [pickle, *files], settings)
 
 

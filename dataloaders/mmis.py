@@ -119,7 +119,7 @@ def _check_header(file: h5py.File, path: Path, num_raters: int) -> tuple[int, in
     surplus = [key for key in file if re.fullmatch(r"label_a\d+", key) and key not in raters]
     if surplus:
         raise UserError(f"{path}: {listed(surplus)} in it, beyond --raters {num_raters}; give the number of raters")
-    shape = None
+    shape: tuple[int, ...] = ()
     for key in (*MODALITIES, *raters):
         if not isinstance(file.get(key, getlink=True), h5py.HardLink):
             raise UserError(f"{path}: {key} is a link; expected an array (H,W) or (slices,H,W)")
@@ -133,7 +133,7 @@ def _check_header(file: h5py.File, path: Path, num_raters: int) -> tuple[int, in
         kinds = "uif" if key in MODALITIES else "buif"
         if item.dtype.kind not in kinds:
             raise UserError(f"{path}: {key} is of type {item.dtype}; expected numbers")
-        if shape is None:
+        if not shape:
             shape = item.shape
             if shape is None or len(shape) not in (2, 3):
                 raise UserError(f"{path}: {key} is of shape {shape}; expected (H,W) or (slices,H,W)")
@@ -141,7 +141,8 @@ def _check_header(file: h5py.File, path: Path, num_raters: int) -> tuple[int, in
                 raise UserError(f"{path}: {key} is of shape {shape}: no slice or no pixel in it; remove the file")
         elif item.shape != shape:
             raise UserError(f"{path}: {key} is of shape {item.shape}, {MODALITIES[0]} of {shape}; they must be equal")
-    return shape if len(shape) == 3 else (1, *shape)
+    slices, height, width = (1, *shape)[-3:]
+    return slices, height, width
 
 
 # --- Cases ------------------------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ def validation_cases(slices: Mapping[str, Path], num_raters: int, num_classes: i
     return cases
 
 
-class MMISCases(Sequence):
+class MMISCases(Sequence[TestCase]):
     """The volumes of a folder as test cases, each read when it is asked for and not kept.
 
     Images (S,3,image_size,image_size), the masks of all raters (R,S,H,W) at their own size. Every file's keys, shapes
@@ -305,7 +306,7 @@ class MMISCases(Sequence):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> TestCase:
+    def __getitem__(self, index: int) -> TestCase:  # type: ignore[override]  # no slices: each case is read by itself
         path = self.paths[index]
         image, labels = read_case(path, self.num_raters, self.num_classes)
         return _as_case(path.stem, np.stack([resize_image(plane, self.image_size) for plane in image]), labels)

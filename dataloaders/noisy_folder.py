@@ -188,7 +188,7 @@ def training_recipe(
         return Sample(image, label, segments, pairs[index][1].name if soiled else "")
 
     folders = {"images": pairs[0][0].parent, "masks": pairs[0][1].parent, "segments": segment_files[0].parent}
-    settings = {name: str(folder.resolve()) for name, folder in folders.items()}
+    settings: dict[str, object] = {name: str(folder.resolve()) for name, folder in folders.items()}
     settings |= {"names": names, "image_size": image_size, "channels": channels, "num_classes": num_classes}
     return Recipe(names, read, [*(path for pair in pairs for path in pair), *segment_files], settings)
 

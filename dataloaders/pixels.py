@@ -4,12 +4,12 @@ import io
 import os
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from dataloaders.safe_pickle import array_header
 from utils.cli import UserError
@@ -111,7 +111,7 @@ def decode(path: Path) -> Image.Image:
     raise UserError(f"{path}: {frames} frames in one file; store one image a file")
 
 
-def load_array(path: Path, mmap_mode: str | None = None, remedy: str = "replace or remove it") -> np.ndarray:
+def load_array(path: Path, mmap_mode: Literal["r"] | None = None, remedy: str = "replace or remove it") -> np.ndarray:
     """The array in a .npy file, of whatever but objects. Raises `UserError`, with ``remedy``, if there is not just one
     in it."""
     try:
@@ -128,14 +128,14 @@ def load_array(path: Path, mmap_mode: str | None = None, remedy: str = "replace 
 # --- By kind of file --------------------------------------------------------------------------------------------------
 
 
-def _image_array(path: Path, mmap_mode: str | None = None) -> np.ndarray:
+def _image_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     array = load_array(path, mmap_mode)
     if array.ndim not in (2, 3) or 0 in array.shape or array.dtype.kind not in "uif":
         raise UserError(f"{path}: {array.dtype} of shape {array.shape}; expected numbers (H,W) or (H,W,C)")
     return array.reshape(*array.shape[:2], -1)
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path, error: Exception | str) -> UserError:
     return UserError(f"{path}: not a readable image ({error}); replace or remove it")
 
 
@@ -163,6 +163,8 @@ def _read_image(path: Path) -> np.ndarray:
     if _is_deep_png(start) and image.mode != "I;16":
         # Of colours with 16 bits Pillow gives the upper eight, which may hold nothing.
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB)
+        if pixels is None:
+            raise _unreadable(path, "OpenCV cannot decode it")
         return pixels[..., :1] if _is_deep_grey_png(start) else pixels
     if image.mode == "P":
         image = image.convert("RGBA")
@@ -176,6 +178,8 @@ def _is_plain_tiff(path: Path) -> bool:
     """Whether Pillow reads all of a TIFF file: one page of 8 bits, and no channel beyond those of its mode."""
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            if not isinstance(image, TiffImagePlugin.TiffImageFile):
+                return False
             bits, samples = image.tag_v2.get(258, (1,)), image.tag_v2.get(277, 1)
             known = image.mode in _EIGHT_BIT_MODES and samples == len(image.getbands())
             return known and max(bits) <= 8 and image.n_frames == 1

@@ -11,7 +11,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def _check_opcodes(path: Path, data: bytes) -> None:
         if opcode.name in _REFUSED_OPCODES:
             raise _refusal(path, f"{opcode.name} at byte {position}")
         # Python reserves its memo up to the highest index that it meets, and a pickler counts them up.
-        if opcode.name in _MEMO_OPCODES and argument > count:
+        if opcode.name in _MEMO_OPCODES and argument is not None and argument > count:
             raise ValueError(f"memo index {argument} at byte {position}")
 
 
@@ -143,13 +143,14 @@ class _Array:
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, contents = state
+        order: Literal["C", "F"] = "F" if fortran else "C"
         if dtype.dtype == object:
-            self.items, self.shape, self.fortran = list(contents), shape, fortran
+            self.items, self.shape, self.order = list(contents), shape, order
         else:
-            self.array = _over(_as_bytes(contents), dtype, shape, "F" if fortran else "C")
+            self.array = _over(_as_bytes(contents), dtype, shape, order)
 
 
-def _over(raw: bytes, dtype: _DType, shape: tuple, order: str, *_: object) -> np.ndarray:
+def _over(raw: bytes, dtype: _DType, shape: tuple, order: Literal["C", "F"], *_: object) -> np.ndarray:
     """numpy._core.numeric._frombuffer, and what it is called for: a copy of ``raw`` as an array."""
     if dtype.dtype.hasobject:
         raise TypeError("objects over bytes")
@@ -157,7 +158,7 @@ def _over(raw: bytes, dtype: _DType, shape: tuple, order: str, *_: object) -> np
 
 
 def _scalar(dtype: _DType, raw: bytes) -> np.generic:
-    return _over(_as_bytes(raw), dtype, (), "C")[()]
+    return _over(_as_bytes(raw), dtype, (1,), "C")[0]
 
 
 def _as_bytes(raw: bytes | str) -> bytes:
@@ -190,7 +191,7 @@ _ADMITTED = {
 }
 
 
-def _checked(value: object, path: Path, depth: int = 0, done: dict | None = None) -> object:
+def _checked(value: Any, path: Path, depth: int = 0, done: dict | None = None) -> object:
     """``value`` with its stand-ins turned into arrays, or `UserError` for anything but data."""
     done = {} if done is None else done  # each object once: a few that hold each other twice would be met 2^depth times
     if id(value) in done:
@@ -201,8 +202,9 @@ def _checked(value: object, path: Path, depth: int = 0, done: dict | None = None
     def deeper(item: object) -> object:
         return _checked(item, path, depth + 1, done)
 
+    result: object
     if isinstance(value, _Array):
-        result = value.array if value.items is None else _object_array(value, deeper)
+        result = value.array if value.items is None else _object_array(value.items, value, deeper)
         if result is None:
             raise ValueError("an array without contents")
     elif type(value) is dict:
@@ -217,8 +219,8 @@ def _checked(value: object, path: Path, depth: int = 0, done: dict | None = None
     return result
 
 
-def _object_array(stand_in: _Array, deeper: Callable) -> np.ndarray:
-    flat = np.empty(len(stand_in.items), object)
-    for index, item in enumerate(stand_in.items):
+def _object_array(items: list, stand_in: _Array, deeper: Callable) -> np.ndarray:
+    flat = np.empty(len(items), np.object_)
+    for index, item in enumerate(items):
         flat[index] = deeper(item)
-    return flat.reshape(stand_in.shape, order="F" if stand_in.fortran else "C")
+    return flat.reshape(stand_in.shape, order=stand_in.order)

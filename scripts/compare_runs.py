@@ -87,7 +87,7 @@ def draw(runs: list[Path], count: int, path: Path) -> None:
     masks = {"clean mask": clean, "noisy mask": noisy}
     for checkpoint in checkpoints:
         intensity = Intensity(**checkpoint["model"]["intensity"])
-        predicted = predict(unets_of(checkpoint), inputs, intensity, len(inputs), torch.device("cpu"))
+        predicted = predict(list(unets_of(checkpoint)), inputs, intensity, len(inputs), torch.device("cpu"))
         masks[checkpoint["args"]["exp"]] = predicted.numpy()
     columns = {"training image": np.broadcast_to(pictures / 255, (*pictures.shape[:3], 3))}
     for title, values in masks.items():

@@ -18,6 +18,7 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -65,8 +66,8 @@ def score(case: tuple[Path, ...], num_classes: int) -> tuple[dict[str, float], l
                 f"{path}: {width}x{height} pixels, but {case[0]} has {read[0].labels.shape[1]}x"
                 f"{read[0].labels.shape[0]}; predictions are scored at the size of the masks"
             )
-    prediction, *masks = torch.from_numpy(np.stack([mask.labels for mask in read]))
-    masks = torch.stack(masks)
+    labels = torch.from_numpy(np.stack([mask.labels for mask in read]))
+    prediction, masks = labels[0], labels[1:]
     scores = case_scores(prediction[None], masks[:, None], num_classes, surfaces=True)
     if num_classes > 2:
         repeated = prediction.expand_as(masks)
@@ -79,6 +80,7 @@ def figures(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float | 
     """Mean, standard deviation (of the population) and median of each score over the cases on which it is defined."""
     names = next(iter(scores.values()))
     defined = {name: [case[name] for case in scores.values() if not math.isnan(case[name])] for name in names}
+    kinds: dict[str, Callable[[list[float]], float]]
     kinds = {"mean": statistics.fmean, "std": statistics.pstdev, "median": statistics.median}
     return {
         kind: {name: figure(values) if values else None for name, values in defined.items()}

@@ -74,8 +74,8 @@ def find_images(args: argparse.Namespace) -> Sources:
         return {name: partial(np.asarray, piece.image) for name, piece in slices.items()}
     from dataloaders.mmis import list_slices
 
-    slices = list_slices(args.mmis_root / "training_2d")
-    return {stem: partial(read_mmis, path, args.raters, args.num_classes) for stem, path in slices.items()}
+    paths = list_slices(args.mmis_root / "training_2d")
+    return {stem: partial(read_mmis, path, args.raters, args.num_classes) for stem, path in paths.items()}
 
 
 def read_mmis(path: Path, num_raters: int, num_classes: int) -> np.ndarray:

@@ -25,10 +25,11 @@ from utils.cli import UserError, claimed, keep_settings, listed, run_jobs, run_m
 
 FOLDERS = {"train": ("images", "masks"), "test": ("images_test", "masks_test")}
 EMPTY_EVERY = 15  # one image of each run of 15 has no lesion: 6.7 %
-GROUNDS = np.float32([[0.80, 0.47, 0.42], [0.76, 0.52, 0.40], [0.84, 0.60, 0.54]])  # mucosa and skin, RGB in 0..1
-# From the ground to a lesion or stain: red-brown, red, violet-black, pale yellow.
-LESIONS = np.float32([[-0.16, -0.22, -0.20], [-0.10, -0.24, -0.18], [-0.26, -0.24, -0.17]])  # added to the ground
-STAINS = np.float32([[-0.03, -0.20, -0.14], [0.10, 0.10, 0.04], [-0.10, -0.12, -0.10]])
+# Mucosa and skin, RGB in 0..1.
+GROUNDS = np.array([[0.80, 0.47, 0.42], [0.76, 0.52, 0.40], [0.84, 0.60, 0.54]], np.float32)
+# Added to the ground for a lesion or stain: red-brown, red, violet-black, pale yellow.
+LESIONS = np.array([[-0.16, -0.22, -0.20], [-0.10, -0.24, -0.18], [-0.26, -0.24, -0.17]], np.float32)
+STAINS = np.array([[-0.03, -0.20, -0.14], [0.10, 0.10, 0.04], [-0.10, -0.12, -0.10]], np.float32)
 
 
 def smooth_noise(rng: np.random.Generator, size: int, scale: float) -> np.ndarray:
@@ -70,7 +71,7 @@ def lesion_shapes(rng: np.random.Generator, size: int) -> list[np.ndarray]:
     """One to three shapes (size,size) uint8 that do not touch; a lesion that finds no room is left out."""
     count = rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1])
     shapes: list[np.ndarray] = []
-    taken = np.zeros((size, size), np.uint8)
+    taken: np.ndarray = np.zeros((size, size), np.uint8)
     for _ in range(count):
         low, high = (0.15, 0.25) if rng.random() < 0.08 else (0.4, 0.8) if count == 1 else (0.3, 0.5)
         diameter = rng.uniform(low, high)
@@ -99,9 +100,9 @@ def draw_lesion(rng: np.random.Generator, image: np.ndarray, shape: np.ndarray) 
     shade = np.cos(light) * slope[1] + np.sin(light) * slope[0]
     inside += (rng.uniform(0.2, 0.8) * 0.01 * size * np.clip(shade, -0.2, 0.2))[..., None]
 
-    rim = ((depth > 0) & (depth <= 1.5 * pixel)).astype(np.float32)
-    rim = cv2.GaussianBlur(rim, (0, 0), 0.7 * pixel)[..., None]
-    rim_tone = rng.uniform(0.08, 0.22) * np.float32([-0.7, -1, -0.9]) * (1 if rng.random() < 0.8 else -0.8)
+    edge = ((depth > 0) & (depth <= 1.5 * pixel)).astype(np.float32)
+    rim = cv2.GaussianBlur(edge, (0, 0), 0.7 * pixel)[..., None]
+    rim_tone = rng.uniform(0.08, 0.22) * np.array([-0.7, -1, -0.9], np.float32) * (1 if rng.random() < 0.8 else -0.8)
     return image * (1 - alpha) + inside * alpha + rim * rim_tone
 
 
@@ -123,7 +124,7 @@ def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
         points = np.rint(path * 16).astype(np.int32)  # in sixteenths of a pixel
         cv2.polylines(line, [points], False, 1.0, max(1, round(size / 128)), cv2.LINE_8, 4)
         vessels = np.maximum(vessels, cv2.GaussianBlur(line, (0, 0), rng.uniform(0.6, 1.3) * size / 128))
-    return image + vessels[..., None] * np.float32([-0.10, -0.24, -0.20]) * rng.uniform(0.4, 1)
+    return image + vessels[..., None] * np.array([-0.10, -0.24, -0.20], np.float32) * rng.uniform(0.4, 1)
 
 
 def light_and_sense(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -138,10 +139,10 @@ def light_and_sense(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     for cluster in rng.uniform(0, 1, (rng.integers(0, 4), 2)):
         for place in cluster + rng.normal(0, 0.04, (rng.integers(1, 5), 2)):
             axes = rng.uniform(0.003, 0.016, 2) * size
-            cv2.ellipse(spots, (place * size, 2 * axes, rng.uniform(0, 180)), 1.0, cv2.FILLED)
-    spots = cv2.GaussianBlur(spots, (0, 0), 0.006 * size)[..., None]
+            cv2.ellipse(spots, ((place * size).tolist(), (2 * axes).tolist(), rng.uniform(0, 180)), 1.0, cv2.FILLED)
+    glints = cv2.GaussianBlur(spots, (0, 0), 0.006 * size)[..., None]
     image = image * light[..., None]
-    image = image + spots * (0.97 - image) + rng.normal(0, rng.uniform(0.008, 0.025), image.shape)
+    image = image + glints * (0.97 - image) + rng.normal(0, rng.uniform(0.008, 0.025), image.shape)
     return np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 

@@ -181,7 +181,7 @@ def write(prediction: Prediction | Unread, folders: Folders, model: Model) -> Un
         return prediction
     path, classes, probabilities = prediction
     files = folders.files(path.stem)
-    if probabilities is not None:
+    if folders.probabilities and probabilities is not None:
         data = io.BytesIO()
         np.save(data, probabilities)
         write_atomically(files[folders.probabilities], data.getvalue())

@@ -152,7 +152,7 @@ def test_another_version_is_made_again(folder, root):
     assert json.loads(meta.read_text())["version"] == cache.VERSION
 
 
-def test_a_failed_build_leaves_nothing_behind_and_the_old_in_place(folder, root, monkeypatch):
+def test_a_failed_build_leaves_nothing_behind_and_the_old_in_place(folder, root):
     load(folder, root)
     Image.new("RGB", (48, 40)).save(folder / "images" / "case01.png")
     (folder / "images" / "case03.png").write_bytes(b"no image")

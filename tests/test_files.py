@@ -118,7 +118,7 @@ def test_truncated_file_is_refused_wherever_it_breaks_off(tmp_path, kind):
     path.write_bytes(content)
     intact = read_image(path)
     # A JPEG may lose the few bytes after its last pixel; short of half of it, every format lacks pixels.
-    for length in sorted({*range(0, min(len(content), 150)), *range(150, len(content), 97), len(content) - 20}):
+    for length in sorted({*range(min(len(content), 150)), *range(150, len(content), 97), len(content) - 20}):
         path.write_bytes(content[:length])
         if length < len(content) // 2:
             refusal(read_image, path)

@@ -148,7 +148,7 @@ def test_patient(name, series_uid, patient):
     assert patient_of(name, series_uid) == patient
 
 
-def test_split_is_read_in_its_own_order_without_a_word(folder, contents, capsys):
+def test_split_is_read_in_its_own_order_without_a_word(folder, capsys):
     names = np.load(folder / "train_idx.npy")[::-1]
     np.save(folder / "train_idx.npy", names.astype(object))  # an array of objects, as older exports have it
     train, test = read_split(folder, read(folder))
@@ -156,7 +156,7 @@ def test_split_is_read_in_its_own_order_without_a_word(folder, contents, capsys)
     assert not capsys.readouterr().err
 
 
-def test_a_patient_on_both_sides_is_found(folder, contents, capsys):
+def test_a_patient_on_both_sides_is_found(folder, capsys):
     train = np.load(folder / "train_idx.npy")
     np.save(folder / "train_idx.npy", train[1:])
     np.save(folder / "test_idx.npy", np.append(np.load(folder / "test_idx.npy"), train[0]))

@@ -766,8 +766,8 @@ def test_copies_are_found_after_what_happens_to_files_and_nothing_else():
 def test_equal_pixels_in_another_shape_are_not_equal_images():
     image = photograph(0)
     prints = [duplicates.fingerprint(values) for values in (image, image.reshape(32, 128, 3), image)]
-    assert duplicates.exact_copies(prints, ["train"] * 3) == [(2, 0, 1.0)]
-    assert duplicates.exact_copies(prints, ["train", "train", "test"]) == [(2, 0, 1.0)]
+    assert duplicates.exact_copies(prints, ["train"] * 3) == [duplicates.Copy(2, 0, 1.0)]
+    assert duplicates.exact_copies(prints, ["train", "train", "test"]) == [duplicates.Copy(2, 0, 1.0)]
     assert duplicates.fingerprint(np.full((9, 9, 1), 7, np.uint8)) is None
 
 
@@ -829,7 +829,7 @@ def name_of(patient: int, index: int) -> str:
     return f"LIDC-IDRI-{patient:04}_nodule-0_slice-{index}"
 
 
-def test_clean_lidc(tmp_path, slices, verify, capsys):
+def test_clean_lidc(tmp_path, slices, verify):
     folder = lidc_dataset(tmp_path / "data", slices)
     cut(folder, "--lidc_pickle", folder / lidc.PICKLE)
     result = verify(datasets="LIDC")

@@ -75,7 +75,8 @@ def jocor_step(
     """
     # Over 1 - lambda: the order of the losses stays, and so the selection. The paper's Adam does not see the factor,
     # but SGD would learn as many times slower from the labels than with the other methods at the same learning rate.
-    loss = co_regularised_map(*_log_probabilities(networks, batch), batch.label, JOCOR_LAMBDA) / (1 - JOCOR_LAMBDA)
+    log_p1, log_p2 = _log_probabilities(networks, batch)
+    loss = co_regularised_map(log_p1, log_p2, batch.label, JOCOR_LAMBDA) / (1 - JOCOR_LAMBDA)
     keep = select_small_loss(loss.detach(), drop_rate(epoch, config.tau, config.max_epochs))
     parts = {"pixel_loss": loss.detach().mean(), "kept": keep.float().mean()}
     return Step(masked_mean(loss, keep), parts, {"kept": keep})
@@ -87,7 +88,8 @@ def _log_probabilities(networks: Sequence[Network], batch: Batch) -> list[Tensor
 
 
 def _every_pixel(networks: Sequence[Network], batch: Batch, loss_map: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    total = sum(loss_map(log_p, batch.label).mean() for log_p in _log_probabilities(networks, batch))
+    loss1, loss2 = (loss_map(log_p, batch.label).mean() for log_p in _log_probabilities(networks, batch))
+    total = loss1 + loss2
     return Step(total, {"pixel_loss": total.detach()}, {})
 
 

@@ -62,11 +62,11 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
+def listed(names: Iterable[object], most: int = 5) -> str:
     """The first ``most`` names, joined, and how many more there are."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def is_plain(name: str) -> bool:

@@ -260,7 +260,8 @@ def gsd_step(
     maps = {"kept": keep, "weight": weight}
     loss = gda
     if config.label_loss == "ce+dice":  # section 8
-        parts["dice_loss"] = sum(1 - foreground_dice(log_p.exp(), batch.label, keep) for log_p in (log_p1, log_p2))
+        dice1, dice2 = (foreground_dice(log_p.exp(), batch.label, keep) for log_p in (log_p1, log_p2))
+        parts["dice_loss"] = (1 - dice1) + (1 - dice2)
         loss = loss + parts["dice_loss"]
     if not refines(epoch, config.max_epochs, config.warm_up):
         return Step(loss, _detached(parts), maps)

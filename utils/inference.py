@@ -84,7 +84,7 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
         raise UserError(f"{path}: intensities or image size do not fit the networks; the checkpoint is damaged")
     if not all(values.isfinite().all() for values in networks.state_dict().values()):
         raise UserError(f"{path}: the networks' weights are not all finite; use a checkpoint of an earlier epoch")
-    networks = networks.to(device, memory_format=torch.channels_last)
+    networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     bf16 = uses_bf16(amp, device)
     forwards = [at_precision(network, device, bf16) for network in networks]
     return Model(forwards, intensity, num_classes, image_size, stored, settings, epochs, device, bf16)

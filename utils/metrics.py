@@ -104,8 +104,9 @@ def energy_distance(prediction: Tensor, masks: Tensor, num_classes: int) -> Tens
     prediction: (*S), masks: (R,*S), both classes 0..num_classes-1.
     Source: Kohl et al., A Probabilistic U-Net for Segmentation of Ambiguous Images, NeurIPS 2018.
     """
-    to_raters = sum(1 - _iou(prediction[None], mask[None], num_classes) for mask in masks)
-    between = sum(1 - _iou(a[None], b[None], num_classes) for a, b in combinations(masks, 2))
+    none = torch.zeros(1)  # one rater has no pairs
+    to_raters = sum((1 - _iou(prediction[None], mask[None], num_classes) for mask in masks), none)
+    between = sum((1 - _iou(a[None], b[None], num_classes) for a, b in combinations(masks, 2)), none)
     return (2 * to_raters / len(masks) - 2 * between / len(masks) ** 2)[0]
 
 

@@ -71,7 +71,7 @@ def uses_bf16(amp: str, device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def at_precision(network: nn.Module, device: torch.device, bf16: bool) -> Network:
+def at_precision(network: Network, device: torch.device, bf16: bool) -> Network:
     """The network's forward pass in bfloat16 where asked; its logits are float32, as selection and losses need."""
 
     def forward(image: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -42,9 +43,15 @@ LAST_EPOCHS = 10  # the reported figure is the mean over these; docs/method.md s
 class TestCase(Protocol):
     """One case to test on, of S slices and R raters; the masks may be of another size than the images."""
 
-    name: str
-    image: Tensor  # (S,C,H,W) uint8, at the training size
-    masks: Tensor  # (R,S,H,W) uint8 classes
+    @property
+    def name(self) -> str: ...
+    @property
+    def image(self) -> Tensor:  # (S,C,H,W) uint8, at the training size
+        ...
+
+    @property
+    def masks(self) -> Tensor:  # (R,S,H,W) uint8 classes
+        ...
 
 
 EpochBatches = Callable[[torch.Generator], Iterable[tuple[Batch, Sequence[str]]]]
@@ -55,7 +62,7 @@ class Experiment:
     """Everything that a run trains and tests; training scripts differ in how they fill it."""
 
     networks: nn.ModuleList  # f1, f2 on the device
-    trained: Sequence[nn.Module]  # the same two as training calls them: compiled, with gradients shared by the team
+    trained: Sequence[Network]  # the same two as training calls them: compiled, with gradients shared by the team
     team: Team
     optimiser: torch.optim.Optimizer
     learning_rate: Callable[[float], float]  # by the share of the run that is over
@@ -78,7 +85,7 @@ class Experiment:
         """Whether the method refines labels by superpixels alone, at whatever epoch."""
         return self.step is gsd_step and self.config.vote == "superpixels" and self.config.warm_up < 1
 
-    def forwards(self, networks: Iterable[nn.Module]) -> list[Network]:
+    def forwards(self, networks: Iterable[Network]) -> list[Network]:
         """The networks' forward passes at the run's precision."""
         return [at_precision(network, self.device, self.bf16) for network in networks]
 
@@ -108,8 +115,8 @@ def experiment_of(
     if device.type == "cpu":
         keep_freed_memory()
     # channels_last: the layout of the fast convolutions, on the CPU in bf16 and on GPUs with tensor cores.
-    networks = networks.to(device, memory_format=torch.channels_last)
-    trained = [shared(network, team) for network in networks]
+    networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
+    trained: list[Network] = [shared(network, team) for network in networks]
     if args.compile:
         if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
             raise UserError("--compile needs a C++ compiler, and neither g++ nor clang++ is there; leave it out")
@@ -280,7 +287,9 @@ def predict(
     classes = []
     for chunk in images.split(batch_size):
         logits = mean_logits(forwards, chunk, intensity, device)
-        classes.append(resized(logits, size or logits.shape[-2:]).argmax(dim=1).to("cpu", torch.uint8))
+        if size:
+            logits = resized(logits, size)
+        classes.append(logits.argmax(dim=1).to("cpu", torch.uint8))
     return torch.cat(classes)
 
 
@@ -310,8 +319,10 @@ def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[t
 
     def predicted() -> Iterator[tuple[TestCase, Tensor]]:
         images = torch.cat([case.image for case in waiting])
-        size = tuple(waiting[0].masks.shape[-2:])
-        classes = predict(forwards, images, experiment.intensity, experiment.batch_size, experiment.device, size)
+        height, width = waiting[0].masks.shape[-2:]
+        classes = predict(
+            forwards, images, experiment.intensity, experiment.batch_size, experiment.device, (height, width)
+        )
         yield from zip(waiting, classes.split([len(case.image) for case in waiting]), strict=True)
         waiting.clear()
 
@@ -377,7 +388,9 @@ def means(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:
 def take_counts(scores: dict[str, dict[str, float]]) -> tuple[dict[str, int], dict[str, int]]:
     """The counts of empty masks, summed over the cases and taken out of ``scores``, and on how many cases each distance
     is undefined."""
-    empty = {name: sum(case.pop(name) for case in scores.values()) for name in ("pairs", "one_empty", "both_empty")}
+    empty = {
+        name: sum(int(case.pop(name)) for case in scores.values()) for name in ("pairs", "one_empty", "both_empty")
+    }
     return empty, {name: sum(case[name] != case[name] for case in scores.values()) for name in ("hd95", "assd")}
 
 
@@ -391,7 +404,7 @@ def report(experiment: Experiment, run: Run) -> dict:
     scores = evaluate(experiment, experiment.cases, surfaces=True)
     counts, undefined = take_counts(scores)
     last = run.history[-LAST_EPOCHS:]
-    final = {}
+    final: dict[str, float] = {}
     for name in scores[next(iter(scores))]:
         if name in last[0]:  # surface distances are taken after the last epoch alone
             values = [row[name] for row in last]
@@ -459,7 +472,7 @@ def print_empty(empty: dict[str, int], undefined: dict[str, int]) -> None:
             print(f"  {name} is undefined on {count} cases, where nothing else is left")
 
 
-def print_result(result: dict, folder: str) -> None:
+def print_result(result: dict, folder: Path) -> None:
     """The table that ends a run."""
     last = result["last_epoch"]
     print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}")
