@@ -18,6 +18,7 @@ would, and compares what it wrote with the clean masks, at the masks' own sizes.
 import argparse
 import csv
 import shutil
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -111,7 +112,9 @@ def rows_of(dataset: str, noise_type: str, args: argparse.Namespace) -> list[dic
     checkpoint = args.checkpoints.get(noise_type)
     kind = {"dataset": dataset, "noise": NOISES[noise_type], "networks": "yes" if checkpoint else "no"}
     found = audit(images, folder / layout.training_masks(noise_type), checkpoint, args)
-    rows = [{**kind, "noisy_masks": "all", **compare(found, given, truth), "precision": "", "unspoiled": ""}]
+    rows: list[dict] = [
+        {**kind, "noisy_masks": "all", **compare(found, given, truth), "precision": "", "unspoiled": ""}
+    ]
     if not checkpoint:
         with tempfile.TemporaryDirectory() as place:
             spoiled = spoiled_set(Path(place, "masks"), noisy, clean, args.seed)
@@ -119,7 +122,9 @@ def rows_of(dataset: str, noise_type: str, args: argparse.Namespace) -> list[dic
         worst = sorted(found, key=lambda stem: found[stem][0])[: len(spoiled)]
         figures = compare(found, {stem: given[stem] for stem in spoiled}, truth)
         figures["precision"] = len(set(worst) & set(spoiled)) / len(spoiled)
-        figures["unspoiled"] = np.mean([dice(found[stem][1], truth[stem]) for stem in truth if stem not in spoiled])
+        figures["unspoiled"] = statistics.fmean(
+            [dice(found[stem][1], truth[stem]) for stem in truth if stem not in spoiled]
+        )
         rows.append({**kind, "noisy_masks": f"{SPOILED:.0%}", **figures})
     return [
         {name: value if isinstance(value, str | int) else round(float(value), 4) for name, value in row.items()}

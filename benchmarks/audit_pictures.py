@@ -45,7 +45,11 @@ def screenshot(browser: str, page: Path, target: Path) -> None:
 
 def before_and_after(folder: Path, rows: list[dict]) -> bytes:
     """A PNG with a row for each audited image: given, chance of being wrong, believed and true outlines."""
-    images, given, refined, true, chances = [], [], [], [], []
+    names: list[str] = []
+    given: list[np.ndarray] = []
+    refined: list[np.ndarray] = []
+    true: list[np.ndarray] = []
+    chances: list[np.ndarray] = []
     for row in rows:
         name = f"{row['image']}.png"
         image = read_image(folder / "images" / name, 3)
@@ -53,9 +57,9 @@ def before_and_after(folder: Path, rows: list[dict]) -> bytes:
         for outlined, kind in parts:
             outlined.append(contoured(image, read_mask(folder / kind / name).labels, 2) / 255)
         chances.append(read_image(folder / "audit" / "wrong" / name, 1)[..., 0] / 255)
-        images.append(f"score {float(row['score']):.2f}")
+        names.append(f"score {float(row['score']):.2f}")
     columns = {"given mask": given, "chance of being wrong": chances, "believed mask": refined, "true mask": true}
-    return png(image_grid({title: np.stack(values) for title, values in columns.items()}, images))
+    return png(image_grid({title: np.stack(values) for title, values in columns.items()}, names))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import h5py
 import numpy as np
@@ -50,11 +50,12 @@ class Edit(NamedTuple):
     value: bytes  # at least one byte
 
 
+_ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
 EXTREMES = tuple(
     number.to_bytes(width, order)
     for width in (1, 2, 4, 8)
     for number in (0, 1, 2 ** (8 * width - 1) - 1, 2 ** (8 * width - 1), 2 ** (8 * width) - 1)
-    for order in ("little", "big")
+    for order in _ORDERS
 )
 DIGITS = (b"0", b"-1", b"99999999999", b"18446744073709551616", b"1e999", b"9" * 5000, b"[" * 20000, b"NaN", b"\xff")
 
@@ -157,7 +158,7 @@ def _labels() -> np.ndarray:
     return ((rows - 12) ** 2 + (columns - 10) ** 2 < 36).astype(np.uint8)
 
 
-def _saved(name: str, image: Image.Image, **options: object) -> Callable[[Path], Path]:
+def _saved(name: str, image: Image.Image, **options: Any) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         image.save(folder / name, **options)
         return folder / name
@@ -173,7 +174,7 @@ def _array(name: str, values: np.ndarray) -> Callable[[Path], Path]:
     return make
 
 
-def _tiff(name: str, values: np.ndarray, **options: object) -> Callable[[Path], Path]:
+def _tiff(name: str, values: np.ndarray, **options: Any) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         tifffile.imwrite(folder / name, values, **options)
         return folder / name

@@ -37,14 +37,9 @@ from mmis_files import write_mmis
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.accuracy import read_rows
 from benchmarks.machine import machine
-from dataloaders.files import read_image, read_mask, read_segments
-from dataloaders.lidc import read_slices, read_split
-from dataloaders.mmis import read_case
+from benchmarks.mutations import KINDS, Kind, outcome, random_edits
 from utils.cli import UserError, run_main, write_atomically
-from utils.inference import load_model
-from utils.run import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = {"seconds", "waiting", "seconds_per_epoch"}  # of no two runs the same
@@ -283,119 +278,43 @@ def compare_pairs(data: Path, work: Path, bar: Callable[[], object]) -> list[tup
 # --- Broken files -----------------------------------------------------------------------------------------------------
 
 
-class Reader(NamedTuple):
-    """A kind of file, a whole one, and what reads it."""
-
-    kind: str
-    example: Path
-    read: Callable[[Path], object]
-
-
-def readers(data: Path, run: Path) -> list[Reader]:
-    """Every kind of file that the program reads; ``run``: the folder of a complete run."""
-    folder = data / "files"
-    folder.mkdir()
-    image, mask = blob(np.random.default_rng(0))
-    pictures = {"png": image, "jpg": image, "tif": image, "bmp": image}
-    for suffix, pixels in pictures.items():
-        Image.fromarray(pixels).save(folder / f"image.{suffix}")
-    Image.fromarray(image[..., 0].astype(np.uint16) * 200).save(folder / "deep.png")
-    Image.fromarray(mask).save(folder / "mask.png")
-    Image.fromarray(mask // 255).convert("P").save(folder / "palette.png")
-    np.save(folder / "image.npy", image)
-    lidc, mmis = data / "lidc", data / "MMIS2024TASK1"
-    slices = read_slices(lidc / "lidc_attributes.pkl", 4)
-
-    def split(path: Path) -> object:
-        (path.parent / "train_idx.npy").write_bytes(path.read_bytes())
-        shutil.copy(lidc / "test_idx.npy", path.parent)
-        return read_split(path.parent, slices)
-
-    cpu = torch.device("cpu")
-    return [
-        *(Reader(f"image .{suffix}", folder / f"image.{suffix}", read_image) for suffix in (*pictures, "npy")),
-        Reader("16-bit image .png", folder / "deep.png", read_image),
-        Reader("mask .png", folder / "mask.png", read_mask),
-        Reader("mask .png with a palette", folder / "palette.png", read_mask),
-        Reader(
-            "superpixels .npy",
-            data / "Kvasir" / "images_SLIC" / "case00.npy",
-            lambda path: read_segments(path, (32, 32)),
-        ),
-        Reader("LIDC .pkl", lidc / "lidc_attributes.pkl", lambda path: read_slices(path, 4)),
-        Reader("LIDC split .npy", lidc / "train_idx.npy", split),
-        Reader("MMIS .h5", next((mmis / "training_2d").glob("*.h5")), lambda path: read_case(path, 4, 2)),
-        Reader("checkpoint to resume", run / "checkpoint.pt", read_checkpoint),
-        Reader("checkpoint to predict with", run / "checkpoint.pt", lambda path: load_model(path, cpu)),
-        Reader("results .csv", ROOT / "benchmarks" / "results" / "accuracy.csv", read_rows),
-    ]
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """``data`` cut, with some bytes changed, a piece removed, doubled, zeroed or moved, or a number made huge."""
-    changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 8))):
-        # Headers are where damage does most.
-        place = rng.randrange(min(len(changed), rng.choice((64, 512, len(changed)))) or 1)
-        length = rng.choice((1, 4, 16, 256))
-        match rng.randrange(8):
-            case 0:
-                del changed[place:]
-            case 1 | 2:
-                changed[place : place + 1] = bytes([rng.randrange(256)])
-            case 3:
-                del changed[place : place + length]
-            case 4:
-                changed[place:place] = changed[place : place + length]
-            case 5:
-                changed[place : place + length] = bytes(length)
-            case 6:
-                changed[place : place + 4] = rng.choice((b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"))
-            case _:
-                changed[place : place + length] = rng.randbytes(length)
-    return bytes(changed)
-
-
-def _read_each(reader: Reader, numbers: list[int], folder: Path, seed: int, pipe: Connection) -> None:
-    """In a process of its own: read mutated files, and tell how each ended."""
+def _read_each(kind: Kind, numbers: list[int], folder: Path, seed: int, pipe: Connection) -> None:
+    """In a process of its own: read damaged files, and tell how each ended."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries say of broken files
-    data = reader.example.read_bytes()
+    path = kind.make(folder)
+    whole = path.read_bytes()
     for number in numbers:
-        path = folder / f"{number}{reader.example.suffix}"
-        path.write_bytes(mutated(data, random.Random(f"{seed} {reader.kind} {number}")))
+        path.parent.mkdir(exist_ok=True)  # some readers remove what is broken and can be made again
+        path.write_bytes(kind.change(whole, random_edits(np.random.default_rng([seed, number]))))
         pipe.send("begun")
         try:
-            reader.read(path)
-            outcome = "read"
-        except UserError as error:
-            outcome = "refused" if str(folder) in str(error) else f"file not named: {error}"
+            end = outcome(kind, path)
         except BaseException as error:
-            outcome = f"{type(error).__name__}: {error}"[:300]
-        pipe.send(outcome)
-        path.unlink()
+            end = f"{type(error).__name__}: {error}"[:300]
+        pipe.send(end)
 
 
-def outcomes(reader: Reader, count: int, work: Path, seed: int) -> Iterator[tuple[int, str]]:
-    """How ``count`` mutated files ended, by number: "read", "refused" with a message that names the file, or worse."""
-    folder = work / "mutated"
+def outcomes(kind: Kind, count: int, work: Path, seed: int) -> Iterator[tuple[int, str]]:
+    """How ``count`` damaged files ended, by number: "read", "refused" with a message that names the file, or worse."""
+    folder = work / "damaged"
     context = multiprocessing.get_context("fork")
     number = 0
     while number < count:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         here, there = context.Pipe(duplex=False)
-        process = context.Process(target=_read_each, args=(reader, list(range(number, count)), folder, seed, there))
+        process = context.Process(target=_read_each, args=(kind, list(range(number, count)), folder, seed, there))
         process.start()
         there.close()
         try:
             while number < count:
                 here.recv()
-                outcome = here.recv() if here.poll(LONGEST) else f"no answer in {LONGEST} s"
-                yield number, outcome
+                end = here.recv() if here.poll(LONGEST) else f"no answer in {LONGEST} s"
+                yield number, end
                 number += 1
-                if outcome.startswith("no answer"):
+                if end.startswith("no answer"):
                     break
         except EOFError:
             process.join()
@@ -453,29 +372,27 @@ def report(args: argparse.Namespace, work: Path) -> tuple[str, list[str]]:
             lines.append(f"| {name} | {circumstance} | {different or 'yes'} |")
             if different:
                 defects.append(f"{name}, {circumstance}: {different} differs")
-    run = work / "run"
-    run_to_end(command(programs(data)[0], run))
     lines += [
         "",
         "## Broken files",
         "",
-        "Real files with bytes changed, cut, removed, doubled or moved, and numbers made huge, read as the program",
-        f"reads them, in a process that may take {LONGEST} s and {MEMORY >> 30} GiB for a file. A file is read where",
-        "the damage does not show, or refused with a message that names it; anything else is a defect.",
+        "Real files with bits flipped, bytes overwritten, cut, put in, removed or repeated, and numbers made",
+        "extreme, in PNG and checkpoints also with the checksums right again ([mutations.py](../benchmarks/mutations.py)), read",
+        f"as the program reads them, in a process that may take {LONGEST} s and {MEMORY >> 30} GiB for a file. A file",
+        "is read where the damage does not show, or refused with a message that names it; anything else is a defect.",
         "",
         "| file | tried | read | refused | defects |",
         "|---|---|---|---|---|",
     ]
-    (model,) = (run / "out").glob("*")
-    for reader in readers(data, model):
+    for name, kind in KINDS.items():
         counts: Counter[str] = Counter()
-        bar = tqdm(outcomes(reader, args.files, work, args.seed), total=args.files, desc=reader.kind, unit="file")
-        for number, outcome in bar:
-            counts[outcome if outcome in ("read", "refused") else "defects"] += 1
-            if outcome not in ("read", "refused"):
-                defects.append(f"{reader.kind}, file {number}: {outcome}")
-        row = (counts[kind] for kind in ("read", "refused", "defects"))
-        lines.append(f"| {reader.kind} | {args.files} | {' | '.join(map(str, row))} |")
+        files = tqdm(outcomes(kind, args.files, work, args.seed), total=args.files, desc=name, unit="file")
+        for number, end in files:
+            counts[end if end in ("read", "refused") else "defects"] += 1
+            if end not in ("read", "refused"):
+                defects.append(f"{name}, file {number}: {end}")
+        row = (counts[end] for end in ("read", "refused", "defects"))
+        lines.append(f"| {name} | {args.files} | {' | '.join(map(str, row))} |")
     return "\n".join(lines) + "\n", defects
 
 

@@ -136,7 +136,7 @@ def _stale(folder: Path, expected: dict) -> str:
         if any(meta[name] != value for name, value in expected.items()):
             return "a source file has changed"
         for name, (shape, dtype, checksum) in meta["arrays"].items():
-            if zlib.crc32(_mapped(folder, name, shape, dtype)) != checksum:
+            if zlib.crc32(_mapped(folder, name, shape, dtype).data) != checksum:
                 return f"{name}.bin is damaged"
     except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return "damaged"
@@ -160,7 +160,7 @@ def _make(recipe: Recipe, contours: str, folder: Path, expected: dict) -> None:
         for array in stored.arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()
-        arrays = {name: (part.shape, part.dtype.str, zlib.crc32(part)) for name, part in stored.arrays.items()}
+        arrays = {name: (part.shape, part.dtype.str, zlib.crc32(part.data)) for name, part in stored.arrays.items()}
         made = {name: getattr(stored, name) for name in ("num_segments", "soiled", "levels", "share_moved")}
         meta = expected | made | {"arrays": arrays}
         write_json(temporary / "meta.json", meta | {"checksum": _checksum(meta)})
@@ -240,7 +240,9 @@ def _each(work: Callable[[int], object], indices: Sequence[int], title: str) -> 
 
 def _open(folder: Path) -> _Stored:
     meta = read_json(folder / "meta.json", "remove it")
-    arrays = {name: _mapped(folder, name, shape, dtype) for name, (shape, dtype, _) in meta["arrays"].items()}
+    arrays: dict[str, np.ndarray] = {
+        name: _mapped(folder, name, shape, dtype) for name, (shape, dtype, _) in meta["arrays"].items()
+    }
     return _Stored(arrays, meta["num_segments"], meta["soiled"], meta["levels"], meta["share_moved"])
 
 

@@ -250,6 +250,8 @@ def _check_expansion(file: tifffile.TiffFile) -> None:
             continue
         if page.compression not in _DEFLATE:
             raise ValueError("a compression that needs imagecodecs")
+        if page.dtype is None:
+            raise ValueError("values of no known type")
         place = int(np.prod(page.chunks)) * page.dtype.itemsize
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             file.filehandle.seek(offset)

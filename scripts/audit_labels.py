@@ -229,7 +229,9 @@ def predict_folds(args: argparse.Namespace, files: Sequence[tuple[Path, Path]], 
         write_logits(load_model(checkpoint, device, args.amp), [files[index] for index in part], args.batch_size)
 
 
-def picture_pair(image_path: Path, mask_path: Path, refined_path: Path, channels: int, classes: int) -> list[bytes]:
+def picture_pair(
+    image_path: Path, mask_path: Path, refined_path: Path, channels: int | None, classes: int
+) -> list[bytes]:
     """Two JPEGs: the image with the given outline; with the believed one, and what is believed wrong in blue."""
     image = read_image(image_path, channels)
     size = longest_side(image.shape, SIDE)

@@ -78,7 +78,16 @@ def load_data(args: argparse.Namespace) -> TrainingSet:
 
 def train(args: argparse.Namespace, tau: float) -> Path:
     """Train with ``tau``, or go on with it; returns the checkpoint. Raises `UserError` if training fails."""
-    shared = ("datasets", "noise_type", "data_root", "slic_root", "cache_root", "image_size", "num_classes", "channels")
+    shared: tuple[str, ...] = (
+        "datasets",
+        "noise_type",
+        "data_root",
+        "slic_root",
+        "cache_root",
+        "image_size",
+        "num_classes",
+        "channels",
+    )
     shared += ("batch_size", "max_epochs", "contours", "seed", "device", "gpu")
     command = [sys.executable, str(REPO / "train_GSD-Net.py"), "--tau", str(tau), "--exp", f"tau{tau}"]
     command += ["--output_root", str(args.save_root / "runs"), "--overwrite" if args.overwrite else "--resume"]
@@ -141,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def print_table(values: dict[float, float], disagree: dict[float, float]) -> None:
     """The objective of each tau, and the share of the labels that its networks hold for wrong."""
-    best = min(values, key=values.get)
+    best = min(values, key=values.__getitem__)
     print(f"\n{'tau':>8}{'objective':>12}{'labels held for wrong':>24}")
     for tau, value in values.items():
         print(f"{tau:>8g}{value:>12.4f}{disagree[tau]:>24.2%}" + "  lowest" * (tau == best))
@@ -149,7 +158,7 @@ def print_table(values: dict[float, float], disagree: dict[float, float]) -> Non
 
 def write_results(args: argparse.Namespace, values: dict[float, float], disagree: dict[float, float]) -> None:
     """Write the table and the curve."""
-    best = min(values, key=values.get)
+    best = min(values, key=values.__getitem__)
     rows = [{"tau": tau, "objective": value, "held_for_wrong": disagree[tau]} for tau, value in values.items()]
     settings = {"datasets": args.datasets, "noise_type": args.noise_type, "contours": args.contours}
     settings |= {

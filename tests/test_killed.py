@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks import reliability
+from benchmarks.mutations import Kind
 from benchmarks.reliability import assert_whole, contents, difference, epochs_done, programs, survive
 from utils.cli import UserError
 
@@ -84,33 +86,35 @@ def test_files_that_are_not_in_both_are_a_difference(tmp_path):
     assert difference(contents(tmp_path / "one"), contents(tmp_path / "other")) == "run/more.txt"
 
 
-def read_badly(path: Path) -> None:
-    """A reader with every fault, by the number of the file."""
-    match int(path.stem):
-        case 0:
-            raise UserError(f"{path}: broken")
-        case 1:
-            raise UserError("some file is broken")
-        case 2:
-            raise ValueError("traceback")
-        case 3:
-            os._exit(11)
-        case 4:
-            bytearray(8 * 2**30)
+def raising(error: BaseException) -> Callable[[Path], None]:
+    def read(path: Path) -> None:
+        raise error
+
+    return read
 
 
-def test_each_end_of_a_broken_file_is_told(tmp_path):
-    example = tmp_path / "example.bin"
-    example.write_bytes(bytes(range(256)))
-    found = dict(reliability.outcomes(reliability.Reader("file", example, read_badly), 6, tmp_path, seed=0))
-    assert found[0] == "refused" and found[5] == "read"
-    for number, words in enumerate(("file not named", "ValueError: traceback", "ended with code 11", "MemoryError"), 1):
-        assert words in found[number]
+def write_example(folder: Path) -> Path:
+    (folder / "example.bin").write_bytes(bytes(range(256)))
+    return folder / "example.bin"
 
 
-def test_damage_is_the_same_for_the_same_seed_and_seldom_none():
-    data = random.Random(0).randbytes(2000)
-    damaged = [reliability.mutated(data, random.Random(seed)) for seed in range(100)]
-    assert damaged == [reliability.mutated(data, random.Random(seed)) for seed in range(100)]
-    assert sum(piece != data for piece in damaged) > 90
-    assert reliability.mutated(b"", random.Random(0)) is not None
+def refuse(path: Path) -> None:
+    raise UserError(f"{path}: broken")
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (Path.read_bytes, "read"),
+        (refuse, "refused"),
+        (raising(UserError("some file is broken")), "does not name"),
+        (raising(ValueError("traceback")), "ValueError: traceback"),
+        (lambda path: os._exit(11), "ended with code 11"),
+        (lambda path: bytearray(8 * 2**30), "MemoryError"),
+    ],
+    ids=["read", "refused", "unnamed", "traceback", "crash", "memory"],
+)
+def test_each_end_of_a_broken_file_is_told(tmp_path, read, words):
+    found = list(reliability.outcomes(Kind(write_example, read), 2, tmp_path, seed=0))
+    assert [number for number, _ in found] == [0, 1]
+    assert all(words in end for _, end in found), found

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -101,7 +101,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             temporary.unlink()
 
 
-def read_json(path: str | os.PathLike, remedy: str, **options: object) -> object:
+def read_json(path: str | os.PathLike, remedy: str, **options: Any) -> Any:
     """What a JSON file holds; options: of `json.loads`. Raises `UserError`, with ``remedy``, if it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), **options)
@@ -228,7 +228,7 @@ class Workers(ProcessPoolExecutor):
         """context: how processes are started, by default as the system does. setup: called in each of them first."""
         super().__init__(count, context, _begin_worker, (os.getpid(), setup))
 
-    def submit(self, *job: object, **keywords: object) -> Future:  # type: ignore[override]
+    def submit(self, *job: object, **keywords: object) -> Future:
         """`Executor.submit`."""
         # A process that is being started has the mask of this one: Ctrl-C, which reaches every process of a terminal,
         # must not end it in the midst of its imports with a traceback.

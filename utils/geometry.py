@@ -54,8 +54,8 @@ def resize_label(label: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
 
 def longest_side(shape: tuple[int, ...], size: int) -> tuple[int, int]:
     """Height and width of an image (H,W,...) resized so that the longer of them is ``size``."""
-    longest = max(shape[:2])
-    return tuple(max(1, round(side * size / longest)) for side in shape[:2])
+    height, width = (max(1, round(side * size / max(shape[:2]))) for side in shape[:2])
+    return height, width
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:

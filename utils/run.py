@@ -109,6 +109,14 @@ def _epoch_of(row: object) -> object:
     return row.get("epoch") if isinstance(row, dict) else None
 
 
+def _read_history(path: Path, checkpoint: dict) -> list[dict]:
+    history = checkpoint.get("history")
+    epochs = list(range(checkpoint["epoch"]))
+    if not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
+        raise UserError(f"{path}: its history is not that of a run; --overwrite starts the run again")
+    return history
+
+
 class Run:
     """A run folder: args.json, log.csv, checkpoint.pt, result.json, per_image.csv, curves.png, panels.png,
     tensorboard/; with validation cases best.pt too.
@@ -139,7 +147,7 @@ class Run:
         path = folder / "checkpoint.pt"
         if path.is_file() and resume:
             self.checkpoint = read_checkpoint(path)
-            self.history = self._read_history(path)
+            self.history = _read_history(path, self.checkpoint)
             before = self.checkpoint["args"]
             changed = [k for k in settings if k not in PLACE_SETTINGS | FOUND and before.get(k) != settings[k]]
             if changed:
@@ -155,13 +163,6 @@ class Run:
             self.write_json("args.json", settings)
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.history))
             wait_for_all()
-
-    def _read_history(self, path: Path) -> list[dict]:
-        history = self.checkpoint.get("history")
-        epochs = list(range(self.checkpoint["epoch"]))
-        if not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
-            raise UserError(f"{path}: its history is not that of a run; --overwrite starts the run again")
-        return history
 
     def _tidy(self) -> None:
         """Remove what a run that starts again, or one that was killed, has left."""
