@@ -21,7 +21,7 @@ run() { # dataset noise_type [flags]; tau, ratecp and jitter are the script's ow
     echo "== $dataset, noise $noise_type"
     "$PYTHON" train_GSD-Net.py --datasets "$dataset" --noise_type "$noise_type" --data_root "$data_root" --resume "$@"
     status=$?
-    [ $status -eq 130 ] && exit 130 # Ctrl-C stops all of them
+    [ $status -ge 130 ] && exit $status # Ctrl-C, or another signal, stops all of them
     [ $status -eq 0 ] || failed="$failed $dataset/$noise_type"
 }
 

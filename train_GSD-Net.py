@@ -27,22 +27,13 @@ from dataloaders.noisy_folder import (
 )
 from dataloaders.slic import find_maps
 from networks.unet import two_unets
-from utils.arguments import add_training_arguments, resolve_arguments, tau_in_words
-from utils.baselines import USES_TAU
+from utils.arguments import AUTO, add_training_arguments, resolve_folder_arguments, tau_in_words
 from utils.cli import run_main
 from utils.distributed import join_team, leave_team
 from utils.intensity import Intensity
 from utils.run import Run, choose_device
 from utils.training import experiment_of, fit, print_result
-
-# docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
-TAU = {
-    "kvasir": {"02": 0.05, "08": 0.05, "DE": 0.05},
-    "shenzhen": {"02": 0.17, "08": 0.17, "DE": 0.17},
-    "busuc": {"02": 0.062, "08": 0.08, "DE": 0.045},
-}
-RATECP = {("shenzhen", "08"): 0.1, ("busuc", "08"): 0.1}  # elsewhere 0.5
-JITTER = {"busuc": 0.05}  # elsewhere 0.5
+from utils.wrong_share import estimate_tau
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,25 +47,11 @@ def parse_arguments() -> argparse.Namespace:
         choices=(1, 3),
         help="read grey as colour (3) or colour as grey (1) (default: as stored)",
     )
-    add_training_arguments(parser, image_size=256)
+    add_training_arguments(parser, image_size=256, auto_tau=True)
     parser.set_defaults(val_fraction=None)
     args = parser.parse_args()
-    dataset = args.datasets.lower()
-    if args.noise_type == "clean" and args.contours is None:
-        args.contours = "given"
-    args.ratecp = RATECP.get((dataset, args.noise_type), 0.5) if args.ratecp is None else args.ratecp
-    args.jitter = JITTER.get(dataset, 0.5) if args.jitter is None else args.jitter
-    args.channels = args.channels or CHANNELS.get(dataset)
-    args = resolve_arguments(args)
-    if args.tau is None:  # docs/decisions.md: of corrected masks the selection drops what is right more than wrong
-        right = args.contours == "corrected" or args.noise_type == "clean"
-        args.tau = 0.0 if right or args.method not in USES_TAU else TAU.get(dataset, {}).get(args.noise_type)
-    if args.tau is None:
-        parser.error(
-            f"--tau: no default for {args.datasets} with {args.noise_type} masks; give the share of wrong "
-            "pixels that you expect, for example 0.05"
-        )
-    return args
+    args.channels = args.channels or CHANNELS.get(args.datasets.lower())
+    return resolve_folder_arguments(args, parser)
 
 
 def main() -> None:
@@ -89,6 +66,8 @@ def main() -> None:
     team = join_team(device)
     channels, reading = common_format(parts.images, args.channels)
     recipe = training_recipe(parts.train, maps, args.image_size, channels, args.num_classes)
+    if args.tau == AUTO:
+        estimate_tau(args, ((sample.image, sample.label) for sample in map(recipe.read, range(len(recipe.names)))))
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     print(f"{dataset}: {len(data)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")

@@ -158,19 +158,21 @@ def read_rows(path: Path) -> list[Row]:
     """All rows of a results' file; none if there is no file. Raises `UserError` if it is not one."""
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
-        records = list(csv.DictReader(file))
     try:
+        with open(path, newline="") as file:
+            records = list(csv.DictReader(file, strict=True))
         return [
             Row(**{field.name: _parse(record[field.name], field.type) for field in fields(Row)}) for record in records
         ]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"{path}: not a file of results ({error!r}); move it away or name another with --results"
         ) from error
 
 
-def _parse(text: str, kind: Any) -> Any:
+def _parse(text: str | None, kind: Any) -> Any:
+    if text is None:
+        raise ValueError("a row is cut short")
     if kind == float | None:
         return float(text) if text else None
     return kind(text)

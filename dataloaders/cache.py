@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.batches import TrainingSet
-from utils.cli import UserError, listed, locked, write_json
-from utils.contours import Steps, displacements, levels_of, move_contour, steps
+from utils.cli import UserError, listed, locked, read_json, write_json
+from utils.contours import Steps, levels_of, move_contour, steps
+from utils.edge_profile import displacements
 from utils.geometry import squared_boundary_distance
 
-VERSION = 2  # of what is stored; a change makes every cache again
+VERSION = 4  # of what is stored; a change makes every cache again
 CHUNK = 64  # images handled at once where a whole set would be too large for memory
 
 
@@ -78,11 +80,11 @@ class _Stored(NamedTuple):
     arrays: dict[str, np.ndarray]
     num_segments: int
     soiled: list[str]
-    levels: list[int]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
+    levels: list[float]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
     share_moved: float  # of all pixels, those that changed their class thereby
 
 
-def _movement_in_words(levels: list[int], share_moved: float) -> str:
+def _movement_in_words(levels: list[float], share_moved: float) -> str:
     moved = [level for level in levels if level]
     where = "stay where they are"
     if moved:
@@ -128,15 +130,21 @@ def _stale(folder: Path, expected: dict) -> str:
     if not folder.is_dir():
         return "new"
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = read_json(folder / "meta.json", "it is made again")
+        if meta.pop("checksum") != _checksum(meta):
+            return "damaged"
         if any(meta[name] != value for name, value in expected.items()):
             return "a source file has changed"
-        for name, (shape, dtype) in meta["arrays"].items():
-            if (folder / f"{name}.bin").stat().st_size != int(np.prod(shape)) * np.dtype(dtype).itemsize:
+        for name, (shape, dtype, checksum) in meta["arrays"].items():
+            if zlib.crc32(_mapped(folder, name, shape, dtype).data) != checksum:
                 return f"{name}.bin is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return "damaged"
     return ""
+
+
+def _checksum(meta: dict) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _make(recipe: Recipe, contours: str, folder: Path, expected: dict) -> None:
@@ -152,9 +160,10 @@ def _make(recipe: Recipe, contours: str, folder: Path, expected: dict) -> None:
         for array in stored.arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()
-        made = {"arrays": {name: (array.shape, array.dtype.str) for name, array in stored.arrays.items()}}
-        made |= {name: getattr(stored, name) for name in ("num_segments", "soiled", "levels", "share_moved")}
-        write_json(temporary / "meta.json", {**expected, **made})
+        arrays = {name: (part.shape, part.dtype.str, zlib.crc32(part.data)) for name, part in stored.arrays.items()}
+        made = {name: getattr(stored, name) for name in ("num_segments", "soiled", "levels", "share_moved")}
+        meta = expected | made | {"arrays": arrays}
+        write_json(temporary / "meta.json", meta | {"checksum": _checksum(meta)})
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
@@ -206,7 +215,7 @@ def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]
     soiled, edges = zip(*_each(store, range(count), "reading training set"), strict=True)
     levels, changed = [], []
     if contours == "corrected":
-        levels = displacements(edges, levels_of((height, width))).tolist()
+        levels = displacements(edges, levels_of((height, width)), max(height, width)).tolist()
         changed = _each(move, np.flatnonzero(levels).tolist(), "moving contours")
     wide = arrays["segments"]
     num_segments = 1 + max(int(ids.max()) for ids in wide)
@@ -230,13 +239,20 @@ def _each(work: Callable[[int], object], indices: Sequence[int], title: str) -> 
 
 
 def _open(folder: Path) -> _Stored:
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = read_json(folder / "meta.json", "remove it")
     arrays: dict[str, np.ndarray] = {
-        # "c": writes, of which there are none, would stay in memory; read-only arrays make torch warn.
-        name: np.memmap(folder / f"{name}.bin", dtype, "c", shape=tuple(shape))
-        for name, (shape, dtype) in meta["arrays"].items()
+        name: _mapped(folder, name, shape, dtype) for name, (shape, dtype, _) in meta["arrays"].items()
     }
     return _Stored(arrays, meta["num_segments"], meta["soiled"], meta["levels"], meta["share_moved"])
+
+
+def _mapped(folder: Path, name: str, shape: Sequence[int], dtype: str) -> np.memmap:
+    """An array of a cache. Raises OSError or ValueError if its file is not there or not of its size."""
+    path = folder / f"{name}.bin"
+    if path.stat().st_size != int(np.prod(shape)) * np.dtype(dtype).itemsize:
+        raise ValueError(f"{path}: not of {dtype} {shape}")
+    # "c": writes, of which there are none, would stay in memory; read-only arrays make torch warn.
+    return np.memmap(path, dtype, "c", shape=tuple(shape))
 
 
 def _placed(data: TrainingSet, cache: str, device: torch.device) -> TrainingSet:

@@ -277,7 +277,7 @@ def slic_settings(report: Report, folder: Path, image_size: int) -> dict | None:
         text = "missing, so whether the superpixels belong to these images was not checked"
         report.warn("stale_segments", name, text)
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         text = f"not readable ({error}), so whether the superpixels belong to these images was not checked"
         report.warn("stale_segments", name, text)
         return None

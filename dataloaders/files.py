@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dataloaders.pixels import decode, format_of, load_array, read_stored, to_bytes
-from utils.cli import UserError, listed
+from utils.cli import UserError, check_plain, listed
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"}
 _NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scripts or by file managers
@@ -30,7 +30,8 @@ class Mask(NamedTuple):
 def list_images(folder: Path) -> dict[str, Path]:
     """The image files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
 
-    Raises `UserError` if the folder is missing or holds no image, or if two files share a stem.
+    Raises `UserError` if the folder is missing or holds no image, if two files share a stem, or if a name is
+    not plain (`utils.cli.is_plain`).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -42,13 +43,14 @@ def list_images(folder: Path) -> dict[str, Path]:
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
             foreign.append(path.name)
-        elif path.stem in found:
+            continue
+        check_plain(path)
+        if path.stem in found:
             raise UserError(
                 f"{folder}: {found[path.stem].name} and {path.name} have the same stem, by which files are paired; "
                 "rename or remove one"
             )
-        else:
-            found[path.stem] = path
+        found[path.stem] = path
     if not found:
         raise UserError(f"{folder}: no image in it ({', '.join(sorted(IMAGE_SUFFIXES))} are read)")
     if foreign:

@@ -14,7 +14,7 @@ from dataloaders.cache import Recipe, Sample
 from dataloaders.files import read_segments
 from dataloaders.raters import label_classes
 from dataloaders.safe_pickle import read_object_array, read_pickle
-from utils.cli import UserError, listed
+from utils.cli import UserError, is_plain, listed
 from utils.geometry import resize_image, resize_label
 
 PICKLE = "lidc_attributes.pkl"
@@ -39,6 +39,9 @@ def read_slices(path: Path, num_raters: int, num_classes: int = 2) -> dict[str, 
     entries = read_pickle(path)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path}: expected a dict of slices by name, found {_kind(entries)}")
+    for name in entries:
+        if not isinstance(name, str) or name in ("", "..") or name != Path(name).name or not is_plain(name):
+            raise UserError(f"{path}: {name!a}: a slice's name must be text that can name a file")
     slices = {name: _read_slice(f"{path}: {name}", name, entries[name], num_raters, num_classes) for name in entries}
     if max(float(piece.image.max()) for piece in slices.values()) <= 1:
         print(f"note: {path}: no image goes beyond 1; taken as [0, 1] and scaled to 0..255", file=sys.stderr)
@@ -46,9 +49,7 @@ def read_slices(path: Path, num_raters: int, num_classes: int = 2) -> dict[str, 
     return {name: piece._replace(image=np.rint(piece.image).astype(np.uint8)) for name, piece in slices.items()}
 
 
-def _read_slice(where: str, name: object, entry: object, num_raters: int, num_classes: int) -> Slice:
-    if not isinstance(name, str) or name in ("", "..") or name != Path(name).name or "\0" in name:
-        raise UserError(f"{where}: a slice's name must be text that can name a file")
+def _read_slice(where: str, name: str, entry: object, num_raters: int, num_classes: int) -> Slice:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected a dict of image and masks, found {_kind(entry)}")
     lacking = [key for key in ("image", "masks") if key not in entry]
@@ -60,8 +61,9 @@ def _read_slice(where: str, name: object, entry: object, num_raters: int, num_cl
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 255):  # so written that NaN fails too
         raise UserError(f"{where}: image values from {low:g} to {high:g}, expected 0..255")
-    if not isinstance(masks, list | tuple | np.ndarray) or len(masks) != num_raters:
-        found = len(masks) if isinstance(masks, list | tuple | np.ndarray) else _kind(masks)
+    several = isinstance(masks, list | tuple) or (isinstance(masks, np.ndarray) and masks.ndim > 0)
+    if not several or len(masks) != num_raters:
+        found = len(masks) if several else _kind(masks)
         raise UserError(f"{where}: masks of {found} raters, expected {num_raters} (--raters)")
     labels = []
     for rater, mask in enumerate(masks, 1):

@@ -1,6 +1,6 @@
 """MMIS-2024: MR in three modalities with the masks of several raters, an HDF5 file a training slice or test volume."""
 
-import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,10 +19,11 @@ from dataloaders.cache import Recipe, Sample
 from dataloaders.files import read_segments
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
-from utils.cli import UserError, listed
+from utils.cli import UserError, check_plain, listed, read_json
 from utils.geometry import resize_image, resize_label
 
 MODALITIES = ("t1", "t1c", "t2")
+MOST_VALUES = 2**26  # of one key: 1024 slices of 256 x 256
 SELECTION = "data_npc_select_one.json"
 
 
@@ -39,12 +40,14 @@ class Case(NamedTuple):
 def list_slices(folder: Path) -> dict[str, Path]:
     """The .h5 files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
 
-    Raises `UserError` if the folder is missing or holds no .h5 file.
+    Raises `UserError` if the folder is missing or holds no .h5 file, or if a name is not plain (`utils.cli.is_plain`).
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     slices = {path.stem: path for path in paths if path.suffix == ".h5" and path.is_file()}
+    for path in slices.values():
+        check_plain(path)
     if not slices:
         raise UserError(f"{folder}: no .h5 file in it, but {listed(path.name for path in paths) or 'nothing'}")
     foreign = [path.name for path in paths if path not in slices.values()]
@@ -91,11 +94,13 @@ def read_slice(path: Path, num_raters: int, num_classes: int) -> tuple[np.ndarra
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
+    name = os.fspath(path)
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(name, "r") as file:
             yield file
-    # HDF5 reports damage, within the file or at its end, by any of these.
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # HDF5 reports damage, within the file or at its end, by nearly any
         raise UserError(f"{path}: not a readable HDF5 file ({error}); replace or remove it") from error
 
 
@@ -116,9 +121,15 @@ def _check_header(file: h5py.File, path: Path, num_raters: int) -> tuple[int, in
         raise UserError(f"{path}: {listed(surplus)} in it, beyond --raters {num_raters}; give the number of raters")
     shape: tuple[int, ...] = ()
     for key in (*MODALITIES, *raters):
+        if not isinstance(file.get(key, getlink=True), h5py.HardLink):
+            raise UserError(f"{path}: {key} is a link; expected an array (H,W) or (slices,H,W)")
         item = file[key]
         if not isinstance(item, h5py.Dataset):
             raise UserError(f"{path}: {key} is a group; expected an array (H,W) or (slices,H,W)")
+        if item.external or item.is_virtual:
+            raise UserError(f"{path}: {key} lies in other files; store it in this one")
+        if item.size is not None and item.size > MOST_VALUES:
+            raise UserError(f"{path}: {key} is of shape {item.shape}, more than {MOST_VALUES} values; it is damaged")
         kinds = "uif" if key in MODALITIES else "buif"
         if item.dtype.kind not in kinds:
             raise UserError(f"{path}: {key} is of type {item.dtype}; expected numbers")
@@ -197,11 +208,8 @@ def selection_json(raters: Mapping[str, int]) -> dict[str, str]:
 
 
 def _read_selection(path: Path, num_raters: int) -> dict[str, int]:
-    try:
-        # Pairs rather than a dict, which would keep the last of two equal names without a word.
-        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=tuple)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); mend it, or give --rater_policy") from error
+    # Pairs rather than a dict, which would keep the last of two equal names without a word.
+    pairs = read_json(path, "mend it, or give --rater_policy", object_pairs_hook=tuple)
     if not isinstance(pairs, tuple):
         raise UserError(f'{path}: expected an object that maps file names to raters, such as {{"a.h5": "label_a1"}}')
     chosen: dict[str, int] = {}

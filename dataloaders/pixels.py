@@ -1,6 +1,8 @@
 """Pixels of image files at any depth and number of channels: as stored, and as the 0..255 that training works on."""
 
 import io
+import os
+import zlib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -9,13 +11,17 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from dataloaders.safe_pickle import array_header
 from utils.cli import UserError
 
 PERCENTILES = (0.5, 99.5)  # that become 0 and 255 where a file does not hold 8 bits
 _GREY_MODES = {"1", "L", "LA"}
 _EIGHT_BIT_MODES = {*_GREY_MODES, "P", "RGB", "RGBA"}
+_BOUNDED = (1, 32773)  # compressions of TIFF: none, and PackBits, which expands 64 times at most
+_DEFLATE = (8, 32946)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what decoders raise
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of Pillow's many: some run other programs
+MOST_BYTES = 2**30  # of one image; a header that promises more is damaged, or a trap
 
 
 class Format(NamedTuple):
@@ -38,10 +44,10 @@ def format_of(path: Path) -> Format:
         layout = _tiff_layout(path)
         return Format(layout.channels, layout.dtype == np.uint8)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             grey = image.mode in _GREY_MODES | {"I;16"} or _is_deep_grey_png(start)
             return Format(1 if grey else 3, not _is_deep_png(start))
-    except _BROKEN as error:
+    except Exception as error:  # whatever its parser runs into on a damaged file
         raise _unreadable(path, error) from error
 
 
@@ -94,27 +100,29 @@ def decode(path: Path) -> Image.Image:
     Raises `UserError` if that fails, or if there are several frames in it.
     """
     try:
-        image = Image.open(io.BytesIO(Path(path).read_bytes()))
+        image = Image.open(io.BytesIO(Path(path).read_bytes()), formats=_FORMATS)
         frames = getattr(image, "n_frames", 1)
-        if frames > 1:
-            raise UserError(f"{path}: {frames} frames in one file; store one image a file")
-        image.load()
-        return ImageOps.exif_transpose(image)
-    # Decoders raise many kinds of exception on broken files; all mean the same to the user.
-    except _BROKEN as error:
+        if frames == 1:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    # Decoders raise nearly any kind of exception on broken files; all mean the same to the user.
+    except Exception as error:
         raise _unreadable(path, error) from error
+    raise UserError(f"{path}: {frames} frames in one file; store one image a file")
 
 
 def load_array(path: Path, mmap_mode: Literal["r"] | None = None, remedy: str = "replace or remove it") -> np.ndarray:
     """The array in a .npy file, of whatever but objects. Raises `UserError`, with ``remedy``, if there is not just one
     in it."""
     try:
-        array = np.load(path, mmap_mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            if file.read(2) == b"PK":
+                raise ValueError("an archive of several arrays, expected one")
+            file.seek(0)
+            array_header(file, os.fstat(file.fileno()).st_size)
+        return np.load(path, mmap_mode, allow_pickle=False)
+    except Exception as error:  # whatever NumPy's parser runs into on a damaged file
         raise UserError(f"{path}: not a readable .npy file ({error}); {remedy}") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: an archive of several arrays, expected one; {remedy}")
-    return array
 
 
 # --- By kind of file --------------------------------------------------------------------------------------------------
@@ -169,13 +177,13 @@ def _read_image(path: Path) -> np.ndarray:
 def _is_plain_tiff(path: Path) -> bool:
     """Whether Pillow reads all of a TIFF file: one page of 8 bits, and no channel beyond those of its mode."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             if not isinstance(image, TiffImagePlugin.TiffImageFile):
                 return False
             bits, samples = image.tag_v2.get(258, (1,)), image.tag_v2.get(277, 1)
             known = image.mode in _EIGHT_BIT_MODES and samples == len(image.getbands())
             return known and max(bits) <= 8 and image.n_frames == 1
-    except _BROKEN:
+    except Exception:  # whatever its parser runs into; that of tifffile, which is asked next, says what is wrong
         return False
 
 
@@ -200,9 +208,11 @@ def _tiff_layout(path: Path) -> _TiffLayout:
             orientation = int(page.tags.valueof(274, 1))
     except Exception as error:  # whatever its parser runs into on a damaged file
         raise _unreadable(path, error) from error
+    if dtype is not None and np.prod(list(sizes.values()), dtype=object) * dtype.itemsize > MOST_BYTES:
+        raise UserError(f"{path}: {sizes} of {dtype}, more than {MOST_BYTES >> 20} MiB; cut it into smaller images")
     axes = "".join(sizes)
     channel = axes.replace("Y", "").replace("X", "")
-    if number > 1 or not {"Y", "X"} <= sizes.keys() or channel not in ("", "S", "C", "Q", "I"):
+    if number > 1 or not {"Y", "X"} <= sizes.keys() or 0 in sizes.values() or channel not in ("", "S", "C", "Q", "I"):
         raise UserError(
             f"{path}: {pages} frames in one file (axes {axes}); store one image a file, "
             "its channels as samples or as pages"
@@ -216,12 +226,16 @@ def _tiff_layout(path: Path) -> _TiffLayout:
 def _read_tiff(path: Path) -> np.ndarray:
     layout = _tiff_layout(path)
     try:
-        values = tifffile.imread(path, series=0)
+        with tifffile.TiffFile(path) as file:
+            _check_expansion(file)
+            values = file.asarray(series=0)
     except Exception as error:  # whatever its parser runs into on a damaged file
         # For LZW and the like tifffile needs a package of its own; OpenCV has them, for up to four channels.
         if "imagecodecs" not in str(error):
             raise _unreadable(path, error) from error
         values = _read_tiff_by_opencv(path, layout)
+    if values.size != np.prod(layout.shape):
+        raise _unreadable(path, ValueError(f"{values.size} values for {layout.shape}"))
     values = values.reshape(layout.shape)
     channel = layout.axes.replace("Y", "").replace("X", "")
     values = values.transpose([layout.axes.index(axis) for axis in ("Y", "X", *channel)])
@@ -229,9 +243,28 @@ def _read_tiff(path: Path) -> np.ndarray:
     return _turned(values, layout.orientation)
 
 
+def _check_expansion(file: tifffile.TiffFile) -> None:
+    """Raises ValueError if a compressed piece holds more than its place in the image, or cannot be looked at so."""
+    for page in file.series[0].pages:
+        if page is None or page.compression in _BOUNDED:
+            continue
+        if page.compression not in _DEFLATE:
+            raise ValueError("a compression that needs imagecodecs")
+        if page.dtype is None:
+            raise ValueError("values of no known type")
+        place = int(np.prod(page.chunks)) * page.dtype.itemsize
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.filehandle.seek(offset)
+            if len(zlib.decompressobj().decompress(file.filehandle.read(count), place + 1)) > place:
+                raise ValueError("more pixels in it than its header promises")
+
+
 def _read_tiff_by_opencv(path: Path, layout: _TiffLayout) -> np.ndarray:
-    _, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    values = np.array([_red_first(page) for page in pages]).squeeze()
+    try:
+        _, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        values = np.array([_red_first(page) for page in pages]).squeeze()
+    except (cv2.error, ValueError) as error:
+        raise _unreadable(path, error) from error
     known = layout.orientation == 1 and values.size == np.prod(layout.shape) and values.dtype == layout.dtype
     if not known:
         raise UserError(f"{path}: not readable with this compression; store it uncompressed or as .npy")

@@ -11,7 +11,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -44,19 +44,28 @@ def read_object_array(path: Path) -> np.ndarray:
     data = _contents(path)
     file = io.BytesIO(data)
     try:
-        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
-        size = int(np.prod(shape, dtype=object))
+        shape, dtype = array_header(file, len(data))
         if not dtype.hasobject:
-            if max(dtype.itemsize, 1) * size > len(data):  # NumPy reserves before it reads
-                raise ValueError(f"its header promises {shape} of {dtype}, more than the file holds")
             return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, KeyError, EOFError, OverflowError, TypeError, UnicodeError, MemoryError) as error:
+    except Exception as error:  # whatever NumPy's parser runs into on broken bytes
         raise UserError(f"{path}: not a readable .npy file ({error}); fetch or export it again") from error
     array = _load(path, data[file.tell() :]) if dtype.kind == "O" else None
     if not isinstance(array, np.ndarray) or array.dtype.kind != "O" or array.shape != shape:
         raise UserError(f"{path}: the objects in it are no array {shape} of {dtype}; fetch or export it again")
     return array
+
+
+def array_header(file: BinaryIO, length: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype that a .npy file of ``length`` bytes promises; the file is left where the data begin.
+
+    Raises ValueError if it promises more than it holds, for NumPy reserves memory before it reads, and nearly anything
+    on broken bytes.
+    """
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    shape, _, dtype = readers[np.lib.format.read_magic(file)](file)
+    if not dtype.hasobject and max(dtype.itemsize, 1) * int(np.prod(shape, dtype=object)) > length:
+        raise ValueError(f"its header promises {shape} of {dtype}, more than the file holds")
+    return shape, dtype
 
 
 def _contents(path: Path) -> bytes:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from dataloaders.files import read_image, read_segments
-from utils.cli import UserError, keep_settings, listed, locked, run_jobs, write_atomically
+from utils.cli import UserError, claimed, keep_settings, listed, locked, run_jobs, write_atomically
 from utils.geometry import resize_image
 from utils.superpixels import slic_segments
 
@@ -88,15 +88,16 @@ def make_maps(
     folder goes by the name of ``named``, its own by default.
 
     slic: the arguments of `utils.superpixels.slic_segments`. Raises `UserError` if the folder was made with other
-    settings, and, when all others are made, for images that cannot be read.
+    settings or another process is writing there, and, when all others are made, for images that cannot be read.
     """
     settings = {**slic, "image_size": image_size}
-    keep_settings(folder, settings, overwrite, [folder / f"{name}.npy" for name in sources])
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # the processes take the cores
-    job = partial(_make_map, folder=folder, size=image_size, slic=slic)
-    results, failures = run_jobs(job, list(sources.items()), workers, "SLIC")
-    cv2.setNumThreads(threads)
+    with claimed(folder):
+        keep_settings(folder, settings, overwrite, [folder / f"{name}.npy" for name in sources])
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # the processes take the cores
+        job = partial(_make_map, folder=folder, size=image_size, slic=slic)
+        results, failures = run_jobs(job, list(sources.items()), workers, "SLIC")
+        cv2.setNumThreads(threads)
     outcomes = [result for result in results if result is not None]
     if outcomes:
         print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {named or folder}")

@@ -41,7 +41,7 @@ from dataloaders.noisy_folder import NOISE_TYPES, VAL_FRACTION, Layout, check_si
 from dataloaders.pixels import decode, load_array, read_stored
 from dataloaders.raters import split_by_patient
 from dataloaders.safe_pickle import read_object_array, read_pickle
-from utils.cli import UserError
+from utils.cli import UserError, is_plain
 
 _MOST_HINTS = 20  # similar names are looked for by comparing all with all
 
@@ -147,7 +147,7 @@ def _format(path: Path, stored: np.ndarray) -> str:
     try:
         with Image.open(path) as file:
             mode = file.mode
-    except OSError:  # not one of Pillow's formats
+    except Exception:  # not one of Pillow's formats
         mode = ""
     special = {"1": "1-bit grey", "P": "8-bit palette", "LA": "8-bit grey with alpha", "RGBA": "8-bit RGB with alpha"}
     return special.get(mode, f"8-bit {colours}")
@@ -170,6 +170,8 @@ def _list_folder(report: Report, root: Path, folder: Path) -> dict[str, Path] | 
             continue
         if path.suffix.lower() not in files.IMAGE_SUFFIXES or not path.is_file():
             report.warn("files", short_name(path, root), "not an image; left out")
+        elif not is_plain(path.name):
+            report.error("names", short_name(path, root), "control characters or bytes that are not UTF-8 in its name")
         elif path.stem in found:
             text = f"same name before the suffix as {found[path.stem].name}, by which files are paired"
             report.error("names", short_name(path, root), text)

@@ -8,7 +8,6 @@ never used in training.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from networks.unet import unets_of
-from utils.cli import UserError, run_main, write_atomically
+from utils.cli import UserError, read_json, run_main, write_atomically
 from utils.figures import image_grid, outlined, png
 from utils.geometry import resize_image, resize_label
 from utils.intensity import Intensity
@@ -58,7 +57,7 @@ def read_result(run: Path) -> dict:
     path = run / "result.json"
     if not path.is_file():
         raise UserError(f"{path}: no such file; is the run complete?")
-    return json.loads(path.read_text())
+    return read_json(path, "run it again with --resume when it is removed")
 
 
 def draw(runs: list[Path], count: int, path: Path) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, read_mask
-from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically
+from utils.cli import UserError, claimed, keep_settings, listed, run_jobs, run_main, write_atomically
 from utils.noise import class_noise, dilation_erosion_noise, file_generator, markov_noise
 
 
@@ -192,11 +192,11 @@ def main(argv: list[str] | None = None) -> None:
     settings = {"noisetype": args.noisetype, **parameters, "seed": args.seed}
     if args.num_classes > 2:
         settings["num_classes"] = args.num_classes
-    keep_settings(args.save_root, settings, args.overwrite, [args.save_root / f"{stem}.png" for stem in sources])
-
     cv2.setNumThreads(1)  # the processes take the cores
     job = partial(make_noisy, save_root=args.save_root, noise=noise, seed=args.seed, num_classes=args.num_classes)
-    results, failures = run_jobs(job, list(sources.items()), args.workers, "noise")
+    with claimed(args.save_root):
+        keep_settings(args.save_root, settings, args.overwrite, [args.save_root / f"{stem}.png" for stem in sources])
+        results, failures = run_jobs(job, list(sources.items()), args.workers, "noise")
     outcomes = [result for result in results if result is not None]
     if outcomes:
         print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {args.save_root}")

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically
+from utils.cli import UserError, claimed, keep_settings, listed, run_jobs, run_main, write_atomically
 
 FOLDERS = {"train": ("images", "masks"), "test": ("images_test", "masks_test")}
 EMPTY_EVERY = 15  # one image of each run of 15 has no lesion: 6.7 %
@@ -210,6 +210,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     items = [("train", index) for index in range(args.train)] + [("test", index) for index in range(args.test)]
     settings = {name: getattr(args, name) for name in ("train", "test", "image_size", "seed")}
+    with claimed(args.save_root, *(args.save_root / folder for folders in FOLDERS.values() for folder in folders)):
+        make_set(args, items, settings)
+
+
+def make_set(args: argparse.Namespace, items: list[tuple[str, int]], settings: dict) -> None:
+    """Write the phantoms of ``items`` (split, index), unless all are there."""
     there = files_there(args.save_root)
     keep_settings(args.save_root, settings, args.overwrite, there)
     if not args.overwrite and set(there) == {path for item in items for path in paths(args.save_root, *item)}:

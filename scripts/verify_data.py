@@ -10,7 +10,6 @@ command itself is wrong.
 import argparse
 import os
 import sys
-from io import TextIOWrapper
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -95,8 +94,6 @@ def main(argv: list[str] | None = None) -> None:
     """Check, print, write, and say by the exit code whether training would stop."""
     args = parse_args(argv)
     # A file's name need be no valid text, nor fit the terminal.
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
     cv2.setNumThreads(1)  # the processes take the cores
     report = verify(args)
     print(in_words(report, args.details))

@@ -260,6 +260,7 @@ def test_nothing_is_dropped_from_corrected_masks_unless_asked(monkeypatch, datas
         monkeypatch.setattr(sys, "argv", [*command, *more])
         args = script.parse_arguments()
         assert args.tau == gsd_config(args).tau == tau
+        assert args.warm_up == (1 if tau == 0 and not flags else 0.3)
 
 
 def test_learning_rate_schedules():

@@ -677,7 +677,8 @@ def test_names_that_are_no_text_do_not_stop_it(folder, tmp_path):
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "caf\\udce9.png" in result.stdout and "gr\\xf6\\xdfe.png" in result.stdout
-    assert json.loads((tmp_path / "r.json").read_text())["errors"] == 8  # each unreadable, without 2 masks, without map
+    # The one by its name; the other is unreadable, without 2 masks, without map.
+    assert json.loads((tmp_path / "r.json").read_text())["errors"] == 5
 
 
 def test_workers_do_not_change_the_report(folder, tmp_path, verify):

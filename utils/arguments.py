@@ -3,8 +3,10 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 from utils.baselines import METHODS, USES_TAU
+from utils.cli import UserError, is_plain
 from utils.gsd import VOTES, GSDConfig
 
 # docs/method.md section 7: sections 1-5 as written, or the four choices of the published implementation.
@@ -43,6 +45,14 @@ FIDELITY = {  # docs/method.md: "paper" is sections 1-5, "published" section 7, 
         "schedule": "constant",
     },
 }
+# docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
+TAU = {
+    "kvasir": {"02": 0.05, "08": 0.05, "DE": 0.05},
+    "shenzhen": {"02": 0.17, "08": 0.17, "DE": 0.17},
+    "busuc": {"02": 0.062, "08": 0.08, "DE": 0.045},
+}
+RATECP = {("shenzhen", "08"): 0.1, ("busuc", "08"): 0.1}  # elsewhere 0.5
+JITTER = {"busuc": 0.05}  # elsewhere 0.5
 LEARNING_RATE = {"sgd": 0.005, "adamw": 0.001}
 
 
@@ -62,8 +72,13 @@ def number(kind: type, low: float, high: float = float("inf"), below: bool = Fal
     return parse
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> None:
-    """Add the flags that all training scripts have; ``image_size`` is the dataset's default."""
+AUTO = "auto"  # --tau: estimated from the training set
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, auto_tau: bool = False) -> None:
+    """Add the flags that all training scripts have; ``image_size`` is the dataset's default. With ``auto_tau``
+    --tau takes "auto" too."""
+    tau = number(float, 0, 1, below=True)
     add = parser.add_argument
     add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
     add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
@@ -72,8 +87,9 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     add("--method", choices=tuple(METHODS), default="gsd", help="gsd, or one to compare it with (default: %(default)s)")
     add(
         "--tau",
-        type=number(float, 0, 1, below=True),
-        help="share of wrong pixels, which the selection drops, in [0, 1)",
+        type=(lambda text: text if text == AUTO else tau(text)) if auto_tau else tau,
+        help="share of wrong pixels, which the selection drops, in [0, 1)"
+        + (f"; {AUTO}: estimated from the images and masks, without clean ones" if auto_tau else ""),
     )
     add("--ratecp", type=number(float, 0, 1), help="foreground share above which the background is pasted")
     add(
@@ -95,8 +111,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     add(
         "--warm_up",
         type=number(float, 0, 1),
-        default=0.3,
-        help="share of the run before refinement and transfer; 1: never (default: %(default)s)",
+        help="share of the run before refinement and transfer (default: 0.3); 1: never, the default of --fidelity "
+        "extended where --tau is 0",
     )
     add(
         "--transfer",
@@ -147,17 +163,48 @@ def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
     add("--raters", type=number(int, 1), default=4, help="annotators an image (default: %(default)s)")
 
 
+def _choose_contours(args: argparse.Namespace) -> None:
+    if args.contours is None:  # the correction is GSD-Net's; the other methods see the masks as they are
+        args.contours = FIDELITY[args.fidelity]["contours"] if args.method == "gsd" else "given"
+
+
 def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what follows from other flags: the run's name, and the choices of --fidelity not given one by one."""
     args.exp = args.exp or args.method
-    if args.method != "gsd" and args.contours is None:
-        args.contours = "given"  # the correction is GSD-Net's; the other methods see the masks as they are
+    if Path(args.exp).name != args.exp or not is_plain(args.exp):
+        raise UserError(f"--exp {args.exp!a}: a part of a folder's name, without separators and control characters")
+    _choose_contours(args)
     for name, value in FIDELITY[args.fidelity].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATE[args.optimizer]
+    if args.warm_up is None:  # docs/decisions.md: with no label to refine, the second phase is a waste
+        args.warm_up = 1.0 if args.fidelity == "extended" and args.tau == 0 else 0.3
     return args
+
+
+def resolve_folder_arguments(args: argparse.Namespace, parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """`resolve_arguments` for a folder of images with one mask each: the paper's settings of its datasets, and the
+    defaults of the others. Ends with a message of the parser where --tau is wanted and not given.
+    """
+    dataset, noise = args.datasets.lower(), args.noise_type
+    args.ratecp = RATECP.get((dataset, noise), 0.5) if args.ratecp is None else args.ratecp
+    args.jitter = JITTER.get(dataset, 0.5) if args.jitter is None else args.jitter
+    if noise == "clean" and args.contours is None:
+        args.contours = "given"
+    _choose_contours(args)
+    if args.tau is None:
+        if args.contours == "corrected" or noise == "clean" or args.method not in USES_TAU:
+            args.tau = 0.0  # docs/decisions.md: of corrected masks the selection drops what is right more than wrong
+        else:
+            args.tau = TAU.get(dataset, {}).get(noise)
+        if args.tau is None:
+            parser.error(
+                f"--tau: no default for {args.datasets} with {noise} masks; give the share of wrong pixels that you "
+                f"expect, for example 0.05, or {AUTO}"
+            )
+    return resolve_arguments(args)
 
 
 def tau_in_words(args: argparse.Namespace) -> str:

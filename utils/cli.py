@@ -4,18 +4,21 @@ Nothing here imports torch, so that the preprocessing scripts start at once.
 """
 
 import csv
+import ctypes
 import fcntl
 import io
 import json
 import os
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -24,16 +27,39 @@ class UserError(Exception):
     """A problem that the user can mend: its message names the file or flag, what was found and what to do."""
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
 def run_main(main: Callable[[], None]) -> None:
-    """Run a command's ``main``; a `UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Run a command's ``main``; a `UserError` becomes one line on stderr and exit code 2.
+
+    Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file half-written.
+    """
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the command
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped by the user; nothing is half-written", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        # torchrun sends a second signal after the terminal's own; the end is near, and needs no traceback.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        name, code = ("SIGTERM", 143) if isinstance(stop, _Terminated) else ("Ctrl-C (SIGINT)", 130)
+        if os.environ.get("RANK", "0") == "0":  # of processes that torchrun started one speaks
+            print(
+                f"stopped by {name}: no file is half-written; the same command goes on, a training run with --resume",
+                file=sys.stderr,
+            )
+        sys.exit(code)
+    signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:
@@ -41,6 +67,17 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     texts = [str(name) for name in names]
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name can be printed and written to tables: no control characters, and no bytes that are not UTF-8."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+
+
+def check_plain(path: Path) -> None:
+    """Raises `UserError` if the name of a file is not `is_plain`."""
+    if not is_plain(path.name):
+        raise UserError(f"{path.parent}: {path.name!a} has control characters or bytes that are not UTF-8; rename it")
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -64,15 +101,24 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
             temporary.unlink()
 
 
+def read_json(path: str | os.PathLike, remedy: str, **options: Any) -> Any:
+    """What a JSON file holds; options: of `json.loads`. Raises `UserError`, with ``remedy``, if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), **options)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+
+
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write ``value`` as indented JSON, atomically (`write_atomically`)."""
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_table(path: str | os.PathLike, rows: Sequence[dict]) -> None:
-    """Write rows of one kind, at least one, as CSV, atomically; None and NaN are left blank and 'nan'."""
+    """Write rows as CSV, atomically, with the columns of all of them; None and NaN are left blank and 'nan'."""
     text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = dict.fromkeys(name for row in rows for name in row)  # of a run begun by an older version, rows have fewer
+    table = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     write_atomically(path, text.getvalue().encode())
@@ -93,6 +139,56 @@ def locked(path: Path, waiting: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def claimed(folder: Path, *others: Path) -> Iterator[None]:
+    """Have ``folder``, which is made, for this process alone while the body runs, by a lock on its file .lock.
+
+    The system gives the lock back however the process ends. What a killed process left of a file under way, here and in
+    ``others``, is removed before and after. Raises `UserError` if another process has the folder or if it cannot be
+    made. Where the file system knows no locks, a warning says so.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked_file(path)
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another process is writing there; wait for its end, or end it") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    with lock:
+        _remove_unfinished(folder, *others)
+        try:
+            yield
+        finally:
+            _remove_unfinished(folder, *others)
+            path.unlink(missing_ok=True)
+
+
+def _locked_file(path: Path) -> IO[str]:
+    """``path``, opened and locked. Raises BlockingIOError if another process has the lock."""
+    while True:
+        lock = open(path, "a")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise
+        except OSError as error:
+            reason = f"cannot be locked ({error.strerror}); start nothing else that writes there"
+            print(f"warning: {path.parent}: {reason}", file=sys.stderr)
+            return lock
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        lock.close()  # its owner has removed it at its end, after it was opened here: a lock that nobody else sees
+
+
+def _remove_unfinished(*folders: Path) -> None:
+    for path in (path for folder in folders for path in folder.glob(".*.tmp")):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterable[Path] = ()) -> None:
     """Remember in ``folder``/settings.json what its files were made with, so that no folder mixes two settings.
 
@@ -111,10 +207,7 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
     elif os.path.isfile(record):
-        try:
-            before = json.loads(record.read_text())
-        except ValueError as error:
-            raise UserError(f"{record}: not valid JSON; add --overwrite to make the folder again") from error
+        before = read_json(record, "add --overwrite to make the folder again")
         if before != settings:
             raise UserError(
                 f"{folder} was made with {before}, now asked for {settings}: "
@@ -126,6 +219,39 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
             "made: choose another --save_root, or add --overwrite to replace them"
         )
     write_json(record, settings)
+
+
+class Workers(ProcessPoolExecutor):
+    """Processes that leave Ctrl-C to this one, drop the jobs not begun when it is interrupted, and end when it ends."""
+
+    def __init__(self, count: int, context: BaseContext | None = None, setup: Callable[[], object] | None = None):
+        """context: how processes are started, by default as the system does. setup: called in each of them first."""
+        super().__init__(count, context, _begin_worker, (os.getpid(), setup))
+
+    def submit(self, *job: object, **keywords: object) -> Future:
+        """`Executor.submit`."""
+        # A process that is being started has the mask of this one: Ctrl-C, which reaches every process of a terminal,
+        # must not end it in the midst of its imports with a traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*job, **keywords)  # type: ignore[arg-type]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(cancel_futures=True)
+
+
+def _begin_worker(parent: int, setup: Callable[[], object] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        # Else it would wait for jobs for ever, and hold the locks of a parent that was killed.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            sys.exit("the process that started this one has ended")
+    if setup:
+        setup()
 
 
 def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list, list[str]]:
@@ -150,9 +276,7 @@ def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list
                 collect(index, lambda item=item: job(item))
                 bar.update()
         else:
-            # Ctrl-C reaches every process of the terminal; only the parent answers it, by dropping the jobs not begun.
-            ignore_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
-            with ProcessPoolExecutor(workers, initializer=ignore_interrupt) as pool:
+            with Workers(workers) as pool:
                 try:
                     futures = {pool.submit(job, item): index for index, item in enumerate(items)}
                     for future in as_completed(futures):
@@ -160,6 +284,4 @@ def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list
                         bar.update()
                 except BrokenProcessPool as error:
                     raise UserError("a process was killed, mostly for want of memory: use fewer --workers") from error
-                finally:
-                    pool.shutdown(cancel_futures=True)
     return results, [failures[index] for index in sorted(failures)]

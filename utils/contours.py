@@ -78,23 +78,23 @@ def _moments(sums: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, n
     return sums[:, 0], mean, square - mean[:, :, None] * mean[:, None, :]
 
 
-def displacements(images: Sequence[Steps], levels: np.ndarray) -> np.ndarray:
-    """The level at which each image of a set shows the edge, int (N,); levels: as `levels_of`.
-
-    For each image and level: the step in colour along the direction that leads into the object, in standard errors, is
-    the log-likelihood of that level. The distribution of the levels over the set, which is estimated from all images by
-    expectation maximisation, is the prior. 0 for images without a boundary; never so far inside that nothing would be
-    left. Source: docs/method.md section 8.
-    """
+def evidence_of(images: Sequence[Steps], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E_i(l) of each image and level, (N,L), and whether the level is possible, bool (N,L): not where nothing would
+    be left, at 0 always. Source: docs/method.md section 8."""
     step, pixels = (np.stack(values) for values in zip(*images, strict=True))
     inward = _unit(step.sum(axis=1))  # of each image
     inward = _unit(inward + _unit(inward.sum(axis=0)))  # its own and the set's in equal parts
     evidence = EVIDENCE * np.sqrt(pixels) * np.einsum("nlc,nc->nl", step, inward)
-    seen = pixels >= FEWEST
-    bounded = seen.any(axis=1)
-    posterior = _posterior(np.where(seen | (levels == 0), evidence, -np.inf)[bounded], levels)
-    found = np.zeros(len(images), int)
-    found[bounded] = levels[posterior.argmax(axis=1)]
+    return evidence, (pixels >= FEWEST) | (levels == 0)
+
+
+def probabilities(evidence: np.ndarray, possible: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """The probability Q_i(l) of each level, (N,L), from what `evidence_of` gives; images without a boundary have all of
+    it at 0. Source: docs/method.md section 8."""
+    found = np.zeros(evidence.shape)
+    found[:, levels == 0] = 1
+    bounded = possible.sum(axis=1) > 1
+    found[bounded] = _posterior(np.where(possible, evidence, -np.inf)[bounded], levels)
     return found
 
 
@@ -104,34 +104,47 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 def _posterior(log_likelihood: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """P(level) of each image, (N,L), under the prior that the images themselves give."""
-    # Two images' worth of belief come before them: one that masks are right, one that no level is ruled out.
-    belief = (levels == 0) + 1 / len(levels)
-    prior = belief / belief.sum()
+    prior = prior_of(np.zeros((0, len(levels))), levels)
     for _ in range(ITERATIONS):
-        joint = log_likelihood + np.log(prior)
-        posterior = np.exp(joint - joint.max(axis=1, keepdims=True, initial=-np.inf))
-        posterior /= posterior.sum(axis=1, keepdims=True)
-        # Neighbouring levels share their weight: a distribution of few images has no holes.
-        smooth = np.convolve(np.pad(posterior.sum(axis=0), 1, mode="edge"), (0.25, 0.5, 0.25), "valid")
-        prior = (smooth + belief) / (smooth + belief).sum()
+        posterior = normalised(log_likelihood + np.log(prior))
+        prior = prior_of(posterior, levels)
     return posterior
 
 
-def move_contour(label: np.ndarray, level: int) -> np.ndarray:
+def prior_of(posterior: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """The distribution of the levels over a set, (L,), from those of its images (N,L)."""
+    # Two images' worth of belief come before them: one that masks are right, one that no level is ruled out.
+    belief = (levels == 0) + 1 / len(levels)
+    # Neighbouring levels share their weight: a distribution of few images has no holes.
+    smooth = np.convolve(np.pad(posterior.sum(axis=0), 1, mode="edge"), (0.25, 0.5, 0.25), "valid")
+    return (smooth + belief) / (smooth + belief).sum()
+
+
+def normalised(log_probability: np.ndarray) -> np.ndarray:
+    """Rows of logarithms, up to a constant each, as probabilities."""
+    probability = np.exp(log_probability - log_probability.max(axis=1, keepdims=True, initial=-np.inf))
+    return probability / probability.sum(axis=1, keepdims=True)
+
+
+def move_contour(label: np.ndarray, level: float) -> np.ndarray:
     """The label with its foreground shrunk (level > 0) or grown (level < 0) to ``level``, like ``label``.
 
     Pixels that the foreground gains take the class of the nearest foreground pixel.
     """
     if level == 0:
         return label
-    moved = np.where(signed_distance(label) > level, label, 0).astype(label.dtype)
-    if level < 0:
-        background = (label == 0).astype(np.uint8)
-        _, nearest = cv2.distanceTransformWithLabels(
-            background, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-        )
-        class_of = np.zeros(nearest.max() + 1, label.dtype)
-        class_of[nearest[background == 0]] = label[background == 0]
-        grown = (signed_distance(label) > level) & (background == 1)
-        moved[grown] = class_of[nearest[grown]]
-    return moved
+    return np.where(signed_distance(label) > level, nearest_class(label), 0).astype(label.dtype)
+
+
+def nearest_class(label: np.ndarray) -> np.ndarray:
+    """The class of each foreground pixel, and for the others that of the foreground pixel nearest to them, like
+    ``label`` (H,W); 0 everywhere if there is none."""
+    background = (label == 0).astype(np.uint8)
+    if background.all():
+        return label
+    _, nearest = cv2.distanceTransformWithLabels(
+        background, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    class_of = np.zeros(nearest.max() + 1, label.dtype)
+    class_of[nearest[background == 0]] = label[background == 0]
+    return class_of[nearest]

@@ -30,19 +30,33 @@ def squared_boundary_distance(label: np.ndarray, cap: int = DISTANCE_CAP) -> np.
     return squared
 
 
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H,W,C) -> uint8 (size,size,C): by area where it shrinks, linear where it grows."""
+def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """uint8 (H,W,C) -> uint8 (size,size,C), or of the given height and width: by area where it shrinks, linear where it
+    grows."""
     height, width, channels = image.shape
-    if (height, width) == (size, size):
+    rows, columns = _sides(size)
+    if (height, width) == (rows, columns):
         return image
-    how = cv2.INTER_AREA if size * size < height * width else cv2.INTER_LINEAR
+    how = cv2.INTER_AREA if rows * columns < height * width else cv2.INTER_LINEAR
     # OpenCV takes up to four channels at once.
     parts = [np.ascontiguousarray(image[..., i : i + 4]) for i in range(0, channels, 4)]
-    return np.dstack([cv2.resize(part, (size, size), interpolation=how) for part in parts])
+    return np.dstack([cv2.resize(part, (columns, rows), interpolation=how) for part in parts])
 
 
-def resize_label(label: np.ndarray, size: int) -> np.ndarray:
-    """(H,W) class values -> (size,size), nearest neighbour, so that no new value appears."""
-    if label.shape == (size, size):
+def resize_label(label: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """(H,W) class values -> (size,size), or of the given height and width, nearest neighbour, so that no new value
+    appears."""
+    rows, columns = _sides(size)
+    if label.shape == (rows, columns):
         return label
-    return cv2.resize(label, (size, size), interpolation=cv2.INTER_NEAREST_EXACT)
+    return cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def longest_side(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """Height and width of an image (H,W,...) resized so that the longer of them is ``size``."""
+    height, width = (max(1, round(side * size / max(shape[:2]))) for side in shape[:2])
+    return height, width
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

@@ -1,5 +1,6 @@
 """A trained model out of its checkpoint alone, and its logits on new images."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from utils.training import mean_logits
 
 # The symmetries of the square: flipped or not, then turned by quarters.
 SYMMETRIES = tuple((flipped, quarters) for flipped in (False, True) for quarters in range(4))
+
+
+LARGEST_SIZE = 2**14  # of the side that images are resized to; more is damage
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,14 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
         num_classes, image_size = int(model["num_classes"]), int(checkpoint["args"]["image_size"])
         epochs, settings = int(checkpoint["epoch"]), dict(checkpoint["args"])
         stored = str(settings.get("intensity", {}).get("stored", "not recorded"))
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "empty"
+    except Exception as error:  # what does not fit together raises nearly any
+        reason = str(error).splitlines()[0][:200] if str(error) else "empty"
         raise UserError(
             f"{path}: the networks cannot be made from this checkpoint ({type(error).__name__}: {reason}); "
             "it is damaged or of another version"
         ) from error
-    if not len(intensity.mean) == len(intensity.std) == model["in_channels"] or image_size < 16:
+    fit = len(intensity.mean) == len(intensity.std) == model["in_channels"] and 16 <= image_size <= LARGEST_SIZE
+    if not fit or not all(map(math.isfinite, (*intensity.mean, *intensity.std))) or 0 in intensity.std:
         raise UserError(f"{path}: intensities or image size do not fit the networks; the checkpoint is damaged")
     if not all(values.isfinite().all() for values in networks.state_dict().values()):
         raise UserError(f"{path}: the networks' weights are not all finite; use a checkpoint of an earlier epoch")

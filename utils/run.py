@@ -2,19 +2,18 @@
 
 import ctypes
 import io
-import json
 import os
-import pickle
 import platform
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.cli import UserError, write_atomically, write_json, write_table
+from utils.cli import UserError, claimed, read_json, write_atomically, write_json, write_table
 from utils.distributed import ALONE, Team, wait_for_all
 from utils.figures import Figure, learning_curves, pixels, png
 from utils.gsd import Network
@@ -90,13 +89,32 @@ def read_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        with zipfile.ZipFile(path) as archive:
+            # torch.load neither compares checksums nor minds members that expand to any size.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # broken bytes raise nearly any, and all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
-    if not isinstance(checkpoint, dict) or not {"networks", "args", "epoch"} <= checkpoint.keys():
+        raise UserError(f"{path}: not a readable checkpoint ({reason[:200]!a})") from error
+    kinds = {"networks": dict, "args": dict, "epoch": int}
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
         raise UserError(f"{path}: not a checkpoint of this project")
     return checkpoint
+
+
+def _epoch_of(row: object) -> object:
+    return row.get("epoch") if isinstance(row, dict) else None
+
+
+def _read_history(path: Path, checkpoint: dict) -> list[dict]:
+    history = checkpoint.get("history")
+    epochs = list(range(checkpoint["epoch"]))
+    if not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
+        raise UserError(f"{path}: its history is not that of a run; --overwrite starts the run again")
+    return history
 
 
 class Run:
@@ -110,12 +128,17 @@ class Run:
     def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool, team: Team = ALONE):
         """Open ``folder`` for a run of ``settings``; with ``resume`` read its checkpoint where there is one.
 
-        Of a team of processes only the first writes; the others open the run after it, and read.
-        Raises `UserError` if a run is there already and neither flag is given, or if it was made with other settings.
+        Of a team of processes only the first writes; the others open the run after it, and read. The folder is its own
+        for as long as the run is used.
+        Raises `UserError` if a run is there already and neither flag is given, if it was made with other settings, or
+        if another process is writing there.
         """
         self.folder = folder
         self.writes = team.leads
-        if not self.writes:
+        self._claim = ExitStack()
+        if self.writes:
+            self._claim.enter_context(claimed(folder))
+        else:
             wait_for_all()
         # How the run was opened is no setting of the run.
         self.settings = settings = {k: v for k, v in settings.items() if k not in ("resume", "overwrite")}
@@ -124,7 +147,7 @@ class Run:
         path = folder / "checkpoint.pt"
         if path.is_file() and resume:
             self.checkpoint = read_checkpoint(path)
-            self.history = self.checkpoint["history"]
+            self.history = _read_history(path, self.checkpoint)
             before = self.checkpoint["args"]
             changed = [k for k in settings if k not in PLACE_SETTINGS | FOUND and before.get(k) != settings[k]]
             if changed:
@@ -146,11 +169,9 @@ class Run:
         if self.history:
             # The run may have been killed between its checkpoint and its log.
             self.write_table("log.csv", self.history)
-        elif self.folder.is_dir():
+        else:
             for old in (*map(self.folder.joinpath, RUN_FILES), *(self.folder / "tensorboard").glob("events.*")):
                 old.unlink(missing_ok=True)
-        for left_over in self.folder.glob(".*.tmp"):
-            left_over.unlink()
 
     @property
     def epochs_done(self) -> int:
@@ -161,16 +182,30 @@ class Run:
     def result(self) -> dict | None:
         """The contents of result.json if the run is complete, else None."""
         path = self.folder / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        result = read_json(path, "remove it, and --resume makes it again")
+        if not isinstance(result, dict):
+            raise UserError(f"{path}: not a run's result; remove it, and --resume makes it again")
+        return result
 
     def restore(self, networks: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        """Bring everything to the state of the checkpoint; without one, nothing changes."""
+        """Bring everything to the state of the checkpoint; without one, nothing changes.
+
+        Raises `UserError` if it does not fit.
+        """
         if self.checkpoint is None:
             return
-        networks.load_state_dict(self.checkpoint["networks"])
-        optimiser.load_state_dict(self.checkpoint["optimiser"])
-        generator.set_state(self.checkpoint["random"]["generator"])
-        torch.set_rng_state(self.checkpoint["random"]["torch"])
+        try:
+            networks.load_state_dict(self.checkpoint["networks"])
+            optimiser.load_state_dict(self.checkpoint["optimiser"])
+            generator.set_state(self.checkpoint["random"]["generator"])
+            torch.set_rng_state(self.checkpoint["random"]["torch"])
+        except Exception as error:  # what does not fit raises nearly any
+            raise UserError(
+                f"{self.folder / 'checkpoint.pt'}: does not fit this run ({str(error)[:200]!a}); it is damaged or of "
+                "another version; --overwrite starts the run again"
+            ) from error
         self._keep_best(self.checkpoint)  # the run may have been killed between its checkpoint and best.pt
 
     def close_epoch(
@@ -251,6 +286,12 @@ class Run:
         if self.writes:
             write_json(self.folder / name, value)
 
+    def close(self) -> None:
+        """Give the folder back."""
+        if self.writes:
+            self.writer.close()
+            self._claim.close()
+
     def finish(self, result: dict, per_image: Sequence[dict]) -> None:
         """Write per_image.csv and then result.json, which says that the run is complete."""
         if not self.writes:
@@ -258,4 +299,4 @@ class Run:
         self.write_table("per_image.csv", per_image)
         self.draw_curves()
         self.write_json("result.json", result)
-        self.writer.close()
+        self.close()

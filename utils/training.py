@@ -5,10 +5,10 @@ import math
 import os
 import shutil
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 from utils.arguments import gsd_config
 from utils.baselines import METHODS
-from utils.cli import UserError, listed
+from utils.cli import UserError, Workers, listed
 from utils.distributed import Team, average, average_buffers, gather, shared
 from utils.figures import method_panels
-from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, highest_weight
+from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, gsd_step, highest_weight
 from utils.intensity import Intensity, to_unit
 from utils.metrics import case_scores
 from utils.run import Run, at_precision, keep_freed_memory, uses_bf16
+from utils.watch import Watch
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
@@ -78,6 +79,11 @@ class Experiment:
     generator: torch.Generator  # on the CPU; every draw of the run
     device: torch.device
     bf16: bool
+
+    @property
+    def superpixels_vote(self) -> bool:
+        """Whether the method refines labels by superpixels alone, at whatever epoch."""
+        return self.step is gsd_step and self.config.vote == "superpixels" and self.config.warm_up < 1
 
     def forwards(self, networks: Iterable[Network]) -> list[Network]:
         """The networks' forward passes at the run's precision."""
@@ -171,8 +177,12 @@ def fit(experiment: Experiment, run: Run) -> dict:
     with tqdm(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", disable=silent) as bar:
         for epoch in range(run.epochs_done, epochs):
             start = time.perf_counter()
-            losses, waited, batch, step = train_one_epoch(experiment, epoch)
+            losses, waited, batch, step, warnings = train_one_epoch(experiment, epoch)
             seconds = time.perf_counter() - start
+            told = {name for row in run.history for name in row.get("warnings", "").split("; ")}
+            for name, warning in warnings.items():
+                if name not in told and experiment.team.leads:
+                    tqdm.write(f"warning: epoch {epoch}: {warning}", file=sys.stderr)
             row = {
                 "epoch": epoch,
                 **losses,
@@ -181,6 +191,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
                 **means(evaluate(experiment, experiment.cases)),
                 "scored_on": experiment.scored_on,
+                "warnings": "; ".join(warnings),
             }
             if experiment.validation:
                 row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
@@ -198,17 +209,21 @@ def fit(experiment: Experiment, run: Run) -> dict:
     return report(experiment, run)
 
 
-def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float | None], float, Batch, Step]:
+def train_one_epoch(
+    experiment: Experiment, epoch: int
+) -> tuple[dict[str, float | None], float, Batch, Step, dict[str, str]]:
     """One pass over the training images.
 
     Returns the mean of the loss and its parts over the steps (None for a part that this epoch does not have), the
-    seconds in which the networks had no batch to work on, and the last batch with its step, for pictures.
+    seconds in which the networks had no batch to work on, the last batch with its step, for pictures, and what went
+    wrong without an error (`utils.watch.Watch.warnings`).
     On a GPU the seconds are an upper limit: while a batch is made the GPU may still be busy with the step before, for
     nothing in a step waits for it.
     Raises `UserError` naming epoch, step and images when the loss is not finite.
     """
     experiment.networks.train()
-    forwards = experiment.forwards(experiment.trained)
+    watch = Watch(experiment.steps_per_epoch, experiment.superpixels_vote)
+    forwards = watch.over(experiment.forwards(experiment.trained))
     names: list[Sequence[str]] = []
     values: list[Tensor] = []  # on the device until looked at
     waited, asked = 0.0, time.perf_counter()
@@ -228,6 +243,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float
             experiment.optimiser.step()
             values.append(torch.stack([step.loss.detach(), *step.parts.values()]))
             names.append(batch_names)
+            watch.see(batch, step, batch_names)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == steps:
                 _check_finite(values, names, epoch)
                 bar.set_postfix(loss=f"{float(values[-1][0]):.3f}")
@@ -237,7 +253,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> tuple[dict[str, float
     if not torch.stack([v.isfinite().all() for v in experiment.networks.state_dict().values()]).all():
         raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
     mean = dict(zip(("loss", *step.parts), average(torch.stack(values).mean(dim=0)).tolist(), strict=True))
-    return {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}, waited, batch, step
+    return {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}, waited, batch, step, watch.warnings()
 
 
 def _check_finite(values: list[Tensor], names: list[Sequence[str]], epoch: int) -> None:
@@ -346,7 +362,7 @@ def _scored(
         return
     processes = min(os.cpu_count() or 1, 8)
     # Fresh processes: a fork of one that has threads may hang.
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    with Workers(processes, get_context("spawn"), partial(torch.set_num_threads, 1)) as pool:
         running: deque = deque()
         for case, prediction in chain([following], predicted):
             running.append((case.name, pool.submit(score, prediction.numpy(), case.masks.numpy())))

@@ -1,0 +1,156 @@
+"""How well the audit finds and mends wrong masks, where the true ones are known but hidden from it.
+
+    python benchmarks/audit.py --datasets shenzhen Kvasir --save benchmarks/results/audit.csv
+    python benchmarks/audit.py --datasets shenzhen --checkpoints 02=model/shenzhen+gsd+02/checkpoint.pt --save with.csv
+
+runs scripts/audit_labels.py on the training images of each dataset with simulated noise (scripts/README.md), as a user
+would, and compares what it wrote with the clean masks, at the masks' own sizes. A row of the table:
+
+- dice_given, dice_refined: mean Dice of the noisy and of the refined masks with the clean ones; gain, their difference;
+  closer: share of the images whose refined mask is the better of the two;
+- spearman: rank correlation over the images of the audit's score with the Dice of the noisy mask; spearman_area, that
+  of the mask's area alone, which is what a score must beat: a displaced contour costs a small object more;
+- precision: in a set where the noise has spoiled one mask in five (--seed), the share of spoiled ones among as many
+  of the audit's worst; there the other figures are of the spoiled masks alone, and unspoiled is the mean Dice of the
+  refined masks of the others.
+"""
+
+import argparse
+import csv
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from dataloaders.files import list_images, read_mask
+from dataloaders.noisy_folder import find_dataset
+from scripts import audit_labels
+from utils.arguments import number
+from utils.cli import UserError, run_main, write_table
+from utils.metrics import overlap_scores
+
+NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
+SPOILED = 0.2  # share of the masks in the sets where most are right
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--datasets", nargs="+", required=True, help="folders of --data_root with simulated noise")
+    add("--data_root", type=Path, default="data", help="default: %(default)s")
+    add("--noise_types", nargs="+", choices=tuple(NOISES), default=list(NOISES), help="default: all three")
+    add("--checkpoints", nargs="*", default=[], metavar="NOISE=FILE", help="judge with these networks, of one dataset")
+    add("--save", type=Path, required=True, metavar="FILE.csv", help="the table; rows of another kind in it are kept")
+    add("--image_size", type=number(int, 16), default=128, help="of the audit (default: %(default)s)")
+    add("--workers", type=number(int, 1), default=1, help="processes (default: %(default)s)")
+    add("--seed", type=number(int, 0), default=0, help="which masks are spoiled (default: %(default)s)")
+    args = parser.parse_args(argv)
+    args.checkpoints = dict(item.split("=", 1) for item in args.checkpoints)
+    if not args.checkpoints.keys() <= NOISES.keys() or (args.checkpoints and len(args.datasets) > 1):
+        raise UserError("--checkpoints: give NOISE=FILE, NOISE one of 02, 08 and DE, for one dataset")
+    return args
+
+
+def audit(images: Path, masks: Path, checkpoint: str | None, args: argparse.Namespace) -> dict[str, tuple]:
+    """The score and the refined mask (H,W) of each image, as audit_labels.py gives them."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--images_root", images, "--masks_root", masks, "--save_root", Path(folder, "audit")]
+        flags += ["--refined_root", Path(folder, "refined"), "--workers", args.workers, "--page_images", 1]
+        flags += ["--checkpoint", checkpoint] if checkpoint else ["--image_size", args.image_size]
+        audit_labels.main(list(map(str, flags)))
+        with open(Path(folder, "audit", "audit.csv"), newline="", encoding="utf-8") as file:
+            # A mask that the audit could not judge is as good as any to it.
+            scores = {row["image"]: float(row["score"] or 1) for row in csv.DictReader(file)}
+        refined = {path.stem: read_mask(path).labels for path in Path(folder, "refined").glob("*.png")}
+    return {stem: (score, refined[stem]) for stem, score in scores.items()}
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return overlap_scores(torch.from_numpy(a)[None], torch.from_numpy(b)[None], 2)["dice"].item()
+
+
+def compare(found: dict[str, tuple], given: dict[str, np.ndarray], clean: dict[str, np.ndarray]) -> dict[str, float]:
+    """The figures of the images ``given``, by their clean masks."""
+    before = np.array([dice(label, clean[stem]) for stem, label in given.items()])
+    after = np.array([dice(found[stem][1], clean[stem]) for stem in given])
+    area = [(label != 0).mean() for label in given.values()]
+    return {
+        "images": len(given),
+        "wrong_share": np.mean([(label != clean[stem]).mean() for stem, label in given.items()]),
+        "dice_given": before.mean(),
+        "dice_refined": after.mean(),
+        "gain": (after - before).mean(),
+        "closer": np.mean(after > before),
+        "spearman": spearmanr([found[stem][0] for stem in given], before).statistic,
+        "spearman_area": spearmanr(area, before).statistic,
+    }
+
+
+def spoiled_set(folder: Path, noisy: dict[str, Path], clean: dict[str, Path], seed: int) -> list[str]:
+    """Write a folder with one noisy mask in five, the others clean; returns the names of the noisy ones."""
+    spoiled = set(np.random.default_rng(seed).permutation(sorted(clean))[: round(SPOILED * len(clean))].tolist())
+    folder.mkdir()
+    for stem, path in clean.items():
+        source = noisy[stem] if stem in spoiled else path
+        shutil.copyfile(source, folder / source.name)
+    return sorted(spoiled)
+
+
+def rows_of(dataset: str, noise_type: str, args: argparse.Namespace) -> list[dict]:
+    """The rows of one dataset and kind of noise: all masks noisy, and one in five."""
+    folder, layout = find_dataset(args.data_root, dataset)
+    images = folder / layout.images
+    noisy, clean = (list_images(folder / layout.training_masks(kind)) for kind in (noise_type, "clean"))
+    truth, given = ({stem: read_mask(path).labels for stem, path in paths.items()} for paths in (clean, noisy))
+    checkpoint = args.checkpoints.get(noise_type)
+    kind = {"dataset": dataset, "noise": NOISES[noise_type], "networks": "yes" if checkpoint else "no"}
+    found = audit(images, folder / layout.training_masks(noise_type), checkpoint, args)
+    rows: list[dict] = [
+        {**kind, "noisy_masks": "all", **compare(found, given, truth), "precision": "", "unspoiled": ""}
+    ]
+    if not checkpoint:
+        with tempfile.TemporaryDirectory() as place:
+            spoiled = spoiled_set(Path(place, "masks"), noisy, clean, args.seed)
+            found = audit(images, Path(place, "masks"), None, args)
+        worst = sorted(found, key=lambda stem: found[stem][0])[: len(spoiled)]
+        figures = compare(found, {stem: given[stem] for stem in spoiled}, truth)
+        figures["precision"] = len(set(worst) & set(spoiled)) / len(spoiled)
+        figures["unspoiled"] = statistics.fmean(
+            [dice(found[stem][1], truth[stem]) for stem in truth if stem not in spoiled]
+        )
+        rows.append({**kind, "noisy_masks": f"{SPOILED:.0%}", **figures})
+    return [
+        {name: value if isinstance(value, str | int) else round(float(value), 4) for name, value in row.items()}
+        for row in rows
+    ]
+
+
+def merged(path: Path, rows: list[dict]) -> list[dict]:
+    """The rows of the table at ``path``, if there is one, with these in place of those of the same kind."""
+    key = ("dataset", "noise", "networks", "noisy_masks")
+    table: dict[tuple, dict] = {}
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            table = {tuple(row[name] for name in key): row for row in csv.DictReader(file)}
+    return list((table | {tuple(row[name] for name in key): row for row in rows}).values())
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    for dataset in args.datasets:
+        for noise_type in args.checkpoints or args.noise_types:
+            rows = rows_of(dataset, noise_type, args)
+            write_table(args.save, merged(args.save, rows))
+            for row in rows:
+                print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,176 @@
+"""Find the share of wrong pixels, --tau, by short trainings: slower than --tau auto, but it asks the networks.
+
+    python scripts/search_drop_rate.py --datasets mine --noise_type given --save_root drop_rate/mine -- --batch_size 8
+
+trains once for each of --candidates, for --max_epochs epochs; flags after -- go to train_GSD-Net.py as well. Then each
+run's networks predict the training images, the share tau of the pixels that fit their labels worst is dropped, and
+
+    (sum over kept pixels of -log p(label) + sum over dropped pixels of -log(1 - p(label))) / pixels
+
+is computed: cross-entropy with the labels that are kept, and with the opposite of those that are not. It is lowest
+where what is dropped are the labels that the networks hold for wrong. Prints a table; writes SAVE_ROOT/drop_rate.json,
+SAVE_ROOT/drop_rate.png, the curve, and the runs. Run again, it goes on where it was broken off.
+
+The masks are those that training sees. A displacement that all masks share is learned by the networks and not found
+here: that is what contour correction and --tau auto are for (docs/method.md sections 8 and 10).
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.batches import TrainingSet
+from dataloaders.cache import load_training_set
+from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, common_format, find_dataset, find_parts, training_recipe
+from dataloaders.slic import find_maps
+from utils.arguments import number
+from utils.cli import UserError, run_main, write_atomically, write_json
+from utils.figures import png
+from utils.inference import Model, load_model
+from utils.run import choose_device
+
+REPO = Path(__file__).resolve().parents[1]
+CANDIDATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--datasets", required=True, help="kvasir, shenzhen, BUSUC or a folder of --data_root")
+    add("--noise_type", required=True, choices=NOISE_TYPES, help="which training masks")
+    add("--save_root", type=Path, required=True, help="folder of the table, the curve and the runs")
+    add("--candidates", type=number(float, 0, 1, below=True), nargs="+", default=CANDIDATES, help="values of tau")
+    add("--max_epochs", type=number(int, 1), default=5, help="epochs of each training (default: %(default)s)")
+    add("--contours", choices=("given", "corrected"), default="given", help="the masks that are trained on")
+    add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
+    add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
+    add("--cache_root", default="cache", help="folder of the cached training sets (default: %(default)s)")
+    add("--image_size", type=number(int, 16), default=256, help="training size in pixels (default: %(default)s)")
+    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
+    add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
+    add("--batch_size", type=number(int, 1), default=16, help="images a step (default: %(default)s)")
+    add("--seed", type=number(int, 0), default=2024, help="of every training (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
+    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
+    add("--overwrite", action="store_true", help="train again what was trained with other settings")
+    add("training", nargs="*", metavar="FLAG", help="after --: more flags for train_GSD-Net.py")
+    args = parser.parse_args(argv)
+    args.candidates = sorted(set(args.candidates))
+    args.channels = args.channels or CHANNELS.get(args.datasets.lower())
+    return args
+
+
+def load_data(args: argparse.Namespace) -> TrainingSet:
+    """The images and masks that every training sees."""
+    dataset, layout = find_dataset(Path(args.data_root), args.datasets)
+    parts = find_parts(dataset, layout, args.noise_type, seed=args.seed)
+    maps = find_maps(parts.given, Path(args.slic_root or dataset / layout.segments), args.image_size)
+    channels, _ = common_format(parts.images, args.channels)
+    recipe = training_recipe(parts.train, maps, args.image_size, channels, args.num_classes)
+    return load_training_set(recipe, "ram", args.cache_root, torch.device("cpu"), args.contours)
+
+
+def train(args: argparse.Namespace, tau: float) -> Path:
+    """Train with ``tau``, or go on with it; returns the checkpoint. Raises `UserError` if training fails."""
+    shared: tuple[str, ...] = (
+        "datasets",
+        "noise_type",
+        "data_root",
+        "slic_root",
+        "cache_root",
+        "image_size",
+        "num_classes",
+        "channels",
+    )
+    shared += ("batch_size", "max_epochs", "contours", "seed", "device", "gpu")
+    command = [sys.executable, str(REPO / "train_GSD-Net.py"), "--tau", str(tau), "--exp", f"tau{tau}"]
+    command += ["--output_root", str(args.save_root / "runs"), "--overwrite" if args.overwrite else "--resume"]
+    for name in shared:
+        if getattr(args, name) is not None:
+            command += [f"--{name}", str(getattr(args, name))]
+    print(f"training with tau {tau}", flush=True)
+    if subprocess.run([*command, *args.training]).returncode:
+        raise UserError(f"--candidates {tau}: training failed, see above")
+    return args.save_root / "runs" / f"{args.datasets}+tau{tau}+{args.noise_type}" / "checkpoint.pt"
+
+
+def pixel_losses(model: Model, data: TrainingSet, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """-log p(label) and -log(1 - p(label)) of every pixel, two float32 (pixels,)."""
+    kept, dropped = [], []
+    for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
+        logits = model.logits(images).float().cpu()
+        own = logits.gather(1, labels[:, None].long())
+        others = logits.scatter(1, labels[:, None].long(), -torch.inf).logsumexp(dim=1, keepdim=True)
+        total = logits.logsumexp(dim=1, keepdim=True)
+        kept.append((total - own).flatten().numpy())
+        dropped.append((total - others).flatten().numpy())
+    return np.concatenate(kept), np.concatenate(dropped)
+
+
+def objective(kept: np.ndarray, dropped: np.ndarray, tau: float) -> float:
+    """The mean of -log p(label) where the label is kept, of -log(1 - p(label)) where it is dropped: the share ``tau``
+    of the pixels with the largest -log p(label) is dropped. kept, dropped: both of every pixel (pixels,)."""
+    count = int(tau * len(kept) + 1e-6)
+    if count == 0:
+        return float(kept.mean(dtype=np.float64))
+    order = np.argpartition(kept, len(kept) - count)
+    keep, drop = order[: len(kept) - count], order[len(kept) - count :]
+    return float((kept[keep].sum(dtype=np.float64) + dropped[drop].sum(dtype=np.float64)) / len(kept))
+
+
+def curve(values: dict[float, float], best: float) -> Figure:
+    """The objective against tau."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained", dpi=110)
+    axis = figure.subplots()
+    axis.plot(list(values), list(values.values()), marker="o")
+    axis.axvline(best, linestyle=":", color="grey")
+    axis.set(xlabel="tau", ylabel="cross-entropy, kept and inverted", title=f"lowest at tau {best:g}")
+    return figure
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    data = load_data(args)
+    device = choose_device(args.device, args.gpu)
+    values: dict[float, float] = {}
+    disagree: dict[float, float] = {}
+    for tau in args.candidates:
+        kept, dropped = pixel_losses(load_model(train(args, tau), device), data, args.batch_size)
+        values[tau] = objective(kept, dropped, tau)
+        disagree[tau] = float((kept > dropped).mean())
+    print_table(values, disagree)
+    write_results(args, values, disagree)
+
+
+def print_table(values: dict[float, float], disagree: dict[float, float]) -> None:
+    """The objective of each tau, and the share of the labels that its networks hold for wrong."""
+    best = min(values, key=values.__getitem__)
+    print(f"\n{'tau':>8}{'objective':>12}{'labels held for wrong':>24}")
+    for tau, value in values.items():
+        print(f"{tau:>8g}{value:>12.4f}{disagree[tau]:>24.2%}" + "  lowest" * (tau == best))
+
+
+def write_results(args: argparse.Namespace, values: dict[float, float], disagree: dict[float, float]) -> None:
+    """Write the table and the curve."""
+    best = min(values, key=values.__getitem__)
+    rows = [{"tau": tau, "objective": value, "held_for_wrong": disagree[tau]} for tau, value in values.items()]
+    settings = {"datasets": args.datasets, "noise_type": args.noise_type, "contours": args.contours}
+    settings |= {
+        "max_epochs": args.max_epochs,
+        "image_size": args.image_size,
+        "seed": args.seed,
+        "flags": args.training,
+    }
+    write_json(args.save_root / "drop_rate.json", {"best": best, "candidates": rows, **settings})
+    write_atomically(args.save_root / "drop_rate.png", png(curve(values, best)))
+    print(f"--tau {best:g}; {args.save_root}: drop_rate.json, drop_rate.png")
+
+
+if __name__ == "__main__":
+    run_main(main)

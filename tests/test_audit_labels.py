@@ -1,0 +1,432 @@
+"""scripts/audit_labels.py as its users meet it: images and masks in, a table, a page and better masks out."""
+
+import csv
+import errno
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import blob
+from PIL import Image
+
+from networks.unet import two_unets
+from scripts import audit_labels
+from utils.audit_page import Entry, audit_page
+from utils.cli import run_main
+from utils.contours import levels_of, move_contour, steps
+from utils.edge_profile import _moved, level_probabilities
+from utils.label_quality import contour_beliefs, label_quality, wrong_probability
+
+SIZE = 48
+SHIFTED = {3: -3, 8: 3, 11: -2}  # image -> by how much its contour is displaced, as `move_contour`
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def samples(count=16, shifted=SHIFTED):
+    """Images (H,W,3), their true masks and the given ones, (H,W) of 0 and 1; those of ``shifted`` are displaced."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        image, mask = blob(rng, SIZE, 40)
+        true = mask // 255
+        yield image, true, move_contour(true, shifted.get(index, 0))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder whose path has spaces and letters of other alphabets, with images and masks."""
+    folder = tmp_path / "my dätå 肺"
+    for index, (image, _, given) in enumerate(samples()):
+        save(folder / "images" / f"case {index:02}.png", image)
+        save(folder / "masks" / f"case {index:02}.png", given * 255)
+    return folder
+
+
+@pytest.fixture
+def run(folder, capsys):
+    """audit_labels.py on these, into folder/audit, with more flags; later flags win: exit code, stdout, stderr."""
+
+    def call(*flags):
+        places = ("--images_root", folder / "images", "--masks_root", folder / "masks", "--save_root", folder / "audit")
+        more = ("--image_size", SIZE, "--workers", 1, "--device", "cpu", "--amp", "fp32")
+        code = 0
+        capsys.readouterr()
+        try:
+            run_main(lambda: audit_labels.main(list(map(str, (*places, *more, *flags)))))
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint_of(path, channels=3, num_classes=2):
+    """Untrained networks, as a run would keep them."""
+    contents = {
+        "epoch": 3,
+        "networks": two_unets(channels, num_classes, seed=0).state_dict(),
+        "args": {"image_size": 32, "num_classes": num_classes, "method": "gsd"},
+        "model": {
+            "in_channels": channels,
+            "num_classes": num_classes,
+            "intensity": {"mean": (0.4,) * channels, "std": (0.2,) * channels},
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(contents, path)
+    return path
+
+
+def assert_refused(outcome, *parts):
+    code, _, err = outcome
+    assert code == 2 and "Traceback" not in err, outcome
+    for part in parts:
+        assert str(part) in err[err.rindex("error: ") :]
+
+
+def dice(a, b):
+    return 2 * ((a > 0) & (b > 0)).sum() / ((a > 0).sum() + (b > 0).sum())
+
+
+# --- Figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_beliefs_by_hand():
+    """A square of side 4; the contour is where it is with 0.5, a pixel further in with 0.3, further out with 0.2."""
+    label = np.zeros((10, 10), np.uint8)
+    label[3:7, 3:7] = 1
+    beliefs = contour_beliefs(label, np.array([-1, 0, 1]), np.array([0.2, 0.5, 0.3]))
+    assert beliefs.shape == (2, 10, 10) and np.allclose(beliefs.sum(axis=0), 1)
+    assert np.allclose(beliefs[1, 4, [1, 2, 3, 4]], [0, 0.2, 0.7, 1])
+    inner, rim, outer = 4 * 1, 12 * 0.7, 16 * 0.2  # the outer ring has no corners within half a pixel
+    corners = 4 * float(beliefs[1, 2, 2])
+    expected = 2 * (inner + rim) / (16 + inner + rim + outer + (corners if beliefs[1, 2, 2] >= 0.1 else 0))
+    assert label_quality(label, beliefs) == pytest.approx(expected, rel=1e-5)
+    assert np.allclose(wrong_probability(label, beliefs)[4, [2, 3, 4]], [0.2, 0.3, 0], atol=1e-6)
+
+
+def test_beliefs_follow_the_scale():
+    """A mask of twice the size has its contours twice as far apart."""
+    label = np.zeros((20, 20), np.uint8)
+    label[6:14, 6:14] = 1
+    beliefs = contour_beliefs(label, np.array([-1, 0, 1]), np.array([0.0, 0.0, 1.0]), scale=2.0)
+    assert beliefs[1, 10, 8] > 0.5 > beliefs[1, 10, 7]
+    assert beliefs[1].round().sum() == 16
+
+
+def test_quality_of_extremes():
+    label = np.zeros((8, 8), np.uint8)
+    nothing = np.stack([np.ones((8, 8)), np.zeros((8, 8))])
+    haze = np.stack([np.full((8, 8), 0.95), np.full((8, 8), 0.05)])
+    object_there = nothing[::-1]
+    assert label_quality(label, nothing) == label_quality(label, haze) == 1
+    assert label_quality(label, object_there) == label_quality(1 - label, nothing) == 0
+    assert label_quality(1 - label, object_there) == 1
+
+
+def test_few_displaced_masks_among_right_ones_are_found():
+    images, _, given = zip(*samples(40), strict=True)
+    levels = levels_of((SIZE,))
+    found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
+    assert np.allclose(found.sum(axis=1), 1)
+    moved = levels[found.argmax(axis=1)]
+    assert {index: -int(level) for index, level in enumerate(moved) if level} == pytest.approx(SHIFTED, abs=1)
+
+
+@pytest.mark.parametrize(("peak", "free", "stays"), [(5, 1, 4), (4, 1, 4), (3, 1, 3), (5, 0, 3), (3, 0, 3), (1, 1, 2)])
+def test_profile_has_its_peak_near_the_edge(peak, free, stays):
+    """No further from the middle, 3, than it may be."""
+    profile = np.zeros(7)
+    profile[peak] = 1
+    moved = _moved(profile, 3, free)
+    assert moved.argmax() == stays and len(moved) == 7 and moved.sum() == pytest.approx(0)
+
+
+def test_set_that_is_displaced_as_a_whole_is_moved_back():
+    images, _, given = zip(*samples(20, dict.fromkeys(range(20), 3)), strict=True)
+    levels = levels_of((SIZE,))
+    found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
+    assert (levels[found.argmax(axis=1)] == -3).mean() >= 0.9
+
+
+@pytest.mark.parametrize("empty", [0, 3])
+def test_masks_without_a_boundary_stay(empty):
+    """Also where no mask has one."""
+    images, _, given = zip(*samples(4), strict=True)
+    given = [mask * (index >= empty) for index, mask in enumerate(given)] if empty else [mask * 0 for mask in given]
+    levels = levels_of((SIZE,))
+    found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
+    assert (found[: empty or 4, levels == 0] == 1).all()
+
+
+# --- What is written --------------------------------------------------------------------------------------------------
+
+
+def test_displaced_masks_are_worst_and_are_mended(run, folder):
+    before = {path: path.read_bytes() for path in (folder / "masks").iterdir()}
+    code, out, _ = run()
+    assert code == 0 and "16 masks scored" in out and "believed wrong" in out
+    table = rows(folder / "audit" / "audit.csv")
+    scores = [float(row["score"]) for row in table]
+    assert scores == sorted(scores) and 0 <= scores[0] < 0.85 < scores[3] <= scores[-1] <= 1
+    assert {row["image"] for row in table[:3]} == {f"case {index:02}" for index in SHIFTED}
+    assert {path: path.read_bytes() for path in (folder / "masks").iterdir()} == before
+    for row in table[:3]:
+        index = int(row["image"][-2:])
+        _, true, given = list(samples())[index]
+        refined = pixels(folder / "masks_refined" / f"{row['image']}.png")
+        assert set(np.unique(refined)) == {0, 255} and refined.shape == given.shape
+        assert dice(refined, true) > max(dice(given, true), 0.95)
+        wrong = (refined > 0) != (given > 0)
+        assert (int(row["wrong_pixels"]), int(row["added"]) + int(row["removed"])) == (wrong.sum(), wrong.sum())
+        assert float(row["wrong_share"]) == pytest.approx(wrong.mean(), abs=1e-6)
+        assert np.sign(float(row["shift"])) == -np.sign(SHIFTED[index])
+        chance = pixels(folder / "audit" / "wrong" / f"{row['image']}.png")
+        assert chance.dtype == np.uint8 and ((chance >= 128) == wrong).mean() > 0.99
+
+
+def test_masks_larger_than_the_audit(run, folder):
+    """Masks are judged and refined at their own size."""
+    for index, (image, _, given) in enumerate(samples()):
+        for kind, array in (("images", image), ("masks", given * 255)):
+            large = Image.fromarray(array).resize((3 * SIZE, 120), Image.Resampling.NEAREST)
+            large.save(folder / kind / f"case {index:02}.png")
+    assert run()[0] == 0
+    table = rows(folder / "audit" / "audit.csv")
+    assert {row["image"] for row in table[:3]} == {f"case {index:02}" for index in SHIFTED}
+    assert pixels(folder / "masks_refined" / "case 03.png").shape == (120, 3 * SIZE)
+    assert abs(float(table[0]["shift"])) >= 6
+
+
+def test_three_classes_keep_their_numbers(run, folder):
+    for index, (_, _, given) in enumerate(samples()):
+        given = given * np.where(np.arange(SIZE) < SIZE // 2, 1, 2).astype(np.uint8)
+        save(folder / "masks" / f"case {index:02}.png", given)
+    assert_refused(run(), "--num_classes 3")
+    assert run("--num_classes", 3)[0] == 0
+    assert {row["image"] for row in rows(folder / "audit" / "audit.csv")[:3]} == {f"case {i:02}" for i in SHIFTED}
+    assert set(np.unique(pixels(folder / "masks_refined" / "case 03.png"))) == {0, 1, 2}
+
+
+def test_mask_without_a_boundary(run, folder):
+    """Nobody can tell without networks; with them it is judged."""
+    save(folder / "masks" / "case 05.png", np.zeros((40, SIZE), np.uint8))
+    code, out, _ = run()
+    assert code == 0 and "not judged" in out and "case 05" in out
+    last = rows(folder / "audit" / "audit.csv")[-1]
+    assert (last["image"], last["score"], last["wrong_pixels"]) == ("case 05", "", "0")
+    assert "not judged" in (folder / "audit" / "audit.html").read_text()
+    networks = checkpoint_of(folder / "model" / "checkpoint.pt")
+    assert run("--checkpoint", networks, "--overwrite")[0] == 0
+    assert all(row["score"] for row in rows(folder / "audit" / "audit.csv"))
+
+
+def test_networks_share_the_belief(run, folder):
+    """With a checkpoint, the chance that a pixel is wrong is the mean of both beliefs."""
+    assert run()[0] == 0
+    alone = pixels(folder / "audit" / "wrong" / "case 03.png") / 255
+    assert run("--checkpoint", checkpoint_of(folder / "model" / "checkpoint.pt"), "--overwrite")[0] == 0
+    both = pixels(folder / "audit" / "wrong" / "case 03.png") / 255
+    networks = 2 * both - alone
+    assert networks.min() > -0.02 and networks.max() < 1.02 and np.abs(both - alone).max() > 0.1
+
+
+def test_run_again_and_with_other_settings(run, folder):
+    assert run()[0] == 0
+    first = (folder / "audit" / "audit.csv").read_bytes()
+    assert run()[0] == 0 and (folder / "audit" / "audit.csv").read_bytes() == first
+    assert_refused(run("--image_size", 32), folder / "masks_refined", "--overwrite")
+    assert run("--image_size", 32, "--overwrite")[0] == 0
+
+
+def test_folds_judge_what_they_did_not_see(run, folder):
+    """Each image is predicted by the networks of the fold that held it out."""
+    flags = ("--folds", 2, "--image_size", 32, "--", "--batch_size", 4, "--max_epochs", 1)
+    assert run(*flags)[0] == 0
+    tests = [sorted(p.stem for p in (folder / f"audit/folds/data/fold{k}/images_test").iterdir()) for k in (1, 2)]
+    trained = [sorted(p.stem for p in (folder / f"audit/folds/data/fold{k}/images").iterdir()) for k in (1, 2)]
+    assert len(tests[0]) == len(tests[1]) == 8 and not set(tests[0]) & set(tests[1])
+    assert trained == tests[::-1]
+    assert len(rows(folder / "audit" / "audit.csv")) == 16
+
+
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+def entry(name, score, rank=1):
+    return Entry(rank, name, score, 0.01, 1.0, b"given", b"believed")
+
+
+def test_page_is_self_contained_and_escapes_names(run, folder):
+    name = "<script>alert(1)<!--&\"'"
+    for kind in ("images", "masks"):
+        (folder / kind / "case 00.png").rename(folder / kind / f"{name}.png")
+    assert run()[0] == 0
+    page = (folder / "audit" / "audit.html").read_text(encoding="utf-8")
+    assert name not in page and "&lt;script&gt;alert(1)&lt;!--&amp;&quot;&#x27;" in page
+    assert not re.search(r"https?:|//[a-z]|<link|@import|url\(", re.sub(r"base64,[^\"]*", "", page))
+    assert page.count("<tr>") == 17 and page.count("data:image/jpeg;base64,") == 32
+    assert "default-src 'none'" in page
+
+
+def test_page_shows_the_worst(run, folder):
+    assert run("--page_images", 3)[0] == 0
+    page = (folder / "audit" / "audit.html").read_text(encoding="utf-8")
+    assert [index for index in range(16) if f">case {index:02}<" in page] == sorted(SHIFTED)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on this machine")
+def test_columns_sort_in_a_browser(tmp_path):
+    entries = [entry("b", 0.5), entry("a", None, 2), entry("c", 0.125, 3)]
+    for clicks, order in (((2,), "cba"), ((2, 2), "bca"), ((1,), "abc"), ((0, 0), "bac"), ((2, 0), "bac")):
+        click = "".join(f"document.querySelectorAll('th button')[{column}].click();" for column in clicks)
+        page = audit_page("Audit", [], entries).replace("</body>", f"<script>{click}</script></body>")
+        (tmp_path / "page.html").write_text(page)
+        flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom")
+        command = ["chromium", *flags, (tmp_path / "page.html").as_uri()]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert "".join(re.findall(r'<td data-key="([abc])">', shown)) == order
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_unreadable_files_are_named_and_left_out(run, folder):
+    (folder / "images" / "case 01.png").write_bytes((folder / "images" / "case 01.png").read_bytes()[:200])
+    (folder / "masks" / "case 02.png").write_text("no image")
+    save(folder / "masks" / "case 04.png", np.zeros((9, 9), np.uint8))
+    code, _, err = run()
+    assert code == 1 and "Traceback" not in err and "3 of 16" in err
+    assert all(name in err for name in ("images/case 01.png", "masks/case 02.png", "masks/case 04.png", "9x9"))
+    assert len(rows(folder / "audit" / "audit.csv")) == 13
+    assert len(list((folder / "masks_refined").glob("*.png"))) == 13
+
+
+def test_nothing_readable(run, folder):
+    for path in (folder / "masks").iterdir():
+        path.write_bytes(b"\x89PNG")
+    assert_refused(run(), "none of the 16 images", "case 00.png")
+    assert not (folder / "audit").exists()
+
+
+def test_folders_that_do_not_fit(run, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_refused(run("--images_root", tmp_path / "empty"), tmp_path / "empty", "no image in it")
+    assert_refused(run("--masks_root", tmp_path / "missing"), tmp_path / "missing", "no such folder")
+    (folder / "masks" / "case 07.png").unlink()
+    assert_refused(run(), folder / "masks", "case 07.png")
+
+
+def test_given_masks_are_never_overwritten(run, folder):
+    before = {path: path.read_bytes() for path in folder.rglob("*.png")}
+    assert_refused(run("--refined_root", folder / "masks", "--overwrite"), "--refined_root", "--masks_root")
+    assert_refused(run("--save_root", folder / "images" / ".." / "images"), "--save_root", "--images_root")
+    assert_refused(run("--refined_root", folder / "audit"), "--refined_root", "--save_root")
+    other = save(folder / "masks_reader2" / "case 00.png", np.zeros((40, SIZE), np.uint8))
+    assert_refused(run("--refined_root", folder / "masks_reader2"), folder / "masks_reader2", "case 00.png")
+    assert {path: path.read_bytes() for path in folder.rglob("*.png") if path != other} == before
+
+
+@pytest.mark.parametrize("kind", ["image", "text", "half", "weights", "missing"])
+def test_files_that_are_no_checkpoints(run, folder, kind):
+    good = checkpoint_of(folder / "good.pt").read_bytes()
+    path = folder / "wrong.pt"
+    if kind == "weights":
+        torch.save(two_unets(3, 2, 0).state_dict(), path)
+    elif kind != "missing":
+        content = {"image": next((folder / "images").iterdir()).read_bytes(), "text": b"weights"}
+        path.write_bytes(content.get(kind, good[: len(good) // 2]))
+    assert_refused(run("--checkpoint", path), path, "checkpoint")
+    assert not (folder / "audit").exists()
+
+
+def test_checkpoint_of_another_kind(run, folder):
+    grey = checkpoint_of(folder / "grey.pt", channels=1)
+    assert_refused(run("--checkpoint", grey), "--checkpoint", "1 channels", "has 3")
+    classes = checkpoint_of(folder / "classes.pt", num_classes=3)
+    assert_refused(run("--checkpoint", classes, "--num_classes", 2), "--num_classes 2", "3 classes")
+    assert not (folder / "audit").exists()
+
+
+def test_images_of_different_channels(run, folder):
+    save(folder / "images" / "case 09.png", pixels(folder / "images" / "case 09.png")[..., 0])
+    assert_refused(run(), "case 09.png has 1 channels", "--channels 3")
+    assert run("--channels", 3)[0] == 0
+
+
+@pytest.mark.parametrize("where", ["save_root", "refined_root"])
+def test_no_permission_to_write(where, capsys):
+    """As an ordinary user, even where the tests run as root."""
+    with tempfile.TemporaryDirectory() as place:
+        place = Path(place)
+        place.chmod(0o777)
+        image, _, given = next(iter(samples()))
+        save(place / "images" / "a.png", image)
+        save(place / "masks" / "a.png", given * 255)
+        locked = place / "locked"
+        locked.mkdir()
+        locked.chmod(0o555)
+        flags = {"images_root": place / "images", "masks_root": place / "masks", "workers": 1, "image_size": SIZE}
+        flags |= {"save_root": place / "audit", "refined_root": place / "refined"} | {where: locked / "deeper"}
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        code = 0
+        try:
+            run_main(lambda: audit_labels.main([str(x) for name, value in flags.items() for x in (f"--{name}", value)]))
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            if root:
+                os.seteuid(0)
+            locked.chmod(0o755)
+        assert_refused((code, *capsys.readouterr()), locked, "cannot be written (Permission denied)")
+        assert list(locked.iterdir()) == []
+
+
+def test_full_disk(run, folder, monkeypatch):
+    """Nothing half-written is left, and it goes on once there is room again."""
+    healthy, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 5:  # three records of settings and the files of one image fit
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        healthy(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.cli.os.fsync", full)
+        assert_refused(run(), "No space left on device")
+    assert [path.name for path in (folder / "masks_refined").iterdir() if path.suffix == ".png"] == ["case 00.png"]
+    assert not list(folder.rglob("*.tmp")) and not list((folder / "audit").glob(".logits*"))
+    assert run()[0] == 0
+
+
+@pytest.mark.parametrize("flags", [("--folds", 1), ("--page_images", 0), ("--", "--max_epochs", 3), ("--unknown",)])
+def test_flags_that_make_no_sense(run, flags):
+    assert run(*flags)[0] == 2
+
+
+def test_checkpoint_or_folds(run, folder):
+    assert run("--folds", 2, "--checkpoint", checkpoint_of(folder / "c.pt"))[0] == 2
+    assert_refused(run("--folds", 9), "--folds 9", "16 images")

@@ -1,0 +1,135 @@
+"""scripts/search_drop_rate.py: the objective by hand, and the search as its users run it."""
+
+import errno
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_dataset
+
+from dataloaders.batches import TrainingSet
+from scripts import search_drop_rate as search
+from utils.cli import UserError, run_main
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a path of spaces and letters of other alphabets, and a dataset in it."""
+    write_dataset(tmp_path / "my dätå 肺", "mine", train=8, test=2)
+    return tmp_path / "my dätå 肺"
+
+
+@pytest.fixture
+def run(folder, capsys, monkeypatch):
+    """search_drop_rate.py on it, with more flags; later flags win: exit code, stdout, stderr."""
+
+    def call(*flags):
+        monkeypatch.chdir(folder)
+        places = ("--datasets", "mine", "--noise_type", "given", "--data_root", folder, "--save_root", folder / "out")
+        more = ("--image_size", 32, "--batch_size", 4, "--max_epochs", 1, "--device", "cpu", "--candidates", 0.1)
+        code = 0
+        capsys.readouterr()
+        try:
+            run_main(lambda: search.main(list(map(str, (*places, *more, *flags)))))
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def assert_refused(outcome, *parts):
+    code, _, err = outcome
+    assert code == 2 and "Traceback" not in err, outcome
+    for part in parts:
+        assert str(part) in err[err.rindex("error: ") :]
+
+
+def test_objective_by_hand():
+    kept, dropped = np.float32([0.1, 0.2, 3.0, 0.3]), np.float32([2.4, 1.7, 0.05, 1.4])
+    assert search.objective(kept, dropped, 0) == pytest.approx(3.6 / 4)
+    assert search.objective(kept, dropped, 0.25) == pytest.approx((0.1 + 0.2 + 0.05 + 0.3) / 4)
+    assert search.objective(kept, dropped, 0.5) == pytest.approx((0.1 + 0.2 + 0.05 + 1.4) / 4)
+
+
+def test_objective_is_lowest_at_the_share_of_wrong_labels():
+    """Networks that know the truth, fairly sure of it, and labels of which 15 % are inverted."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.8, 0.99, 20000).astype(np.float32)
+    of_label = np.where(rng.random(20000) < 0.15, 1 - truth, truth)
+    kept, dropped = -np.log(of_label), -np.log(1 - of_label)
+    values = {tau: search.objective(kept, dropped, tau) for tau in (0.0, 0.05, 0.1, 0.15, 0.2, 0.3)}
+    assert min(values, key=values.get) == 0.15
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_losses_of_label_and_of_all_others(classes):
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, classes, 4, 4, generator=rng)
+    labels = torch.randint(classes, (3, 4, 4), generator=rng, dtype=torch.uint8)
+
+    class Known:
+        def logits(self, images):
+            return logits[images[:, 0, 0, 0].long()]
+
+    images = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 1, 4, 4)
+    data = TrainingSet(("a", "b", "c"), images, labels, labels, labels, 1)
+    kept, dropped = search.pixel_losses(Known(), data, batch_size=2)
+    p = logits.softmax(dim=1).gather(1, labels[:, None].long()).flatten().numpy()
+    assert np.allclose(kept, -np.log(p), atol=1e-5) and np.allclose(dropped, -np.log(1 - p), atol=1e-5)
+
+
+def test_search_end_to_end(run, folder):
+    """One training, its figures, and the curve."""
+    code, out, _ = run()
+    assert code == 0 and "lowest" in out and "--tau 0.1" in out
+    found = json.loads((folder / "out" / "drop_rate.json").read_text())
+    assert found["best"] == 0.1 and [row["tau"] for row in found["candidates"]] == [0.1]
+    assert 0 <= found["candidates"][0]["held_for_wrong"] <= 1
+    assert (folder / "out" / "drop_rate.png").read_bytes().startswith(b"\x89PNG")
+    args = json.loads((folder / "out" / "runs" / "mine+tau0.1+given" / "args.json").read_text())
+    assert args["tau"] == 0.1 and args["contours"] == "given"
+
+
+def test_training_that_fails_is_named(run):
+    assert_refused(run("--", "--optimizer", "none"), "--candidates 0.1", "failed")
+
+
+def test_folders_that_do_not_fit(run, folder, tmp_path):
+    assert_refused(run("--datasets", "other"), "--datasets other", "mine")
+    assert_refused(run("--data_root", tmp_path / "missing"), tmp_path / "missing", "no such folder")
+    (folder / "mine" / "images" / "case01.png").write_bytes(b"\x89PNG")
+    assert_refused(run(), "case01.png")
+    shutil.rmtree(folder / "mine" / "images")
+    (folder / "mine" / "images").mkdir()
+    assert_refused(run(), folder / "mine" / "images", "no image in it")
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [("--candidates", 1), ("--candidates", "x"), ("--max_epochs", 0), ("--unknown",)])
+def test_flags_out_of_range(run, flags):
+    code, _, err = run(*flags)
+    assert code == 2 and str(flags[0]) in err
+
+
+def test_full_disk(folder, monkeypatch):
+    """The table is whole or not there."""
+    args = search.parse_args(["--datasets", "x", "--noise_type", "02", "--save_root", str(folder / "out")])
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("utils.cli.os.fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        search.write_results(args, {0.1: 1.0}, {0.1: 0.2})
+    assert not list((folder / "out").glob("*"))
+
+
+def test_save_root_that_is_a_file(folder):
+    (folder / "file").touch()
+    args = search.parse_args(["--datasets", "x", "--noise_type", "02", "--save_root", str(folder / "file")])
+    with pytest.raises(UserError, match="cannot be written"):
+        search.write_results(args, {0.1: 1.0}, {0.1: 0.2})

@@ -1,0 +1,155 @@
+"""What goes wrong in training without an error: told when it happens, and written to the log."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TRAIN_SCRIPT, write_dataset
+from PIL import Image
+from test_train_script import script
+
+from utils.cli import write_table
+from utils.gsd import Batch, Step
+from utils.watch import Watch
+
+SIZE = 8
+NAMES = ("a", "b")
+
+
+def batch_of(label: torch.Tensor, segments: torch.Tensor | None = None) -> Batch:
+    image = torch.zeros(len(label), 1, SIZE, SIZE)
+    if segments is None:
+        segments = torch.arange(SIZE).expand(len(label), SIZE, SIZE)
+    return Batch(image, image, label, torch.ones(label.shape), segments, SIZE)
+
+
+def half_label() -> torch.Tensor:
+    label = torch.zeros(2, SIZE, SIZE, dtype=torch.long)
+    label[:, :4] = 1
+    return label
+
+
+def step_of(keep: torch.Tensor | None = None) -> Step:
+    return Step(torch.zeros(()), {}, {} if keep is None else {"kept": keep})
+
+
+def constant(value: int):
+    return lambda image: torch.eye(3)[value].view(1, 3, 1, 1).expand(len(image), 3, SIZE, SIZE)
+
+
+def mixed(image: torch.Tensor) -> torch.Tensor:
+    return torch.eye(3)[torch.arange(SIZE * SIZE).view(SIZE, SIZE) % 3].movedim(-1, 0).expand(len(image), -1, -1, -1)
+
+
+def watched(networks, batches, steps=None, votes: bool = True) -> dict[str, str]:
+    steps = [step_of()] * len(batches) if steps is None else steps
+    watch = Watch(len(batches), votes)
+    forwards = watch.over(networks)
+    for batch, step in zip(batches, steps, strict=True):
+        for forward in forwards:
+            forward(batch.image)
+        watch.see(batch, step, NAMES)
+    return watch.warnings()
+
+
+def test_nothing_is_said_of_a_healthy_epoch():
+    assert watched([mixed, mixed], [batch_of(half_label())]) == {}
+
+
+def test_a_network_of_one_class():
+    found = watched([mixed, constant(2)], [batch_of(half_label())])
+    assert list(found) == ["network 2 predicts class 2"] and "--learning_rate" in found["network 2 predicts class 2"]
+    assert list(watched([constant(0), constant(0)], [batch_of(half_label())])) == [
+        "network 1 predicts class 0",
+        "network 2 predicts class 0",
+    ]
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_one_class_is_right_where_the_labels_have_no_other(value):
+    assert watched([constant(0)], [batch_of(torch.full((2, SIZE, SIZE), value))]) == {}
+
+
+def test_only_the_second_half_of_an_epoch_shows_a_collapse():
+    calls = []
+
+    def recovers(image):
+        calls.append(1)
+        return (constant(0) if len(calls) <= 2 else mixed)(image)
+
+    def collapses(image):
+        calls.append(1)
+        return (mixed if len(calls) <= 2 else constant(0))(image)
+
+    batches = [batch_of(half_label())] * 4
+    assert watched([recovers], batches) == {}
+    calls.clear()
+    assert list(watched([collapses], batches)) == ["network 1 predicts class 0"]
+
+
+def test_superpixels_without_outlines_matter_where_they_vote():
+    segments = torch.arange(SIZE).repeat(2, SIZE, 1)
+    segments[1] = 5
+    batch = batch_of(half_label(), segments)
+    found = watched([mixed], [batch])
+    assert list(found) == ["one segment"] and "all of 1 image," in found["one segment"]
+    assert ": b." in found["one segment"] and "--compactness" in found["one segment"]
+    assert watched([mixed], [batch], votes=False) == {}
+
+
+@pytest.mark.parametrize("kind", [bool, float])  # co-teaching keeps a pixel for 0, 0.5 or 1 of its networks
+def test_foreground_that_is_dropped_altogether(kind):
+    label = half_label()
+    keep = torch.ones(2, SIZE, SIZE, dtype=torch.bool)
+    keep[0, :4] = False
+    keep[1, :3] = False  # a row is left
+    found = watched([mixed], [batch_of(label)], [step_of(keep.to(torch.bool if kind is bool else torch.float))])
+    assert list(found) == ["foreground dropped"] and "1 image: a." in found["foreground dropped"]
+    label[0] = 0  # an image without foreground has none to lose
+    assert watched([mixed], [batch_of(label)], [step_of(keep)]) == {}
+
+
+# --- In training ------------------------------------------------------------------------------------------------------
+
+QUICK = ("--noise_type", "given", "--device", "cpu", "--image_size", 32, "--batch_size", 4, "--contours", "given")
+
+
+@pytest.fixture(scope="module")
+def sick(tmp_path_factory) -> Path:
+    """A set in which everything goes wrong: single foreground pixels, no superpixel outline."""
+    folder = write_dataset(tmp_path_factory.mktemp("sick"), train=8, test=2)
+    for path in folder.glob("masks/*.png"):
+        mask = np.zeros((40, 48), np.uint8)
+        mask[20:22, 20:22] = 255
+        Image.fromarray(mask).save(path)
+    np.save(folder / "images_SLIC" / "case03.npy", np.zeros((32, 32), np.int32))
+    return folder.parent
+
+
+def warned(err: str) -> list[str]:
+    return [line for line in err.replace("\r", "\n").splitlines() if "warning: epoch" in line]
+
+
+def test_a_run_tells_each_kind_once(sick, tmp_path, monkeypatch, capsys):
+    flags = ("--datasets", "kvasir", "--tau", 0.5, *QUICK, "--data_root", sick, "--output_root", tmp_path)
+    monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, flags), "--max_epochs", "6"])
+    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)  # which takes longer than the training
+    script.main()
+    lines = warned(capsys.readouterr().err)
+    with open(tmp_path / "kvasir+gsd+given" / "log.csv", newline="") as file:
+        logged = [row["warnings"].split("; ") for row in csv.DictReader(file)]
+    assert len(logged) == 6 and all("one segment" in names for names in logged)
+    assert sum("foreground dropped" in names for names in logged) > 1
+    assert "foreground dropped" not in logged[0]  # nothing is dropped yet
+    assert len(lines) == len({name for names in logged for name in names if name})
+    for sign in ("one superpixel covers", "every foreground pixel of"):
+        assert sum(sign in line for line in lines) == 1
+    assert any("epoch 0: one superpixel covers all of 1 image" in line and ": case03." in line for line in lines)
+
+
+def test_a_run_begun_without_the_column_goes_on(tmp_path):
+    write_table(tmp_path / "log.csv", [{"epoch": 0}, {"epoch": 1, "warnings": "one segment"}])
+    assert (tmp_path / "log.csv").read_text() == "epoch,warnings\n0,\n1,one segment\n"

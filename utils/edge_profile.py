@@ -1,0 +1,99 @@
+"""How probable it is that each image of a set shows the edge at each level of its mask, by the profile of its edges.
+
+`utils.contours.probabilities` takes the step in colour at a level as evidence for that level alone, and weighs it with
+caution: enough to find what most masks of a set have in common, too little to find the few that are wrong among many
+that are right. But edges look alike in all images of a set: across a true edge the evidence rises and falls in the same
+way. That profile is found from the images themselves, and the level of each is where its own evidence fits it best.
+Source: docs/method.md section 8.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.ndimage import correlate1d
+
+from utils.contours import ITERATIONS, Steps, evidence_of, normalised, prior_of, probabilities
+
+PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
+HABIT = 1 / 128  # how far from the largest step annotators may mean to draw, likewise
+DEPENDENCE = 2  # neighbouring levels that say the same: their evidence shares pixels
+CAUTION = 8  # by how much less the evidence counts for how far a contour lies from the edge than for on which side
+IMPOSSIBLE = -1e9  # the log-likelihood of a level at which nothing would be left
+
+
+def displacements(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
+    """How far the contour of each image of a set is to be moved, (N,), a level between those of ``levels``; 0 for
+    images without a boundary: `median_level` of its `level_probabilities`."""
+    return median_level(level_probabilities(images, levels, side), levels)
+
+
+def median_level(probabilities: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """The median of each row of probabilities (N,L) of whole levels, (N,), each spread over an interval of length 1;
+    0 where that is within half a pixel of the contour, and would move nothing.
+    """
+    ends = np.append(levels[0] - 0.5, levels + 0.5)
+    found = np.array([np.interp(0.5, np.append(0, row.cumsum()), ends) for row in probabilities])
+    return np.where(np.abs(found) < 0.5, 0, found)
+
+
+def level_probabilities(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
+    """The probability that each image of a set shows the edge at each level, (N,L), ``levels`` as `levels_of`.
+
+    side: the longer side of the images. Images without a boundary have all of it at 0; no image has any where nothing
+    would be left. Source: docs/method.md section 8.
+    """
+    evidence, possible = evidence_of(images, levels)
+    found = probabilities(evidence, possible, levels)
+    bounded = possible.sum(axis=1) > 1
+    if bounded.any():
+        reach, habit = max(2, round(PROFILE * side)), max(1, round(HABIT * side))
+        found[bounded] = _fitted(
+            evidence[bounded] * possible[bounded], possible[bounded], found[bounded], levels, reach, habit
+        )
+    return found
+
+
+def _fitted(
+    evidence: np.ndarray, possible: np.ndarray, start: np.ndarray, levels: np.ndarray, reach: int, habit: int
+) -> np.ndarray:
+    """P(level) of each image, (N,L), by expectation maximisation of profile, noise and prior from ``start`` (N,L)."""
+    images, width = len(evidence), 2 * reach + 1
+    posterior, prior = start, prior_of(start[:0], levels)
+    strength = np.sqrt(np.square(evidence).mean(axis=1, keepdims=True)) + 1e-3
+    # Sum of squares about the mean in the window around each level: what a profile can explain at most.
+    window = np.ones(width)
+    squares = correlate1d(evidence**2, window, mode="nearest")
+    squares -= correlate1d(evidence, window, mode="nearest") ** 2 / width
+    for _ in range(ITERATIONS):
+        profile = _profile(evidence / strength, posterior, reach)
+        # The edge is the largest step, unless most masks are right and have it a little beside.
+        most_are_right = levels[posterior.sum(axis=0).argmax()] == 0
+        profile = _moved(profile, reach, habit if most_are_right else 0)
+        fit = correlate1d(evidence, profile, mode="nearest")
+        explained = np.maximum(fit, 0) * fit / max(profile @ profile, 1e-12)
+        # Two images' worth of belief that the profile explains nothing: of few images it would explain too much.
+        total, left = (posterior * squares).sum(), (posterior * (squares - explained)).sum()
+        noise = max((left + 2 * total / images) / ((images + 2) * width), 1e-6)
+        likelihood = np.where(possible, explained / (2 * noise * DEPENDENCE), IMPOSSIBLE)
+        posterior = normalised(likelihood + np.log(prior))
+        prior = prior_of(posterior, levels)
+    # The evidence decides whether a mask is right, too wide or too tight; how far, it says less well than the set does.
+    calm = np.where(possible, likelihood / CAUTION, IMPOSSIBLE) + np.log(prior)
+    for kind in (levels < -habit, np.abs(levels) <= habit, levels > habit):
+        posterior[:, kind] = normalised(calm[:, kind]) * posterior[:, kind].sum(axis=1, keepdims=True)
+    return posterior
+
+
+def _profile(evidence: np.ndarray, posterior: np.ndarray, reach: int) -> np.ndarray:
+    """The mean of the evidence (N,L) around the level of each image, which has probabilities (N,L): (2 reach + 1,)."""
+    padded = np.pad(evidence, ((0, 0), (reach, reach)), mode="edge")
+    count = evidence.shape[1]
+    return np.array([(posterior * padded[:, w : w + count]).sum() for w in range(2 * reach + 1)]) / len(evidence)
+
+
+def _moved(profile: np.ndarray, reach: int, free: int) -> np.ndarray:
+    """The profile, mean 0, with its peak no further than ``free`` from the middle."""
+    peak = int(profile.argmax()) - reach
+    shift = peak - min(max(peak, -free), free)
+    moved = np.pad(profile, reach, mode="edge")[reach + shift :][: len(profile)]
+    return moved - moved.mean()

@@ -1,0 +1,50 @@
+"""Label quality: what the pixels of a mask are believed to show, and how well the mask that was given agrees with it.
+
+Beliefs come from where the image shows the edge (`utils.contours`), and where there is one from a network.
+Source: docs/method.md section 9.
+"""
+
+import numpy as np
+
+from utils.contours import nearest_class, signed_distance
+
+FAINT = 0.1  # probability below which a pixel that is not in the given mask is no part of the believed one
+
+
+def contour_beliefs(
+    label: np.ndarray, levels: np.ndarray, probabilities: np.ndarray, num_classes: int = 2, scale: float = 1.0
+) -> np.ndarray:
+    """The probability of each class at each pixel, float32 (K,H,W), if the contour lies at each level as probable.
+
+    label: (H,W) classes 0..K-1; probabilities (L,) of the levels (L,), counted in units of ``scale`` pixels of
+    the label (`utils.contours.level_probabilities`). A pixel is foreground if the contour's level is below its signed
+    distance; it then has the class of the nearest foreground pixel.
+    """
+    knots = np.append(levels[0] - 0.5, levels + 0.5) * scale
+    chances = np.append(0, probabilities.cumsum()).clip(0, 1)
+    foreground = np.interp(signed_distance(label), knots, chances)
+    classes = nearest_class(label)
+    beliefs = np.stack([np.where(classes == k, foreground, 0) for k in range(num_classes)])
+    beliefs[0] = 1 - beliefs[1:].sum(axis=0)
+    return beliefs.astype(np.float32)
+
+
+def label_quality(label: np.ndarray, beliefs: np.ndarray) -> float:
+    """How well a mask agrees with what is believed, in [0, 1]: the Dice that is to be expected of it.
+
+    2 sum(g p) / (sum(g) + sum(p)) with g the given mask of a class, 0 or 1, and p the probability of that class, over
+    the pixels where either g = 1 or p >= 0.1: a faint haze over a whole image is no object. The mean over
+    the foreground classes; 1 for a class that is in neither. label: (H,W) classes, beliefs: (K,H,W).
+    """
+    return float(np.mean([_expected_dice(label == k, belief) for k, belief in enumerate(beliefs) if k]))
+
+
+def _expected_dice(given: np.ndarray, probability: np.ndarray) -> float:
+    believed = probability[given | (probability >= FAINT)].sum(dtype=np.float64)
+    total = given.sum() + believed
+    return 1.0 if total == 0 else 2 * probability[given].sum(dtype=np.float64) / total
+
+
+def wrong_probability(label: np.ndarray, beliefs: np.ndarray) -> np.ndarray:
+    """The probability that the class of each pixel is wrong, float32 (H,W); label: (H,W) classes, beliefs: (K,H,W)."""
+    return 1 - np.take_along_axis(beliefs, label[None].astype(np.intp), axis=0)[0]

@@ -1,0 +1,103 @@
+"""What can go wrong in training without an error: seen on the device during an epoch, told once at its end."""
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from utils.cli import listed
+from utils.distributed import gather
+from utils.gsd import Batch, Network, Step
+
+
+class Watch:
+    """The signs of one epoch. Nothing waits for the device before `warnings` is called.
+
+    Collapse: all that a network predicts in the second half of the epoch is one class, and the labels have more.
+    Superpixels without outlines: all of an image is one segment. Foreground lost: of an image with foreground the
+    selection drops every foreground pixel. Source: docs/method.md sections 1 and 3.
+    """
+
+    def __init__(self, steps: int, votes: bool):
+        """steps: in the epoch. votes: whether superpixels alone vote in this run, at whatever epoch."""
+        self.steps, self.votes = steps, votes
+        self.names: list[Sequence[str]] = []
+        self.images: list[Tensor] = []  # bool (2,B): one segment, foreground lost
+        self.labels: list[Tensor] = []  # lowest and highest class
+        self.predicted: dict[int, list[Tensor]] = {}  # the same of what each network predicts, by its number
+
+    def over(self, forwards: Sequence[Network]) -> list[Network]:
+        """The networks' forward passes, watched."""
+        return [self._watched(number, forward) for number, forward in enumerate(forwards, 1)]
+
+    def _watched(self, number: int, forward: Network) -> Network:
+        def watched(image: Tensor) -> Tensor:
+            logits = forward(image)
+            if 2 * len(self.names) >= self.steps - 1:
+                self.predicted.setdefault(number, []).append(_range(logits.detach().argmax(dim=1)))
+            return logits
+
+        return watched
+
+    @torch.no_grad()
+    def see(self, batch: Batch, step: Step, names: Sequence[str]) -> None:
+        """Take in one step, on the images ``names``."""
+        label, segments = batch.label.flatten(1), batch.segments.flatten(1)
+        one_segment = segments.amin(dim=1) == segments.amax(dim=1)
+        foreground = label != 0
+        kept = step.maps["kept"].flatten(1) > 0 if "kept" in step.maps else torch.ones_like(foreground)
+        self.images.append(torch.stack([one_segment, foreground.any(dim=1) & ~(foreground & kept).any(dim=1)]))
+        self.labels.append(_range(label))
+        self.names.append(names)
+
+    def warnings(self) -> dict[str, str]:
+        """What is to be told, each with what to try, by its short name for the log.
+
+        In a team every process must call it; all get all.
+        """
+        names = [name for batch in self.names for name in batch]
+        one_segment, lost = torch.cat(self.images, dim=1).tolist()
+        own = (
+            [_limits(ranges) for ranges in (self.labels, *self.predicted.values())],
+            [name for name, found in zip(names, one_segment, strict=True) if found and self.votes],
+            [name for name, found in zip(names, lost, strict=True) if found],
+        )
+        limits, uncut, dropped = zip(*gather([own]), strict=True)
+        (low, high), *predicted = ((min(lows), max(highs)) for lows, highs in map(_transposed, _transposed(limits)))
+        collapsed = {number: low for number, (low, high) in zip(self.predicted, predicted, strict=True) if low == high}
+        found = {}
+        for number, value in collapsed.items() if low < high else ():
+            found[f"network {number} predicts class {value}"] = (
+                f"network {number} predicts class {value} on every pixel. Early in a run of small objects this may "
+                "pass; if it stays, try a smaller --learning_rate, a smaller --tau or more epochs"
+            )
+        if uncut_names := sorted(chain.from_iterable(uncut)):
+            found["one segment"] = (
+                f"one superpixel covers all of {_images(uncut_names)}, so refinement gives the whole image one class: "
+                f"{listed(uncut_names)}. Look at the image; make the superpixels again with a smaller --compactness or "
+                "more --n_segments (scripts/generate_SLIC.py --overwrite), or try --vote rings"
+            )
+        if lost_names := sorted(chain.from_iterable(dropped)):
+            found["foreground dropped"] = (
+                f"the selection drops every foreground pixel of {_images(lost_names)}: {listed(lost_names)}. Try a "
+                "smaller --tau: it should stay well below the share of the foreground, unless these masks are wrong"
+            )
+        return found
+
+
+def _range(classes: Tensor) -> Tensor:
+    return torch.stack(classes.aminmax())
+
+
+def _limits(ranges: Sequence[Tensor]) -> tuple[int, int]:
+    low, high = torch.stack(list(ranges)).unbind(dim=1)
+    return int(low.min()), int(high.max())
+
+
+def _transposed(rows: Iterable[Iterable]) -> list[tuple]:
+    return list(zip(*rows, strict=True))
+
+
+def _images(names: Sequence[str]) -> str:
+    return f"{len(names)} image{'s' * (len(names) > 1)}"

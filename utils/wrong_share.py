@@ -1,0 +1,59 @@
+"""How many pixels of a set's masks are wrong, from the images and these masks alone: --tau auto.
+
+A mask is wrong where its whole contour was displaced, and where it is uneven, as noise makes it. The images say the
+first (`utils.edge_profile`); the second is what smoothing the mask changes. Source: docs/method.md section 10.
+"""
+
+import argparse
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from utils.contours import levels_of, move_contour, steps
+from utils.edge_profile import level_probabilities, median_level
+from utils.label_quality import contour_beliefs, wrong_probability
+
+SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
+UNSEEN = 1.7  # unevenness of all scales, in units of what the smoothing sees; docs/method.md section 10
+
+
+def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, corrected: bool) -> float:
+    """The share of the pixels of a set's masks that are wrong, in [0, 1).
+
+    samples: images (S,S,C) uint8 and their masks as given (S,S), classes 0..K-1, all of one size; they are gone through
+    once. With ``corrected`` the share that is wrong after contour correction (`utils.contours`). It is the mean
+    probability that a pixel is on the wrong side of the contour, to which comes the mask's unevenness: as smoothing the
+    given mask shows it; after correction, when no displacement hides the larger part of it, `UNSEEN` times that.
+    """
+    found, labels = [], []
+    for image, label in samples:
+        found.append(steps(image, label))
+        labels.append(label)
+    side = max(labels[0].shape)
+    levels = levels_of((side,))
+    probabilities = level_probabilities(found, levels, side)
+    moves = median_level(probabilities, levels) if corrected else np.zeros(len(labels))
+    weight = UNSEEN if corrected else 1
+    shares = [
+        wrong_probability(move_contour(label, move), contour_beliefs(label, levels, probable, num_classes)).mean()
+        + weight * unevenness(label)
+        for label, move, probable in zip(labels, moves, probabilities, strict=True)
+    ]
+    return float(np.mean(shares))
+
+
+def estimate_tau(args: argparse.Namespace, samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
+    """--tau auto: put the estimated share of wrong pixels in its place, and say so on stdout and in args.json."""
+    corrected = args.contours == "corrected"
+    # Rounded, so that --resume finds the same.
+    args.tau = round(estimate_wrong_share(samples, args.num_classes, corrected), 4)
+    args.tau_from = f"estimated, of the masks {'after contour correction' if corrected else 'as given'}"
+    print(f"--tau auto: {args.tau}, {args.tau_from}")
+
+
+def unevenness(label: np.ndarray) -> float:
+    """The share of the pixels of a mask (H,W) that change between foreground and background when it is smoothed."""
+    inside = (label != 0).astype(np.float32)
+    smooth = cv2.GaussianBlur(inside, (0, 0), SMOOTHING * max(label.shape), borderType=cv2.BORDER_REPLICATE)
+    return float(((smooth > 0.5) != (label != 0)).mean())
