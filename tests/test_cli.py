@@ -7,7 +7,7 @@ from utils.cli import UserError, keep_settings
 
 def test_a_broken_record_of_settings_is_named(tmp_path):
     (tmp_path / "settings.json").write_text('{"seed": ')
-    with pytest.raises(UserError, match=r"settings\.json: not valid JSON; add --overwrite"):
+    with pytest.raises(UserError, match=r"settings\.json: not readable as JSON .*; add --overwrite"):
         keep_settings(tmp_path, {"seed": 0}, overwrite=False)
     keep_settings(tmp_path, {"seed": 0}, overwrite=True)
     keep_settings(tmp_path, {"seed": 0}, overwrite=False)
