@@ -4,6 +4,7 @@ Each process takes its part of every batch, forwards it, and DistributedDataPara
 its part of the test cases; the first one writes. docs/decisions.md says what that means for the method.
 """
 
+import atexit
 import sys
 from typing import NamedTuple
 
@@ -48,6 +49,10 @@ def leave_team() -> None:
     """Part from the other processes, once all have come this far."""
     if dist.is_initialized():
         dist.barrier()
+        # The shared networks hold the group too. Were theirs the last hold, the group would be taken down with the
+        # interpreter lock held, waiting for a thread of its own that may be waiting for that lock: for ever. Held until
+        # the interpreter's exit, it goes from Python's side, which gives the lock back first.
+        atexit.register(lambda group: None, dist.group.WORLD)
         dist.destroy_process_group()
 
 
