@@ -25,6 +25,7 @@ _BOUNDED = (1, 32773)  # compressions of TIFF: none, and PackBits, which expands
 _DEFLATE = (8, 32946)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of Pillow's many: some run other programs
+MOST_PAGES = 1024  # of a TIFF; each is a channel
 MOST_PIXELS, MOST_BYTES = 2**27, 2**30  # of one image; a header that promises more is damaged, or a trap
 
 
@@ -203,6 +204,8 @@ def _tiff_layout(path: Path) -> _TiffLayout:
     """How a TIFF file holds its one image. Raises `UserError` if there is none in it, or more."""
     try:
         with tifffile.TiffFile(path) as file:
+            if len(file.pages) > MOST_PAGES:  # found by their offsets alone; a damaged chain of them may have no end
+                raise ValueError(f"{len(file.pages)} pages")
             # Reading the series looks at every page, so it comes before anything is said about them.
             number, series = len(file.series), file.series[0]
             named = zip(series.axes, series.shape, strict=True)
