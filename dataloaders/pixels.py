@@ -1,6 +1,7 @@
 """Pixels of image files at any depth and number of channels: as stored, and as the 0..255 that training works on."""
 
 import io
+import math
 import os
 import zlib
 from pathlib import Path
@@ -21,7 +22,7 @@ _BOUNDED = (1, 32773)  # compressions of TIFF: none, and PackBits, which expands
 _DEFLATE = (8, 32946)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of Pillow's many: some run other programs
-MOST_BYTES = 2**30  # of one image; a header that promises more is damaged, or a trap
+MOST_PIXELS, MOST_BYTES = 2**27, 2**30  # of one image; a header that promises more is damaged, or a trap
 
 
 class Format(NamedTuple):
@@ -204,8 +205,10 @@ def _tiff_layout(path: Path) -> _TiffLayout:
             orientation = int(page.tags.valueof(274, 1))
     except Exception as error:  # whatever its parser runs into on a damaged file
         raise _unreadable(path, error) from error
-    if dtype is not None and np.prod(list(sizes.values()), dtype=object) * dtype.itemsize > MOST_BYTES:
-        raise UserError(f"{path}: {sizes} of {dtype}, more than {MOST_BYTES >> 20} MiB; cut it into smaller images")
+    plane = math.prod(size for axis, size in sizes.items() if axis in "YX")
+    values = math.prod(sizes.values())
+    if dtype is not None and (plane > MOST_PIXELS or values * dtype.itemsize > MOST_BYTES):
+        raise UserError(f"{path}: {sizes} of {dtype} are too large; cut it into smaller images")
     axes = "".join(sizes)
     channel = axes.replace("Y", "").replace("X", "")
     if number > 1 or not {"Y", "X"} <= sizes.keys() or 0 in sizes.values() or channel not in ("", "S", "C", "Q", "I"):
@@ -240,13 +243,17 @@ def _read_tiff(path: Path) -> np.ndarray:
 
 
 def _check_expansion(file: tifffile.TiffFile) -> None:
-    """Raises ValueError if a compressed piece holds more than its place in the image, or cannot be looked at so."""
+    """Raises ValueError if pieces of the image are not there, or one holds more than its place in the image."""
     for page in file.series[0].pages:
-        if page is None or page.compression in _BOUNDED:
+        if page is None:
+            continue
+        if len(page.dataoffsets) != math.prod(page.chunked):
+            raise ValueError(f"{len(page.dataoffsets)} pieces of pixels, its header promises {page.chunked}")
+        if page.compression in _BOUNDED:
             continue
         if page.compression not in _DEFLATE:
             raise ValueError("a compression that needs imagecodecs")
-        place = int(np.prod(page.chunks)) * page.dtype.itemsize
+        place = math.prod(page.chunks) * page.dtype.itemsize
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
             file.filehandle.seek(offset)
             if len(zlib.decompressobj().decompress(file.filehandle.read(count), place + 1)) > place:

@@ -102,6 +102,18 @@ def test_a_tiff_whose_header_promises_too_much(tmp_path):
     assert peak_growth(lambda: read_image(path)) < 2**28
 
 
+def test_a_tiff_whose_strips_are_not_there(tmp_path):
+    """Half a million of them, each of which would be looked for, in an image that is not too large to be true."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((24, 16), np.uint16), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ImageLength"].overwrite(2**23)
+        file.pages[0].tags["RowsPerStrip"].overwrite(16)
+    start = time.monotonic()
+    assert peak_growth(lambda: read_image(path)) < 2**28
+    assert time.monotonic() - start < 5
+
+
 def test_a_tiff_that_expands_beyond_its_header(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((2**14, 2**14), np.uint16), compression="zlib", rowsperstrip=2**14)
