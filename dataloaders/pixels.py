@@ -4,6 +4,7 @@ import io
 import math
 import os
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ _BOUNDED = (1, 32773)  # compressions of TIFF: none, and PackBits, which expands
 _DEFLATE = (8, 32946)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of Pillow's many: some run other programs
+MOST_PAGES = 256  # of a TIFF file, a channel each
 MOST_PIXELS, MOST_BYTES = 2**27, 2**30  # of one image; a header that promises more is damaged, or a trap
 
 
@@ -101,8 +103,13 @@ def decode(path: Path) -> Image.Image:
     Raises `UserError` if that fails, or if there are several frames in it.
     """
     try:
-        image = Image.open(io.BytesIO(Path(path).read_bytes()), formats=_FORMATS)
+        data = Path(path).read_bytes()
+        image, size = Image.open(io.BytesIO(data), formats=_FORMATS), len(data)
         frames = getattr(image, "n_frames", 1)
+        if image.format == "TIFF" and image.info.get("compression") == "raw":
+            bits = sum(image.tag_v2.get(258, (1,)))
+            if image.width * image.height * bits > 8 * size:  # libtiff would make up the rest
+                raise ValueError(f"its header promises {image.width} x {image.height} pixels, more than the file holds")
         if frames == 1:
             image.load()
             return ImageOps.exif_transpose(image)
@@ -196,6 +203,9 @@ def _tiff_layout(path: Path) -> _TiffLayout:
     """How a TIFF file holds its one image. Raises `UserError` if there is none in it, or more."""
     try:
         with tifffile.TiffFile(path) as file:
+            # Damaged links from page to page may go in circles.
+            if sum(1 for _ in islice(file.pages, MOST_PAGES + 1)) > MOST_PAGES:
+                raise ValueError(f"more than {MOST_PAGES} frames in one file; store one image a file")
             # Reading the series looks at every page, so it comes before anything is said about them.
             number, series = len(file.series), file.series[0]
             named = zip(series.axes, series.shape, strict=True)
