@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import zlib
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -105,8 +106,13 @@ def decode(path: Path) -> Image.Image:
     Raises `UserError` if that fails, or if there are several frames in it.
     """
     try:
-        image = Image.open(io.BytesIO(Path(path).read_bytes()), formats=_FORMATS)
+        data = Path(path).read_bytes()
+        image, size = Image.open(io.BytesIO(data), formats=_FORMATS), len(data)
         frames = getattr(image, "n_frames", 1)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.info.get("compression") == "raw":
+            bits = sum(image.tag_v2.get(258, (1,)))
+            if image.width * image.height * bits > 8 * size:  # libtiff would make up the rest
+                raise ValueError(f"its header promises {image.width} x {image.height} pixels, more than the file holds")
         if frames == 1:
             image.load()
             return ImageOps.exif_transpose(image)
@@ -204,8 +210,9 @@ def _tiff_layout(path: Path) -> _TiffLayout:
     """How a TIFF file holds its one image. Raises `UserError` if there is none in it, or more."""
     try:
         with tifffile.TiffFile(path) as file:
-            if len(file.pages) > MOST_PAGES:  # found by their offsets alone; a damaged chain of them may have no end
-                raise ValueError(f"{len(file.pages)} pages")
+            # Damaged links from page to page may go in circles.
+            if sum(1 for _ in islice(file.pages, MOST_PAGES + 1)) > MOST_PAGES:
+                raise ValueError(f"more than {MOST_PAGES} frames in one file; store one image a file")
             # Reading the series looks at every page, so it comes before anything is said about them.
             number, series = len(file.series), file.series[0]
             named = zip(series.axes, series.shape, strict=True)

@@ -103,6 +103,7 @@ def test_a_tiff_whose_header_promises_too_much(tmp_path):
     assert peak_growth(lambda: read_image(path)) < 2**28
 
 
+@pytest.mark.filterwarnings("ignore:Image size")  # of Pillow, to whoever reads so large an image
 def test_a_tiff_whose_strips_are_not_there(tmp_path):
     """Half a million of them, each of which would be looked for, in an image that is not too large to be true."""
     path = tmp_path / "a.tif"
@@ -113,6 +114,28 @@ def test_a_tiff_whose_strips_are_not_there(tmp_path):
     start = time.monotonic()
     assert peak_growth(lambda: read_image(path)) < 2**28
     assert time.monotonic() - start < 5
+
+
+def test_a_tiff_whose_pages_go_in_a_circle(tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((150, 8, 8), np.uint16), photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        offsets = [page.offset for page in file.pages]
+    data = bytearray(path.read_bytes())
+    end = offsets[-1] + 2 + 12 * int.from_bytes(data[offsets[-1] : offsets[-1] + 2], "little")
+    data[end : end + 4] = offsets[120].to_bytes(4, "little")
+    path.write_bytes(data)
+    start = time.monotonic()
+    assert peak_growth(lambda: read_image(path)) < 2**28
+    assert time.monotonic() - start < 10
+
+
+def test_a_plain_tiff_of_fewer_pixels_than_it_says(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.new("L", (16, 16)).save(path)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags["ImageLength"].overwrite(2**22)
+    assert peak_growth(lambda: read_mask(path)) < 2**28
 
 
 def test_a_tiff_that_expands_beyond_its_header(tmp_path):

@@ -5,6 +5,7 @@ Nothing here imports torch, so that the preprocessing scripts start at once.
 
 import csv
 import ctypes
+import errno
 import fcntl
 import io
 import json
@@ -31,6 +32,10 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
+# What print raises on a full disk, and where the reader of a pipe has gone (`... | head`).
+_NOWHERE_TO_PRINT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EPIPE)
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a command's ``main``; a `UserError` becomes one line on stderr and exit code 2.
 
@@ -41,8 +46,15 @@ def run_main(main: Callable[[], None]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the command
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _NOWHERE_TO_PRINT or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries it once more at its end, and complains
+        print(f"error: standard output: cannot be written ({error.strerror})", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         # torchrun sends a second signal after the terminal's own; the end is near, and needs no traceback.
