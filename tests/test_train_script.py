@@ -199,6 +199,18 @@ def test_seed_decides_everything(train, places, tmp_path):
     assert [row["loss"] for row in log_rows(one)] != [row["loss"] for row in log_rows(other)]
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_deterministic_runs_are_the_same_on_any_device(train, places, tmp_path):
+    """On a GPU, where there is one; with votes and transfer, whose sums are those that a GPU adds in any order."""
+    for name in ("one", "same"):
+        flags = ("--max_epochs", 3, "--exp", name, "--fidelity", "paper", "--device", "auto", "--deterministic")
+        assert_succeeded(train(*GIVEN, *places, *flags))
+        assert torch.are_deterministic_algorithms_enabled()
+    assert_same_run(*(tmp_path / f"kvasir+{name}+given" for name in ("one", "same")))
+    assert_succeeded(train(*GIVEN, *places, "--max_epochs", 1, "--exp", "usual"))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_grey_images_of_three_classes(train, tmp_path):
     folder = write_dataset(tmp_path / "data", train=4, test=2, image_size=16)
     classes = (np.arange(48)[None].repeat(40, 0) // 16).astype(np.uint8)

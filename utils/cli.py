@@ -46,7 +46,8 @@ def run_main(main: Callable[[], None]) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the command
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # of several processes one prints, the others have none
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -149,8 +149,9 @@ def region_vote(probability: Tensor, regions: Tensor, num_regions: int) -> Tenso
     """
     batch, classes = probability.shape[:2]
     ids = regions.flatten(1).unsqueeze(1)
-    sums = probability.new_zeros(batch, classes, num_regions)
-    sums.scatter_add_(2, ids.expand(-1, classes, -1), probability.flatten(2))
+    # In float64: added one after the other, float32 loses the last digits of a region of a million pixels.
+    sums = probability.new_zeros(batch, classes, num_regions, dtype=torch.float64)
+    sums.scatter_add_(2, ids.expand(-1, classes, -1), probability.flatten(2).double())
     # The sum has the same argmax as the mean: all classes of a region are divided by the same count.
     return sums.argmax(dim=1).gather(1, ids.squeeze(1)).view_as(regions)
 

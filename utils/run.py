@@ -62,6 +62,17 @@ def set_allocator(most_mapped_blocks: int, trim_threshold: int) -> None:
             libc.mallopt(ctypes.c_int(parameter), ctypes.c_int(value))
 
 
+def repeat_exactly(wanted: bool) -> None:
+    """Have PyTorch compute sums on a GPU in the same order each time (or no longer), or stop where it has no such way.
+
+    What training there otherwise adds in any order: the votes of superpixels, gradients of convolutions and of the
+    upsampling. On the CPU the order is always the same. Source: docs/decisions.md, "Precision and repetition".
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA multiplies its first matrices
+    torch.use_deterministic_algorithms(wanted)
+
+
 def uses_bf16(amp: str, device: torch.device) -> bool:
     """Whether the networks run in bfloat16: ``amp`` is bf16, or auto and the hardware has it natively."""
     if amp != "auto":

@@ -30,7 +30,7 @@ from utils.figures import method_panels
 from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, gsd_step, highest_weight
 from utils.intensity import Intensity, to_unit
 from utils.metrics import case_scores
-from utils.run import Run, at_precision, keep_freed_memory, uses_bf16
+from utils.run import Run, at_precision, keep_freed_memory, repeat_exactly, uses_bf16
 from utils.watch import Watch
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
@@ -114,6 +114,7 @@ def experiment_of(
         raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
     if device.type == "cpu":
         keep_freed_memory()
+    repeat_exactly(args.deterministic)
     # channels_last: the layout of the fast convolutions, on the CPU in bf16 and on GPUs with tensor cores.
     networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     trained: list[Network] = [shared(network, team) for network in networks]
