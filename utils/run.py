@@ -24,7 +24,7 @@ RUN_FILES = (
 )
 
 # Settings that say where a run happens, not what it computes: --resume may change them.
-PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
+PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "deterministic", "cache", "cache_root"}
 FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
 
 
