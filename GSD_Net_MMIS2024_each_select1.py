@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_rater_arguments(parser)
     add_training_arguments(parser, image_size=128)
-    parser.set_defaults(tau=0.008, ratecp=0.5, jitter=0.01)
+    parser.set_defaults(tau=0.008, ratecp=0.5, jitter=0.01, weight_decay_rate=5)
     return resolve_arguments(parser.parse_args())
 
 
@@ -101,7 +101,6 @@ def main() -> None:
         intensity=intensity,
         cases=test,
         validation=validation_cases(held_out, args.raters, args.num_classes, args.image_size),
-        weight_decay_rate=5,
     )
     folder = Path(args.output_root) / f"MMIS2024+{args.exp}+{args.rater_policy or 'select1'}"
     run = Run(folder, vars(args) | {"intensity": intensity.stated(READING)}, args.resume, args.overwrite, team)

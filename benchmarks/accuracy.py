@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py --data_root data                       # protocol small: 128 px, minutes a cell
     python benchmarks/accuracy.py --data_root data --protocol full       # 256 px, 100 epochs: for a GPU
-    python benchmarks/accuracy.py --data_root data --grid ablation       # one factor at a time, on validation images
-    python benchmarks/accuracy.py --data_root data --grid tau            # half, once and twice the expected share
+    python benchmarks/accuracy.py --data_root data --grid ablation --protocol brief  # one factor at a time: see below
+    python benchmarks/accuracy.py --data_root data --grid tau --protocol brief       # half, once, twice the tau
     python benchmarks/accuracy.py --data_root data --grid precision      # bf16, cached, compiled against plain fp32
     python benchmarks/accuracy.py --table --figure accuracy.png          # from the results there are; trains nothing
 
@@ -58,6 +58,12 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "segments": 256,
         "epochs": {"shenzhen": 12, "Kvasir": 12},
     },
+    # For grids of many cells: a quarter of small's time, as many steps.
+    "brief": {
+        "flags": ("--image_size", "64", "--optimizer", "adamw", "--schedule", "cosine"),
+        "segments": 256,
+        "epochs": {"shenzhen": 12, "Kvasir": 12},
+    },
     "full": {"flags": ("--image_size", "256"), "segments": 1024, "epochs": {}},
 }
 METHODS = {
@@ -96,6 +102,8 @@ ABLATION = {  # one change each from gsd as it ships, then from the paper's form
     "paper, warm-up 0": (*PAPER, "--warm_up", "0"),
     "paper, bounded cross-entropy": (*PAPER, "--transfer_loss", "probabilities"),
     "paper, no agreement in the selection": (*PAPER, "--consistency", "1"),
+    "paper, agreement in full": (*PAPER, "--consistency", "0"),
+    "paper, constant cap of the weights": (*PAPER, "--weight_decay_rate", "0"),
     "paper, raw inputs": (*PAPER, "--inputs", "raw"),
     "published": ("--fidelity", "published"),
     "ce": ("--method", "ce"),

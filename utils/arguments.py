@@ -99,6 +99,12 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, aut
         help="lambda of the selection loss (default: %(default)s)",
     )
     add(
+        "--weight_decay_rate",
+        type=number(int, 0),
+        default=10,
+        help="how far the cap of the distance weights falls from 11 over the run (default: %(default)s)",
+    )
+    add(
         "--fidelity",
         choices=tuple(FIDELITY),
         default="extended",
@@ -213,14 +219,14 @@ def tau_in_words(args: argparse.Namespace) -> str:
     return f"tau {args.tau}" if args.method in USES_TAU else f"tau not used by {args.method}"
 
 
-def gsd_config(args: argparse.Namespace, weight_decay_rate: int = 10) -> GSDConfig:
+def gsd_config(args: argparse.Namespace) -> GSDConfig:
     """The method's settings from the flags."""
     return GSDConfig(
         tau=args.tau,
         max_epochs=args.max_epochs,
         ratecp=args.ratecp,
         consistency=args.consistency,
-        weight_decay_rate=weight_decay_rate,
+        weight_decay_rate=args.weight_decay_rate,
         warm_up=args.warm_up,
         transfer=args.transfer,
         vote=args.vote,

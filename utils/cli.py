@@ -224,12 +224,12 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
         if before != settings:
             raise UserError(
                 f"{folder} was made with {before}, now asked for {settings}: "
-                "choose another --save_root, or add --overwrite to make all its files again"
+                "choose another folder, or add --overwrite to make all its files again"
             )
     elif present:
         raise UserError(
             f"{folder} holds {listed(path.name for path in present)} and no {record.name} that says how they were "
-            "made: choose another --save_root, or add --overwrite to replace them"
+            "made: choose another folder, or add --overwrite to replace them"
         )
     write_json(record, settings)
 

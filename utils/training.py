@@ -101,7 +101,6 @@ def experiment_of(
     cases: Sequence[TestCase],
     validation: Sequence[TestCase] = (),
     scored_on: str = "test masks",
-    weight_decay_rate: int = 10,
 ) -> Experiment:
     """The experiment that a training script's flags ask for, on data that the script has read.
 
@@ -129,7 +128,7 @@ def experiment_of(
         optimiser=optimiser_of(args.optimizer, networks, args.learning_rate),
         learning_rate=partial(learning_rate_at, args.schedule, args.learning_rate),
         step=METHODS[args.method],
-        config=gsd_config(args, weight_decay_rate),
+        config=gsd_config(args),
         epoch_batches=epoch_batches,
         steps_per_epoch=training_images // args.batch_size,
         cases=cases,
