@@ -52,7 +52,8 @@ def parse_arguments() -> argparse.Namespace:
         help="volumes to test on (default: %(default)s)",
     )
     add_rater_arguments(parser)
-    add_training_arguments(parser, image_size=128)
+    # Not "extended", which corrects contours: where annotators differ, each one's contour is what is to be learned.
+    add_training_arguments(parser, image_size=128, fidelity="paper")
     parser.set_defaults(tau=0.008, ratecp=0.5, jitter=0.01, weight_decay_rate=5)
     return resolve_arguments(parser.parse_args())
 

@@ -34,7 +34,8 @@ def parse_arguments() -> argparse.Namespace:
         "one reader's number, from 1 (default: %(default)s)",
     )
     add_rater_arguments(parser)
-    add_training_arguments(parser, image_size=128)
+    # Not "extended", which corrects contours: where annotators differ, each one's contour is what is to be learned.
+    add_training_arguments(parser, image_size=128, fidelity="paper")
     parser.set_defaults(tau=0.003, consistency=0.9, ratecp=0.5, jitter=0.05)
     return resolve_arguments(parser.parse_args())
 

@@ -37,7 +37,7 @@ from utils.wrong_share import estimate_tau
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags, with the paper's settings of the dataset where none is given."""
+    """The flags; where none is given, the settings of --fidelity, and the paper's for its datasets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", required=True, help="kvasir, shenzhen, BUSUC or a folder of --data_root")
     parser.add_argument("--noise_type", required=True, choices=NOISE_TYPES, help="which training masks")
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         "--channels",
         type=int,
         choices=(1, 3),
-        help="read grey as colour (3) or colour as grey (1) (default: as stored)",
+        help="read grey as colour (3) or colour as grey (1) (default: as stored; BUSUC: 3)",
     )
     add_training_arguments(parser, image_size=256, auto_tau=True)
     parser.set_defaults(val_fraction=None)

@@ -136,6 +136,7 @@ class Cell:
     noise: str  # S_R, S_E or S_DE; on clean masks, "clean"
     method: str
     seed: int
+    flags: str  # of train_GSD-Net.py, given in addition to the method's and the protocol's
 
 
 @dataclass(frozen=True)
@@ -293,13 +294,13 @@ def _link(source: Path, folder: Path) -> None:
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """The cells that the flags ask for, all methods of a dataset, noise and seed next to each other."""
     cells = []
-    for seed in args.seeds:
+    for seed in args.seeds or [0]:
         for dataset in args.datasets:
             for noise in args.noises:
                 for method in args.methods or GRIDS[args.grid]:
                     # Clean masks are the same whatever the noise.
                     effect = "clean" if method == CLEAN else NOISES[noise]
-                    cells.append(Cell(args.grid, args.protocol, dataset, effect, method, seed))
+                    cells.append(Cell(args.grid, args.protocol, dataset, effect, method, seed, " ".join(args.flags)))
     return list(dict.fromkeys(cells))
 
 
@@ -314,7 +315,7 @@ def flags_of(cell: Cell) -> list[str]:
     return [*flags, *(("--max_epochs", str(epochs)) if epochs else ()), "--noise_type", noise]
 
 
-def run_cell(cell: Cell, data_root: Path, segments: Path, work_root: Path, threads: int, more: list[str]) -> Row:
+def run_cell(cell: Cell, data_root: Path, segments: Path, work_root: Path, threads: int) -> Row:
     """Train a cell, or finish it, and read its result."""
     name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in asdict(cell).values())
     folder = work_root / "runs" / name
@@ -323,7 +324,7 @@ def run_cell(cell: Cell, data_root: Path, segments: Path, work_root: Path, threa
         *("--datasets", cell.dataset, "--data_root", data_root, "--slic_root", segments),
         *("--output_root", folder, "--exp", "cell", "--cache_root", work_root / "cache", "--resume"),
         *flags_of(cell),
-        *more,
+        *cell.flags.split(),
         log=folder / "log.txt",
         threads=threads,
     )
@@ -373,7 +374,7 @@ def train_cells(args: argparse.Namespace) -> None:
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(waiting), unit="cell") as bar:
 
         def train(cell: Cell) -> None:
-            row = run_cell(cell, places[cell.dataset], segments[cell], args.work_root.resolve(), threads, args.flags)
+            row = run_cell(cell, places[cell.dataset], segments[cell], args.work_root.resolve(), threads)
             add_row(args.results, row)
             bar.update()
             bar.write(
@@ -390,6 +391,17 @@ def train_cells(args: argparse.Namespace) -> None:
 
 
 # --- Tables and pictures ----------------------------------------------------------------------------------------------
+
+
+def asked_for(row: Row, args: argparse.Namespace) -> bool:
+    """Whether a result is of what the flags ask for."""
+    return (
+        (row.grid, row.protocol, row.flags) == (args.grid, args.protocol, " ".join(args.flags))
+        and row.dataset in args.datasets
+        and row.noise in {"clean", *(NOISES[noise] for noise in args.noises)}
+        and (not args.methods or row.method in args.methods)
+        and (not args.seeds or row.seed in args.seeds)
+    )
 
 
 def mean_by_cell(rows: list[Row]) -> dict[tuple[str, str, str], list[float]]:
@@ -497,7 +509,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--datasets", nargs="+", default=["shenzhen", "Kvasir"], choices=tuple(TAU), metavar="NAME")
     parser.add_argument("--noises", nargs="+", default=list(NOISES), choices=tuple(NOISES), metavar="NOISE")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="of the grid; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[2024], metavar="SEED", help="default: 2024")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: 0 to train, all to print")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="print the table of the results there are; train nothing")
     parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the results there are")
@@ -516,14 +528,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.table:
         train_cells(args)
-    wanted = set(args.datasets)
-    rows = [
-        row
-        for row in read_rows(args.results)
-        if (row.grid, row.protocol) == (args.grid, args.protocol) and row.dataset in wanted
-    ]
+    rows = [row for row in read_rows(args.results) if asked_for(row, args)]
     if not rows:
-        raise UserError(f"{args.results}: no results of --grid {args.grid}, --protocol {args.protocol}")
+        raise UserError(f"{args.results}: no results of --grid {args.grid}, --protocol {args.protocol} and these flags")
     print(table(rows))
     if args.figure:
         write_atomically(args.figure, png(draw(rows)))

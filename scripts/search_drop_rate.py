@@ -1,8 +1,9 @@
 """Find the share of wrong pixels, --tau, by short trainings: slower than --tau auto, but it asks the networks.
 
-    python scripts/search_drop_rate.py --datasets mine --noise_type given --save_root drop_rate/mine -- --batch_size 8
+    python scripts/search_drop_rate.py --datasets mine --noise_type given --save_root drop_rate/mine --batch_size 8
 
-trains once for each of --candidates, for --max_epochs epochs; flags after -- go to train_GSD-Net.py as well. Then each
+trains once for each of --candidates, for --max_epochs epochs, with refinement and transfer from 0.3 of them on; flags
+after -- go to train_GSD-Net.py as well. Then each
 run's networks predict the training images, the share tau of the pixels that fit their labels worst is dropped, and
 
     (sum over kept pixels of -log p(label) + sum over dropped pixels of -log(1 - p(label))) / pixels
@@ -90,6 +91,7 @@ def train(args: argparse.Namespace, tau: float) -> Path:
     )
     shared += ("batch_size", "max_epochs", "contours", "seed", "device", "gpu")
     command = [sys.executable, str(REPO / "train_GSD-Net.py"), "--tau", str(tau), "--exp", f"tau{tau}"]
+    command += ["--warm_up", "0.3"]  # the same for tau 0, for which training would leave the second phase out
     command += ["--output_root", str(args.save_root / "runs"), "--overwrite" if args.overwrite else "--resume"]
     for name in shared:
         if getattr(args, name) is not None:

@@ -28,7 +28,7 @@ def parse(monkeypatch, *flags: str) -> Namespace:
 
 
 def row(method: str = "ce", noise: str = "S_R", dice: float = 0.5, seed: int = 1, **changes) -> Row:
-    cell = Cell("methods", "small", "shenzhen", noise, method, seed)
+    cell = Cell("methods", "small", "shenzhen", noise, method, seed, "")
     rest = {"iou": 0.4, "hd95": 3.5, "epochs": 16, "averaged": 4, "seconds": 60, "precision": "bf16"}
     made = Row(**asdict(cell), dice=dice, **rest, torch="2", machine="m", date="2026-01-01")
     return replace(made, **changes)
@@ -39,7 +39,7 @@ def row(method: str = "ce", noise: str = "S_R", dice: float = 0.5, seed: int = 1
 
 def asked(**changes) -> Namespace:
     flags = {"grid": "methods", "protocol": "small", "datasets": ["shenzhen"], "noises": list(NOISES)}
-    return Namespace(**{**flags, "methods": None, "seeds": [1, 2], **changes})
+    return Namespace(**{**flags, "methods": None, "seeds": [1, 2], "flags": [], **changes})
 
 
 def test_clean_masks_are_trained_on_once_a_seed():
@@ -50,7 +50,7 @@ def test_clean_masks_are_trained_on_once_a_seed():
 
 def test_a_grid_can_be_cut_down():
     cells = accuracy.cells_of(asked(methods=["gsd"], noises=["DE"], seeds=[7]))
-    assert cells == [Cell("methods", "small", "shenzhen", "S_DE", "gsd", 7)]
+    assert cells == [Cell("methods", "small", "shenzhen", "S_DE", "gsd", 7, "")]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -62,9 +62,9 @@ def test_the_training_script_takes_the_flags_of_every_method(monkeypatch, grid):
 
 
 def test_the_tau_grid_multiplies_the_papers():
-    flags = accuracy.flags_of(Cell("tau", "small", "Kvasir", "S_E", "gsd, tau x 2", 1))
+    flags = accuracy.flags_of(Cell("tau", "small", "Kvasir", "S_E", "gsd, tau x 2", 1, ""))
     assert float(flags[flags.index("--tau") + 1]) == 2 * TAU["Kvasir"]
-    assert accuracy.flags_of(Cell("tau", "small", "shenzhen", "S_R", "jocor, tau x 0.5", 1))[:4] == [
+    assert accuracy.flags_of(Cell("tau", "small", "shenzhen", "S_R", "jocor, tau x 0.5", 1, ""))[:4] == [
         "--method",
         "jocor",
         "--tau",
@@ -113,6 +113,19 @@ def test_gap_recovered():
     assert accuracy.gap_recovered(0.5, 0.6, 0.9) < 0
     assert accuracy.gap_recovered(0.7, 0.6, 0.6) is None  # no gap
     assert accuracy.gap_recovered(0.7, None, 0.9) is None
+
+
+def test_what_is_printed_is_what_was_asked_for():
+    given = accuracy.parse_args(["--noises", "02", "--seeds", "1", "--methods", "ce", CLEAN])
+    kept = [row(), row(CLEAN, "clean")]
+    others = [row(noise="S_E"), row(seed=2), row("gsd"), row(dataset="BUSUC"), row(flags="--max_epochs 2")]
+    others += [row(grid="tau"), row(protocol="full")]
+    assert [one for one in kept + others if accuracy.asked_for(one, given)] == kept
+
+
+def test_other_flags_are_another_cell():
+    usual, shorter = (accuracy.cells_of(asked(flags=flags)) for flags in ([], ["--max_epochs", "2"]))
+    assert not set(usual) & set(shorter)
 
 
 def test_the_table_averages_seeds_and_noises():
@@ -181,7 +194,7 @@ def test_a_small_grid(tmp_path):
     assert "0 cells to train" in outcome.stdout
     assert (tmp_path / "results.csv").stat().st_mtime_ns == before
 
-    outcome = run_script(*flags, "--table", "--figure", tmp_path / "figure.png", script=SCRIPT)
+    outcome = run_script(*flags, "--table", "--figure", tmp_path / "figure.png", *fast, script=SCRIPT)
     assert outcome.stdout.startswith("| method | Kvasir S_R |")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 

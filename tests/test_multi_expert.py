@@ -21,6 +21,7 @@ from test_train_script import assert_same_run, log_rows
 
 from dataloaders.mmis import read_case
 from networks.unet import unets_of
+from utils.arguments import FIDELITY
 from utils.cli import run_main
 from utils.geometry import resize_image
 from utils.intensity import Intensity
@@ -214,6 +215,22 @@ def test_published_choices_and_baselines_run(data_root, tmp_path, call):
             assert outcome.returncode == 0, outcome.stderr
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"lidc+gsd+cycle", "lidc+ce+random", "MMIS2024+gsd+select1", "MMIS2024+ce+random", "cache"}
+
+
+@pytest.mark.parametrize(
+    ("script", "settings"),
+    [
+        (LIDC, {"tau": 0.003, "consistency": 0.9, "ratecp": 0.5, "jitter": 0.05, "weight_decay_rate": 10}),
+        (MMIS, {"tau": 0.008, "consistency": 0.5, "ratecp": 0.5, "jitter": 0.01, "weight_decay_rate": 5}),
+    ],
+    ids=["lidc", "mmis"],
+)
+def test_the_paper_is_the_default(data_root, tmp_path, call, script, settings):
+    """Not "extended", whose contour correction would move what an annotator meant."""
+    assert call(script, data_root, tmp_path, "--max_epochs", 1).returncode == 0
+    (stated,) = tmp_path.glob("*+gsd+*/args.json")
+    choices = {"fidelity": "paper", "warm_up": 0.3, "learning_rate": 0.005, **FIDELITY["paper"], **settings}
+    assert choices.items() <= json.loads(stated.read_text()).items()
 
 
 def test_superpixels_elsewhere(tmp_path, call):

@@ -9,7 +9,6 @@ from utils.baselines import METHODS, USES_TAU
 from utils.cli import UserError, is_plain
 from utils.gsd import VOTES, GSDConfig
 
-# docs/method.md section 7: sections 1-5 as written, or the four choices of the published implementation.
 FIDELITY = {  # docs/method.md: "paper" is sections 1-5, "published" section 7, "extended" section 8
     "extended": {
         "vote": "superpixels",
@@ -45,6 +44,17 @@ FIDELITY = {  # docs/method.md: "paper" is sections 1-5, "published" section 7, 
         "schedule": "constant",
     },
 }
+CHOICES = {  # what each choice of FIDELITY is about
+    "vote": "regions whose mean prediction relabels dropped pixels; pixels: each its own; given: labels are kept",
+    "transfer_loss": "what the cross-entropy of knowledge transfer is computed on",
+    "distance": "distances to the border as they are, or rounded down to whole pixels",
+    "inputs": "network inputs of mean 0 and deviation 1, or 0..255",
+    "weights": "pixels weigh by their distance to the border, or all alike",
+    "label_loss": "loss on the pixels that are kept",
+    "contours": "the masks' contours before training",
+    "optimizer": "optimiser",
+    "schedule": "learning rate over the run",
+}
 # docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
 TAU = {
     "kvasir": {"02": 0.05, "08": 0.05, "DE": 0.05},
@@ -75,9 +85,11 @@ def number(kind: type, low: float, high: float = float("inf"), below: bool = Fal
 AUTO = "auto"  # --tau: estimated from the training set
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, auto_tau: bool = False) -> None:
-    """Add the flags that all training scripts have; ``image_size`` is the dataset's default. With ``auto_tau``
-    --tau takes "auto" too."""
+def add_training_arguments(
+    parser: argparse.ArgumentParser, image_size: int, fidelity: str = "extended", auto_tau: bool = False
+) -> None:
+    """Add the flags that all training scripts have; ``image_size`` and ``fidelity`` are the dataset's defaults. With
+    ``auto_tau`` --tau takes "auto" too."""
     tau = number(float, 0, 1, below=True)
     add = parser.add_argument
     add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
@@ -89,9 +101,19 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, aut
         "--tau",
         type=(lambda text: text if text == AUTO else tau(text)) if auto_tau else tau,
         help="share of wrong pixels, which the selection drops, in [0, 1)"
-        + (f"; {AUTO}: estimated from the images and masks, without clean ones" if auto_tau else ""),
+        + (
+            f"; {AUTO}: estimated from the images and masks, without clean ones (default: 0 where contours are "
+            "corrected, else the paper's for its datasets)"
+            if auto_tau
+            else " (default: %(default)s)"
+        ),
     )
-    add("--ratecp", type=number(float, 0, 1), help="foreground share above which the background is pasted")
+    preset = "0.5, the paper's for its datasets" if auto_tau else "%(default)s"
+    add(
+        "--ratecp",
+        type=number(float, 0, 1),
+        help=f"foreground share above which the background is pasted (default: {preset})",
+    )
     add(
         "--consistency",
         type=number(float, 0, 1),
@@ -107,13 +129,13 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, aut
     add(
         "--fidelity",
         choices=tuple(FIDELITY),
-        default="extended",
+        default=fidelity,
         help="paper: the method as described; published: as its authors' program computes it; extended: with what "
         "was found to improve it (docs/method.md sections 7 and 8; default: %(default)s)",
     )
     for name in FIDELITY["paper"]:
         choices = VOTES if name == "vote" else tuple(dict.fromkeys(values[name] for values in FIDELITY.values()))
-        add(f"--{name}", choices=choices, help="this one choice of --fidelity alone")
+        add(f"--{name}", choices=choices, help=f"{CHOICES[name]} (default: by --fidelity)")
     add(
         "--warm_up",
         type=number(float, 0, 1),
@@ -126,7 +148,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, aut
         default="paste",
         help="none: refined labels are learned on the images as they are (default: %(default)s)",
     )
-    add("--jitter", type=number(float, 0, 1), help="strength s of the colour jitter")
+    add("--jitter", type=number(float, 0, 1), help=f"strength s of the colour jitter (default: {preset})")
     add("--image_size", type=number(int, 16), default=image_size, help="training size in pixels (default: %(default)s)")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--max_epochs", type=number(int, 1), default=100, help="epochs; schedules are shares of it (default: 100)")
@@ -163,11 +185,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int, aut
 
 
 def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the sets with several annotators an image, and their defaults."""
-    # Not "extended": where annotators differ, each one's contour is what is to be learned.
-    parser.set_defaults(fidelity="paper")
-    add = parser.add_argument
-    add("--raters", type=number(int, 1), default=4, help="annotators an image (default: %(default)s)")
+    """Add the flags of the sets with several annotators an image."""
+    parser.add_argument("--raters", type=number(int, 1), default=4, help="annotators an image (default: %(default)s)")
 
 
 def _choose_contours(args: argparse.Namespace) -> None:
