@@ -1,11 +1,15 @@
 """How well the audit finds and mends wrong masks, where the true ones are known but hidden from it.
 
-    python benchmarks/audit.py --datasets shenzhen Kvasir --save benchmarks/results/audit.csv
-    python benchmarks/audit.py --datasets shenzhen --checkpoints 02=model/shenzhen+gsd+02/checkpoint.pt --save with.csv
+    python benchmarks/audit.py --datasets shenzhen Kvasir --save audit.csv
+    python benchmarks/audit.py --datasets shenzhen Kvasir --held_out --save audit_held_out.csv
+    python benchmarks/audit.py --datasets shenzhen --checkpoints 02=model/shenzhen+gsd+02/checkpoint.pt --save audit.csv
 
 runs scripts/audit_labels.py on the training images of each dataset with simulated noise (scripts/README.md), as a user
-would, and compares what it wrote with the clean masks, at the masks' own sizes. A row of the table:
+would, and compares what it wrote with the clean masks, at the masks' own sizes. With --held_out on the test images,
+which had no part in choosing the audit's constants, with noise that is made for them with seed 1. A row of the table:
 
+- wrong_share: of the pixels of the noisy masks; tau_auto, what --tau auto says of them at --image_size. wrong_corrected
+  and tau_corrected: the same of the masks after contour correction, at that size;
 - dice_given, dice_refined: mean Dice of the noisy and of the refined masks with the clean ones; gain, their difference;
   closer: share of the images whose refined mask is the better of the two;
 - spearman: rank correlation over the images of the audit's score with the Dice of the noisy mask; spearman_area, that
@@ -21,6 +25,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,12 +34,16 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from dataloaders.files import list_images, read_mask
+from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
-from scripts import audit_labels
+from scripts import audit_labels, generate_simulated_noise
 from utils.arguments import number
 from utils.cli import UserError, run_main, write_table
+from utils.contours import levels_of, move_contour, steps
+from utils.edge_profile import displacements
+from utils.geometry import resize_image, resize_label
 from utils.metrics import overlap_scores
+from utils.wrong_share import estimate_wrong_share
 
 NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
 SPOILED = 0.2  # share of the masks in the sets where most are right
@@ -45,6 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--datasets", nargs="+", required=True, help="folders of --data_root with simulated noise")
     add("--data_root", type=Path, default="data", help="default: %(default)s")
+    add("--held_out", action="store_true", help="judge the test images, with noise of seed 1")
     add("--noise_types", nargs="+", choices=tuple(NOISES), default=list(NOISES), help="default: all three")
     add("--checkpoints", nargs="*", default=[], metavar="NOISE=FILE", help="judge with these networks, of one dataset")
     add("--save", type=Path, required=True, metavar="FILE.csv", help="the table; rows of another kind in it are kept")
@@ -93,6 +103,23 @@ def compare(found: dict[str, tuple], given: dict[str, np.ndarray], clean: dict[s
     }
 
 
+def estimated_shares(
+    images: Mapping[str, Path], given: dict[str, np.ndarray], clean: dict[str, np.ndarray], size: int
+) -> dict[str, float]:
+    """What --tau auto says of masks as given and corrected, and the truth of the latter; all at ``size``."""
+    samples = [(resize_image(read_image(path), size), resize_label(given[stem], size)) for stem, path in images.items()]
+    moves = displacements([steps(*sample) for sample in samples], levels_of((size,)), size)
+    wrong = [
+        (move_contour(label, move) != resize_label(clean[stem], size)).mean()
+        for stem, (_, label), move in zip(images, samples, moves, strict=True)
+    ]
+    return {
+        "tau_auto": estimate_wrong_share(samples, 2, corrected=False),
+        "wrong_corrected": float(np.mean(wrong)),
+        "tau_corrected": estimate_wrong_share(samples, 2, corrected=True),
+    }
+
+
 def spoiled_set(folder: Path, noisy: dict[str, Path], clean: dict[str, Path], seed: int) -> list[str]:
     """Write a folder with one noisy mask in five, the others clean; returns the names of the noisy ones."""
     spoiled = set(np.random.default_rng(seed).permutation(sorted(clean))[: round(SPOILED * len(clean))].tolist())
@@ -106,16 +133,29 @@ def spoiled_set(folder: Path, noisy: dict[str, Path], clean: dict[str, Path], se
 def rows_of(dataset: str, noise_type: str, args: argparse.Namespace) -> list[dict]:
     """The rows of one dataset and kind of noise: all masks noisy, and one in five."""
     folder, layout = find_dataset(args.data_root, dataset)
-    images = folder / layout.images
-    noisy, clean = (list_images(folder / layout.training_masks(kind)) for kind in (noise_type, "clean"))
+    if not args.held_out:
+        noisy, clean = (folder / layout.training_masks(kind) for kind in (noise_type, "clean"))
+        return compared(dataset, noise_type, folder / layout.images, noisy, clean, args)
+    clean = folder / layout.masks_test
+    with tempfile.TemporaryDirectory() as noisy_root:
+        effect = ["--noisetype", "DE"] if noise_type == "DE" else ["--theta1", {"02": "0.2", "08": "0.8"}[noise_type]]
+        generate_simulated_noise.main(["--gts_root", str(clean), "--save_root", noisy_root, "--seed", "1", *effect])
+        return compared(dataset, noise_type, folder / layout.images_test, Path(noisy_root), clean, args)
+
+
+def compared(
+    dataset: str, noise_type: str, images: Path, noisy_masks: Path, clean_masks: Path, args: argparse.Namespace
+) -> list[dict]:
+    """The rows of one folder of images, its noisy masks and its clean ones."""
+    noisy, clean = list_images(noisy_masks), list_images(clean_masks)
     truth, given = ({stem: read_mask(path).labels for stem, path in paths.items()} for paths in (clean, noisy))
     checkpoint = args.checkpoints.get(noise_type)
     kind = {"dataset": dataset, "noise": NOISES[noise_type], "networks": "yes" if checkpoint else "no"}
-    found = audit(images, folder / layout.training_masks(noise_type), checkpoint, args)
     rows: list[dict] = [
-        {**kind, "noisy_masks": "all", **compare(found, given, truth), "precision": "", "unspoiled": ""}
+        {**kind, "noisy_masks": "all", **compare(audit(images, noisy_masks, checkpoint, args), given, truth)}
     ]
     if not checkpoint:
+        rows[0] |= estimated_shares(list_images(images), given, truth, args.image_size)
         with tempfile.TemporaryDirectory() as place:
             spoiled = spoiled_set(Path(place, "masks"), noisy, clean, args.seed)
             found = audit(images, Path(place, "masks"), None, args)

@@ -1,5 +1,6 @@
-"""The plain reference computes what the program computes, and the benchmark runs."""
+"""The plain reference computes what the program computes, and the benchmarks of speed and audit run."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -7,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REPO
+from conftest import REPO, blob
+from PIL import Image
 
-from benchmarks import reference
+from benchmarks import audit, reference
 from networks.unet import two_unets
 from utils.geometry import squared_boundary_distance
 from utils.gsd import Batch, GSDConfig, gsd_step, region_vote, select_small_loss
@@ -97,3 +99,43 @@ def test_bad_flags_are_named(flags, named):
     command = [sys.executable, str(REPO / "benchmarks" / "speed.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
+
+
+# --- The audit's benchmark --------------------------------------------------------------------------------------------
+
+
+def test_the_audits_benchmark_on_held_out_images(tmp_path):
+    """The rows of a small set, their figures against the definitions; a second run replaces them."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks", "images_test", "masks_test"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for index in range(10):
+        for kind, pixels in zip(("images_test", "masks_test"), blob(rng, 192, 192), strict=True):
+            Image.fromarray(pixels).save(tmp_path / "set" / kind / f"{index}.png")
+    table = tmp_path / "table.csv"
+    flags = ["--datasets", "set", "--data_root", str(tmp_path), "--held_out", "--noise_types", "08"]
+    for _ in range(2):
+        audit.main([*flags, "--image_size", "96", "--save", str(table)])
+    with open(table, newline="") as file:
+        every, spoiled = csv.DictReader(file)
+    assert (every["noise"], every["noisy_masks"], every["images"]) == ("S_E", "all", "10")
+    assert (spoiled["noisy_masks"], spoiled["images"]) == ("20%", "2")
+    # Bright ellipses on a dark ground: their edges are plain to see.
+    assert float(every["dice_given"]) < 0.85 and float(every["dice_refined"]) > 0.9
+    assert float(every["gain"]) == pytest.approx(float(every["dice_refined"]) - float(every["dice_given"]), abs=2e-4)
+    assert float(every["tau_auto"]) == pytest.approx(float(every["wrong_share"]), rel=0.5)
+    assert float(every["wrong_corrected"]) < float(every["wrong_share"]) / 3
+    assert float(spoiled["precision"]) == 1 and float(spoiled["unspoiled"]) > 0.95
+
+
+def test_spoiled_masks_are_one_in_five(tmp_path):
+    paths = {}
+    for kind in ("noisy", "clean"):
+        (tmp_path / kind).mkdir()
+        paths[kind] = {f"{n}": tmp_path / kind / f"{n}.png" for n in range(10)}
+        for path in paths[kind].values():
+            path.write_text(kind)
+    spoiled = audit.spoiled_set(tmp_path / "mixed", paths["noisy"], paths["clean"], seed=0)
+    found = {path.stem: path.read_text() for path in (tmp_path / "mixed").iterdir()}
+    assert len(spoiled) == 2 and len(found) == 10
+    assert {name for name, text in found.items() if text == "noisy"} == set(spoiled)
