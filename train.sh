@@ -1,7 +1,7 @@
 #!/bin/sh
-# The paper's nine runs: Kvasir, Shenzhen and BU-SUC, each with S_R (02), S_E (08) and S_DE (DE) masks.
+# Nine runs on the paper's sets: Kvasir, Shenzhen and BU-SUC, each with S_R (02), S_E (08) and S_DE (DE) masks.
 #
-#     sh train.sh [flags for every run, such as --max_epochs 100 --device cuda]
+#     sh train.sh [flags for every run, such as --fidelity paper for the paper's method, or --device cuda]
 #
 # Datasets are looked for in DATA_ROOT (default: data). Safe to run again: complete runs are not repeated and broken ones
 # are continued. PYTHON chooses the interpreter (default: .venv's, else python).
@@ -15,7 +15,7 @@ fi
 found=0
 failed=""
 
-run() { # dataset noise_type [flags]; tau, ratecp and jitter are the script's own for these datasets
+run() { # dataset noise_type [flags]; ratecp, jitter and, where it is used, tau are the script's own for these
     dataset=$1 noise_type=$2
     shift 2
     echo "== $dataset, noise $noise_type"

@@ -1,4 +1,4 @@
-"""train.sh: the paper's nine runs, datasets that are absent, runs that fail."""
+"""train.sh: the nine runs on the paper's sets, datasets that are absent, runs that fail."""
 
 import os
 import subprocess

@@ -93,7 +93,7 @@ def drop_rate(epoch: int, tau: float, max_epochs: int) -> float:
 
     Source: docs/method.md section 1.
     """
-    # The ramp is at most one epoch long in runs too short for a fifth to have two epochs.
+    # The ramp is made one epoch long in runs too short for a fifth to have two epochs.
     return tau * min(epoch / max(0.2 * max_epochs - 1, 1), 1)
 
 
