@@ -48,6 +48,7 @@ from utils.figures import png
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
 NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
+NOISE_FLAGS = {"02": ("--theta1", "0.2"), "08": ("--theta1", "0.8"), "DE": ("--noisetype", "DE")}
 CLEAN = "ce on clean masks"
 
 # Flags of train_GSD-Net.py. small: about ten minutes a cell on two CPU cores, too few steps for plain SGD, so that all
@@ -83,6 +84,7 @@ ABLATION = {  # one change each from gsd as it ships, then from the paper's form
     "contours as given": ("--contours", "given"),
     "distance weights": ("--weights", "distance"),
     "no Dice loss": ("--label_loss", "ce"),
+    "no agreement": ("--consistency", "1"),
     "selection": ("--tau", "x1"),
     "selection, three tenths": ("--tau", "x0.3"),
     "no transfer": ("--transfer", "none"),
@@ -227,14 +229,13 @@ def make_noise(dataset: Path, layout: Layout, noises: list[str], work_root: Path
     """Make the noisy masks that are not there yet."""
     clean = dataset / layout.masks
     for noise in noises:
-        kind = ("--noisetype", "DE") if noise == "DE" else ("--theta1", {"02": 0.2, "08": 0.8}[noise])
         call(
             "scripts/generate_simulated_noise.py",
             "--gts_root",
             clean,
             "--save_root",
             dataset / layout.training_masks(noise),
-            *kind,
+            *NOISE_FLAGS[noise],
             "--seed",
             0,
             log=work_root / "prepare.log",

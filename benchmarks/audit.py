@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks.accuracy import NOISE_FLAGS, NOISES
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from scripts import audit_labels, generate_simulated_noise
@@ -45,7 +46,6 @@ from utils.geometry import resize_image, resize_label
 from utils.metrics import overlap_scores
 from utils.wrong_share import estimate_wrong_share
 
-NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
 SPOILED = 0.2  # share of the masks in the sets where most are right
 
 
@@ -138,8 +138,8 @@ def rows_of(dataset: str, noise_type: str, args: argparse.Namespace) -> list[dic
         return compared(dataset, noise_type, folder / layout.images, noisy, clean, args)
     clean = folder / layout.masks_test
     with tempfile.TemporaryDirectory() as noisy_root:
-        effect = ["--noisetype", "DE"] if noise_type == "DE" else ["--theta1", {"02": "0.2", "08": "0.8"}[noise_type]]
-        generate_simulated_noise.main(["--gts_root", str(clean), "--save_root", noisy_root, "--seed", "1", *effect])
+        flags = ["--gts_root", str(clean), "--save_root", noisy_root, "--seed", "1", *NOISE_FLAGS[noise_type]]
+        generate_simulated_noise.main(flags)
         return compared(dataset, noise_type, folder / layout.images_test, Path(noisy_root), clean, args)
 
 
