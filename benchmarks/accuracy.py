@@ -405,11 +405,12 @@ def asked_for(row: Row, args: argparse.Namespace) -> bool:
     )
 
 
-def mean_by_cell(rows: list[Row]) -> dict[tuple[str, str, str], list[float]]:
-    """The Dice of every seed by (dataset, noise, method)."""
+def by_cell(rows: list[Row], score: str = "dice") -> dict[tuple[str, str, str], list[float]]:
+    """A score of every seed that has it, by (dataset, noise, method)."""
     found: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
-        found.setdefault((row.dataset, row.noise, row.method), []).append(row.dice)
+        if getattr(row, score) is not None:
+            found.setdefault((row.dataset, row.noise, row.method), []).append(getattr(row, score))
     return found
 
 
@@ -423,33 +424,28 @@ def gap_recovered(dice: float | None, noisy: float | None, clean: float | None) 
     return (dice - noisy) / (clean - noisy)
 
 
-def table(rows: list[Row]) -> str:
-    """A Markdown table: a line a method, a column a dataset and noise, Dice as mean +- deviation over the seeds.
+def table(rows: list[Row], dataset: str) -> str:
+    """A Markdown table of one dataset: a line a method; Dice of each noise, mean +- deviation over the seeds.
 
-    Behind them, for each dataset, the mean Dice over the noises and the gap recovered, where all noises are there.
+    Behind them, where all noises are there, the means over the noises: Dice, IoU, HD95, and the gap that is recovered
+    of the mean Dice.
     """
-    dice = mean_by_cell(rows)
-    datasets = list(dict.fromkeys(row.dataset for row in rows))
-    columns = [(d, n) for d in datasets for n in NOISES.values() if any(key[:2] == (d, n) for key in dice)]
-    methods = sorted({row.method for row in rows}, key=lambda m: _place(m))
-    lines = [
-        "| method | "
-        + " | ".join(f"{d} {n}" for d, n in columns)
-        + "".join(f" | {d} mean | gap" for d in datasets)
-        + " |",
-        "|---" * (1 + len(columns) + 2 * len(datasets)) + "|",
-    ]
-    for method in methods:
-        line = [method]
-        for d, n in columns:
-            line.append(_cell_text(dice.get((d, "clean" if method == CLEAN else n, method))))
-        for d in datasets:
-            noises = [n for e, n in columns if e == d]
-            mean, noisy, clean = (_mean_over(dice, d, noises, m) for m in (method, "ce", CLEAN))
-            line.append("" if mean is None else f"{mean:.4f}")
-            gap = gap_recovered(mean, noisy, clean)
-            line.append("" if gap is None else f"{gap:.0%}")
-        lines.append("| " + " | ".join(line) + " |")
+    rows = [row for row in rows if row.dataset == dataset]
+    dice, iou, hd95 = (by_cell(rows, score) for score in ("dice", "iou", "hd95"))
+    noises = [n for n in NOISES.values() if any(row.noise == n for row in rows)] or ["clean"]
+    ends = [_mean_over(dice, dataset, noises, method) for method in ("ce", CLEAN)]
+    lines = [f"| {dataset} | {' | '.join(noises)} | mean | IoU | HD95 | gap |", "|---" * (len(noises) + 5) + "|"]
+    for method in sorted({row.method for row in rows}, key=_place):
+        found = [_cell_text(dice.get((dataset, "clean" if method == CLEAN else n, method))) for n in noises]
+        mean = _mean_over(dice, dataset, noises, method)
+        for value, form in (
+            (mean, ".4f"),
+            (_mean_over(iou, dataset, noises, method), ".4f"),
+            (_mean_over(hd95, dataset, noises, method), ".1f"),
+            (gap_recovered(mean, *ends), ".0%"),
+        ):
+            found.append("" if value is None else format(value, form))
+        lines.append("| " + " | ".join([method, *found]) + " |")
     return "\n".join(lines)
 
 
@@ -465,14 +461,16 @@ def _cell_text(values: list[float] | None) -> str:
     return f"{statistics.fmean(values):.4f}{spread}"
 
 
-def _mean_over(dice: dict, dataset: str, noises: list[str], method: str) -> float | None:
+def _mean_over(scores: dict, dataset: str, noises: list[str], method: str) -> float | None:
     keys = [(dataset, "clean" if method == CLEAN else noise, method) for noise in noises]
-    return statistics.fmean(statistics.fmean(dice[key]) for key in keys) if all(key in dice for key in keys) else None
+    return (
+        statistics.fmean(statistics.fmean(scores[key]) for key in keys) if all(key in scores for key in keys) else None
+    )
 
 
 def draw(rows: list[Row]) -> Figure:
     """Dice of every method, a panel a dataset and noise; each seed a dot, dashed the ends of the gap."""
-    dice = mean_by_cell(rows)
+    dice = by_cell(rows)
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     methods = sorted({row.method for row in rows} - {CLEAN}, key=_place)
     figure = Figure(
@@ -532,7 +530,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [row for row in read_rows(args.results) if asked_for(row, args)]
     if not rows:
         raise UserError(f"{args.results}: no results of --grid {args.grid}, --protocol {args.protocol} and these flags")
-    print(table(rows))
+    print("\n\n".join(table(rows, dataset) for dataset in args.datasets if any(row.dataset == dataset for row in rows)))
     if args.figure:
         write_atomically(args.figure, png(draw(rows)))
 

@@ -135,20 +135,22 @@ def test_the_table_averages_seeds_and_noises():
         row("gsd", "S_DE", 0.89, seed=2),
         row(CLEAN, "clean", 0.9),
     ]
-    lines = accuracy.table(rows).splitlines()
-    assert lines[0].split("|")[1:-1] == [
-        " method ", " shenzhen S_R ", " shenzhen S_E ", " shenzhen S_DE ", " shenzhen mean ", " gap ",
-    ]  # fmt: skip
+    rows += [row("gsd", dataset="Kvasir")]
+    lines = accuracy.table(rows, "shenzhen").splitlines()
+    heads = [part.strip() for part in lines[0].split("|")[1:-1]]
+    assert heads == ["shenzhen", "S_R", "S_E", "S_DE", "mean", "IoU", "HD95", "gap"]
     body = {line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in lines[2:]}
-    assert body["ce"] == ["0.5000", "0.6000", "0.7000", "0.6000", "0%"]
-    assert body["gsd"] == ["0.7000", "0.8000", "0.8500 +- 0.057", "0.7833", "61%"]
-    assert body[CLEAN] == ["0.9000", "0.9000", "0.9000", "0.9000", "100%"]
+    assert body["ce"] == ["0.5000", "0.6000", "0.7000", "0.6000", "0.4000", "3.5", "0%"]
+    assert body["gsd"] == ["0.7000", "0.8000", "0.8500 +- 0.057", "0.7833", "0.4000", "3.5", "61%"]
+    assert body[CLEAN] == ["0.9000", "0.9000", "0.9000", "0.9000", "0.4000", "3.5", "100%"]
 
 
 def test_a_mean_needs_every_noise():
-    rows = [row("ce", "S_R"), row("ce", "S_E"), row("gsd", "S_R", 0.6)]
-    last = accuracy.table(rows).splitlines()[-1]
-    assert last.split("|")[-3:-1] == ["  ", "  "]
+    rows = [row("ce", "S_R"), row("ce", "S_E"), row("gsd", "S_R", 0.6), row("gsd", "S_E", 0.6, hd95=None)]
+    rows += [row("jocor", "S_R", 0.6)]
+    jocor, gsd = accuracy.table(rows, "shenzhen").splitlines()[-2:]
+    assert [part.strip() for part in jocor.split("|")[2:-1]] == ["0.6000", "", "", "", "", ""]
+    assert [part.strip() for part in gsd.split("|")[2:-1]] == ["0.6000", "0.6000", "0.6000", "0.4000", "", ""]
 
 
 # --- Validation images ------------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ def test_a_small_grid(tmp_path):
     assert (tmp_path / "results.csv").stat().st_mtime_ns == before
 
     outcome = run_script(*flags, "--table", "--figure", tmp_path / "figure.png", *fast, script=SCRIPT)
-    assert outcome.stdout.startswith("| method | Kvasir S_R |")
+    assert outcome.stdout.startswith("| Kvasir | S_R | mean |")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
