@@ -51,21 +51,22 @@ NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
 NOISE_FLAGS = {"02": ("--theta1", "0.2"), "08": ("--theta1", "0.8"), "DE": ("--noisetype", "DE")}
 CLEAN = "ce on clean masks"
 
-# Flags of train_GSD-Net.py. small: about ten minutes a cell on two CPU cores, too few steps for plain SGD, so that all
-# methods, those of the paper included, have the optimiser of --fidelity extended.
+# Flags of train_GSD-Net.py. All methods, those of the paper included, have the optimiser of --fidelity extended: a
+# difference between rows is then one of methods, and the few steps of small are too few for plain SGD.
+SAME_FOR_ALL = ("--optimizer", "adamw", "--schedule", "cosine")
 PROTOCOLS: dict[str, dict[str, Any]] = {
-    "small": {
-        "flags": ("--image_size", "128", "--optimizer", "adamw", "--schedule", "cosine"),
+    "small": {  # about ten minutes a cell on one CPU core
+        "flags": ("--image_size", "128", *SAME_FOR_ALL),
         "segments": 256,
         "epochs": {"shenzhen": 12, "Kvasir": 12},
     },
     # For grids of many cells: a quarter of small's time, as many steps.
     "brief": {
-        "flags": ("--image_size", "64", "--optimizer", "adamw", "--schedule", "cosine"),
+        "flags": ("--image_size", "64", *SAME_FOR_ALL),
         "segments": 256,
         "epochs": {"shenzhen": 12, "Kvasir": 12},
     },
-    "full": {"flags": ("--image_size", "256"), "segments": 1024, "epochs": {}},
+    "full": {"flags": ("--image_size", "256", *SAME_FOR_ALL), "segments": 1024, "epochs": {}},
 }
 METHODS = {
     "ce": ("--method", "ce"),
@@ -76,6 +77,7 @@ METHODS = {
     "gsd published": ("--fidelity", "published"),
     "gsd paper": ("--fidelity", "paper"),
     "gsd": (),
+    "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),  # what of gsd is the correction alone
     CLEAN: ("--method", "ce"),
 }
 PAPER = ("--fidelity", "paper")
@@ -85,10 +87,9 @@ ABLATION = {  # one change each from gsd as it ships, then from the paper's form
     "distance weights": ("--weights", "distance"),
     "no Dice loss": ("--label_loss", "ce"),
     "no agreement": ("--consistency", "1"),
-    "selection": ("--tau", "x1"),
-    "selection, three tenths": ("--tau", "x0.3"),
-    "no transfer": ("--transfer", "none"),
-    "no second phase": ("--warm_up", "1"),
+    "selection": ("--tau", "x1", "--warm_up", "1"),
+    "selection, refinement, transfer": ("--tau", "x1"),
+    "the same, tau x 0.3": ("--tau", "x0.3"),
     "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),
     "paper": PAPER,
     "paper, even weights": (*PAPER, "--weights", "even"),
