@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dataloaders.batches import training_batches
 from dataloaders.cache import load_training_set
+from dataloaders.files import contents_of
 from dataloaders.mmis import (
     SELECTION,
     MMISCases,
@@ -104,7 +105,9 @@ def main() -> None:
         validation=validation_cases(held_out, args.raters, args.num_classes, args.image_size),
     )
     folder = Path(args.output_root) / f"MMIS2024+{args.exp}+{args.rater_policy or 'select1'}"
-    run = Run(folder, vars(args) | {"intensity": intensity.stated(READING)}, args.resume, args.overwrite, team)
+    read = [*recipe.sources, *held_out.values(), *test.paths]
+    found = {"intensity": intensity.stated(READING), "data": contents_of(read, selection_json(raters))}
+    run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
     run.write_json(SELECTION, selection_json(raters))
     print_result(fit(experiment, run), folder)
     leave_team()

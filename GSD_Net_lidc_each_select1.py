@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dataloaders.batches import training_batches
 from dataloaders.cache import load_training_set
-from dataloaders.lidc import PICKLE, as_test_cases, read_slices, read_split, training_recipe
+from dataloaders.files import contents_of
+from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, training_recipe
 from dataloaders.raters import choose_raters, hold_out
 from networks.unet import two_unets
 from utils.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
@@ -48,8 +49,11 @@ def main() -> None:
     dataset = Path(args.data_root) / "lidc"
     slices = read_slices(dataset / PICKLE, args.raters, args.num_classes)
     train, test = read_split(dataset, slices)
-    train, validation = hold_out(train, [piece.patient for piece in train], args.val_fraction, args.seed)
-    raters = choose_raters(len(train), args.rater_policy, args.raters, args.seed)
+    # Before the hold-out, so that a slice's reader does not depend on it.
+    read_by = zip(train, choose_raters(len(train), args.rater_policy, args.raters, args.seed), strict=True)
+    kept, held_out = hold_out(read_by, [piece.patient for piece in train], args.val_fraction, args.seed)
+    train, raters = map(list, zip(*kept, strict=True))
+    validation = [piece for piece, _ in held_out]
     segments = Path(args.slic_root or dataset / "lidc_slic")
     recipe = training_recipe(dataset / PICKLE, train, raters, segments, args.image_size, args.num_classes)
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
@@ -73,9 +77,9 @@ def main() -> None:
         validation=as_test_cases(validation, args.image_size),
     )
     folder = Path(args.output_root) / f"lidc+{args.exp}+{args.rater_policy}"
-    run = Run(
-        folder, vars(args) | {"intensity": intensity.stated("0..255, as stored")}, args.resume, args.overwrite, team
-    )
+    digest = contents_of([*recipe.sources, *(dataset / name for name in SPLIT)])
+    found = {"intensity": intensity.stated("0..255, as stored"), "data": digest}
+    run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
     run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
     print_result(fit(experiment, run), folder)
     leave_team()

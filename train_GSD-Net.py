@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dataloaders.batches import training_batches
 from dataloaders.cache import load_training_set
+from dataloaders.files import contents_of
 from dataloaders.noisy_folder import (
     CHANNELS,
     NOISE_TYPES,
@@ -88,7 +89,9 @@ def main() -> None:
         scored_on=parts.scored_on,
     )
     folder = Path(args.output_root) / f"{args.datasets}+{args.exp}+{args.noise_type}"
-    run = Run(folder, vars(args) | {"intensity": intensity.stated(reading)}, args.resume, args.overwrite, team)
+    scored = [path for pair in (*parts.validation, *parts.cases) for path in pair]
+    found = {"intensity": intensity.stated(reading), "data": contents_of([*recipe.sources, *scored])}
+    run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
     if parts.split:
         run.write_json("split.json", parts.split)
     print_result(fit(experiment, run), folder)

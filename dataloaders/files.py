@@ -5,7 +5,11 @@ nothing is guessed silently.
 """
 
 import difflib
+import hashlib
+import json
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +29,23 @@ class Mask(NamedTuple):
 
     labels: np.ndarray
     soiled: bool
+
+
+def contents_of(paths: Sequence[Path], beside: object = None) -> str:
+    """A digest of the names of files and what they hold, in their order, wherever they lie: 64 hexadecimal digits.
+
+    beside: what else, a JSON value, the digest is to depend on. Raises `UserError` if a file cannot be read.
+    """
+
+    def digest(path: Path) -> bytes:
+        try:
+            with open(path, "rb") as file:
+                return path.name.encode(errors="surrogateescape") + hashlib.file_digest(file, "sha256").digest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
+        return hashlib.sha256(json.dumps(beside).encode() + b"".join(pool.map(digest, paths))).hexdigest()
 
 
 def list_images(folder: Path) -> dict[str, Path]:

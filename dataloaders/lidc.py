@@ -18,6 +18,7 @@ from utils.cli import UserError, is_plain, listed
 from utils.geometry import resize_image, resize_label
 
 PICKLE = "lidc_attributes.pkl"
+SPLIT = ("train_idx.npy", "test_idx.npy")
 
 
 class Slice(NamedTuple):
@@ -91,7 +92,7 @@ def read_split(folder: Path, slices: dict[str, Slice]) -> tuple[list[Slice], lis
     Warns on stderr if a patient has slices on both sides. Raises `UserError` if a file is missing, empty, or names a
     slice twice, on both sides, or one that ``slices`` does not have.
     """
-    train, test = (_read_index(folder / f"{part}_idx.npy", slices) for part in ("train", "test"))
+    train, test = (_read_index(folder / name, slices) for name in SPLIT)
     twice = sorted({piece.name for piece in train} & {piece.name for piece in test})
     if twice:
         raise UserError(f"{folder}: {len(twice)} slices are in train_idx.npy and test_idx.npy: {listed(twice)}")

@@ -189,7 +189,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         parameters = {"low": args.range[0], "high": args.range[1]}
         noise = partial(dilation_erosion_noise, **parameters)
-    settings = {"noisetype": args.noisetype, **parameters, "seed": args.seed}
+    # Below the folder of both, so that a dataset may be moved.
+    source = os.path.relpath(args.gts_root.resolve(), args.save_root.resolve())
+    settings = {"gts_root": source, "noisetype": args.noisetype, **parameters, "seed": args.seed}
     if args.num_classes > 2:
         settings["num_classes"] = args.num_classes
     cv2.setNumThreads(1)  # the processes take the cores

@@ -1,8 +1,10 @@
 """What every command shares."""
 
+import errno
+
 import pytest
 
-from utils.cli import UserError, keep_settings
+from utils.cli import UserError, claimed, keep_settings, run_main
 
 
 def test_a_broken_record_of_settings_is_named(tmp_path):
@@ -18,3 +20,21 @@ def test_what_cannot_be_replaced_is_named(tmp_path):
     with pytest.raises(UserError, match=r"a\.png: cannot be replaced"):
         keep_settings(tmp_path, {"seed": 0}, overwrite=True, outputs=[tmp_path / "a.png"])
     assert not (tmp_path / "settings.json").exists()
+
+
+def test_only_own_unfinished_files_are_removed(tmp_path):
+    for name in (".a.png.123.tmp", ".notes.tmp", ".tmp.7"):
+        (tmp_path / name).write_text("")
+    with claimed(tmp_path):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".notes.tmp", ".tmp.7"]
+
+
+def test_what_may_not_be_read_is_named(capsys):
+    def main() -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "data/mine")
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: data/mine: not permitted (Permission denied); check who")

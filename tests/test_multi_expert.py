@@ -139,6 +139,16 @@ def test_raters_are_written_beside_the_run(data_root, tmp_path, call):
     assert_refused(call(LIDC, data_root, tmp_path, "--rater_policy", 5), "--rater_policy 5", "1 to 4")
 
 
+def test_a_slice_has_its_reader_whatever_is_held_out(data_root, tmp_path, call):
+    chosen = []
+    for fraction in (0, 0.3):
+        flags = ("--rater_policy", "random", "--max_epochs", 1, "--val_fraction", fraction)
+        assert call(LIDC, data_root, tmp_path / str(fraction), *flags).returncode == 0
+        path = tmp_path / str(fraction) / "lidc+gsd+random" / "raters.json"
+        chosen.append(json.loads(path.read_text()))
+    assert set(chosen[1]) < set(chosen[0]) and chosen[1].items() <= chosen[0].items()
+
+
 def test_mmis_selection_is_drawn_from_the_seed_or_taken_from_the_file(tmp_path, call):
     root = write_mmis(tmp_path)
     chosen = []

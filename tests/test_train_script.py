@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -292,6 +293,10 @@ def test_one_choice_of_the_published_implementation_alone(monkeypatch):
     [
         (("--tau", "1"), ("--tau", "[0, 1)")),
         (("--tau", "-0.1"), ("--tau", "[0, 1)")),
+        (("--seed", "99999999999999999999"), ("--seed", "outside")),
+        (("--method", "ce", "--label_loss", "ce+dice"), ("--label_loss ce+dice", "--method ce", "leave it out")),
+        (("--tau", "0", "--vote", "rings"), ("--vote rings", "--warm_up 1", "leave it out")),
+        (("--distance", "floored"), ("--distance floored", "--weights even")),
         (("--tau", "nan"), ("--tau", "[0, 1)")),
         (("--tau", "much"), ("--tau", "'much'")),
         (("--noise_type", "05"), ("--noise_type", "'05'", "DE")),
@@ -462,6 +467,28 @@ def test_resume_with_changed_settings_is_refused(train, places, copied, flag, va
     before = contents(copied)
     assert_refused(train(*GIVEN, *places, "--resume", flag, value), str(copied), "--resume", was)
     assert contents(copied) == before
+
+
+@pytest.mark.parametrize("change", ["masks/case03.png", "images/case03.png", "masks_test/case01.png", "removed"])
+def test_resume_with_other_data_is_refused(train, places, data_root, copied, tmp_path, change):
+    before = contents(copied)
+    changed = shutil.copytree(data_root, tmp_path / "changed")
+    folder = next(changed.iterdir())
+    if change == "removed":
+        for kind in ("images", "masks"):
+            (folder / kind / "case03.png").unlink()
+    else:
+        picture = cv2.imread(str(folder / change), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(folder / change), picture[::-1])
+    flags = ("--resume", "--data_root", changed)
+    assert_refused(train(*GIVEN, *places, *flags), str(copied), "no longer those of the run", "--overwrite", "--exp")
+    assert contents(copied) == before
+
+
+def test_resume_at_another_precision_is_refused(train, places, copied):
+    before = torch.load(copied / "checkpoint.pt", weights_only=True)["args"]["amp"]
+    other = {"bf16": "fp32", "fp32": "bf16"}[before]
+    assert_refused(train(*GIVEN, *places, "--resume", "--amp", other), f"--amp {before} (now {other})")
 
 
 def test_resume_of_a_finished_run_prints_its_result(train, places, data_root, copied, tmp_path):

@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from utils.baselines import METHODS, USES_TAU
@@ -55,6 +55,8 @@ CHOICES = {  # what each choice of FIDELITY is about
     "optimizer": "optimiser",
     "schedule": "learning rate over the run",
 }
+OF_SECOND_PHASE = ("vote", "transfer_loss")  # of these, what acts in refinement and transfer alone
+OF_GSD = (*OF_SECOND_PHASE, "distance", "weights", "label_loss")  # what the methods to compare with do not have
 # docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
 TAU = {
     "kvasir": {"02": 0.05, "08": 0.05, "DE": 0.05},
@@ -83,6 +85,7 @@ def number(kind: type, low: float, high: float = float("inf"), below: bool = Fal
 
 
 AUTO = "auto"  # --tau: estimated from the training set
+MOST_SEED = 2**32 - 1  # which every generator takes
 
 
 def add_training_arguments(
@@ -154,7 +157,12 @@ def add_training_arguments(
     add("--max_epochs", type=number(int, 1), default=100, help="epochs; schedules are shares of it (default: 100)")
     add("--batch_size", type=number(int, 1), default=16, help="images a step (default: %(default)s)")
     add("--learning_rate", type=number(float, 0), help="at the start (default: 0.001 for adamw, 0.005 for sgd)")
-    add("--seed", type=number(int, 0), default=2024, help="of weights, order, augmentation (default: %(default)s)")
+    add(
+        "--seed",
+        type=number(int, 0, MOST_SEED),
+        default=2024,
+        help="of weights, order, augmentation (default: %(default)s)",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
     add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
     add(
@@ -194,12 +202,21 @@ def _choose_contours(args: argparse.Namespace) -> None:
         args.contours = FIDELITY[args.fidelity]["contours"] if args.method == "gsd" else "given"
 
 
+def _refuse(args: argparse.Namespace, given: Collection[str], names: Iterable[str], where: str) -> None:
+    for name in names:
+        if name in given:
+            raise UserError(f"--{name} {getattr(args, name)}: of no effect {where}; leave it out")
+
+
 def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
     """Fill in what follows from other flags: the run's name, and the choices of --fidelity not given one by one."""
     args.exp = args.exp or args.method
     if Path(args.exp).name != args.exp or not is_plain(args.exp):
         raise UserError(f"--exp {args.exp!a}: a part of a folder's name, without separators and control characters")
     _choose_contours(args)
+    given = {name for name in FIDELITY["paper"] if getattr(args, name) is not None}
+    if args.method != "gsd":
+        _refuse(args, given, OF_GSD, f"with --method {args.method}")
     for name, value in FIDELITY[args.fidelity].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -207,6 +224,10 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
         args.learning_rate = LEARNING_RATE[args.optimizer]
     if args.warm_up is None:  # docs/decisions.md: with no label to refine, the second phase is a waste
         args.warm_up = 1.0 if args.fidelity == "extended" and args.tau == 0 else 0.3
+    if args.warm_up == 1:
+        _refuse(args, given, OF_SECOND_PHASE, "without refinement and transfer, which --warm_up 1 never begins")
+    if args.weights == "even":
+        _refuse(args, given, ("distance",), "with --weights even")
     return args
 
 

@@ -10,6 +10,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import signal
 import sys
 import unicodedata
@@ -50,6 +51,10 @@ def run_main(main: Callable[[], None]) -> None:
             sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PermissionError as error:  # of a folder or file anywhere below those that were named
+        reason = f"not permitted ({error.strerror}); check who may read and write it"
+        print(f"error: {error.filename}: {reason}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in _NOWHERE_TO_PRINT or error.filename is not None:
@@ -198,7 +203,8 @@ def _locked_file(path: Path) -> IO[str]:
 
 def _remove_unfinished(*folders: Path) -> None:
     for path in (path for folder in folders for path in folder.glob(".*.tmp")):
-        if path.is_file():
+        # Named as `write_atomically` names them: a folder may hold temporary files of others.
+        if re.fullmatch(r"\..+\.\d+\.tmp", path.name, re.DOTALL) and path.is_file():
             path.unlink(missing_ok=True)
 
 

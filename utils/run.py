@@ -26,6 +26,7 @@ RUN_FILES = (
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "deterministic", "cache", "cache_root"}
 FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
+DATA = "data"  # the setting that is a digest of the files that are read
 
 
 def choose_device(device: str, gpu: int) -> torch.device:
@@ -139,6 +140,7 @@ class Run:
     def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool, team: Team = ALONE):
         """Open ``folder`` for a run of ``settings``; with ``resume`` read its checkpoint where there is one.
 
+        settings: flags by name; "data", if it is there, a digest of all files that are read.
         Of a team of processes only the first writes; the others open the run after it, and read. The folder is its own
         for as long as the run is used.
         Raises `UserError` if a run is there already and neither flag is given, if it was made with other settings, or
@@ -161,6 +163,11 @@ class Run:
             self.history = _read_history(path, self.checkpoint)
             before = self.checkpoint["args"]
             changed = [k for k in settings if k not in PLACE_SETTINGS | FOUND and before.get(k) != settings[k]]
+            if changed == [DATA]:  # held-out images might else be trained on, and the result be of other masks
+                raise UserError(
+                    f"{path}: the images, masks or superpixels are no longer those of the run, so --resume cannot "
+                    "continue it; --overwrite starts it again, --exp NAME keeps both"
+                )
             if changed:
                 was = ", ".join(f"--{k} {before.get(k)} (now {settings[k]})" for k in changed)
                 raise UserError(f"{path}: --resume needs the settings of the run, which had {was}")

@@ -37,6 +37,7 @@ CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the dev
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
 PICTURES = 10  # times in a run that panels and curves are drawn
 WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
+VALIDATED_ON = "held-out training masks"  # noisy where those are
 LAST_EPOCHS = 10  # the reported figure is the mean over these; docs/method.md section 5
 
 
@@ -104,13 +105,16 @@ def experiment_of(
 ) -> Experiment:
     """The experiment that a training script's flags ask for, on data that the script has read.
 
-    Moves the networks to the device. Raises `UserError` if there are fewer training images than a batch takes, if the
-    team cannot share a batch evenly, or if nothing is there to compile with.
+    Moves the networks to the device, and puts the precision that --amp auto comes to in its place. Raises `UserError`
+    if there are fewer training images than a batch takes, if the team cannot share a batch evenly, or if nothing is
+    there to compile with.
     """
     if training_images < args.batch_size:
         raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
     if args.batch_size % team.size:
         raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
+    # Resolved in args, and so kept with the run: resumed where "auto" means another, it would go on as another run.
+    args.amp = "bf16" if uses_bf16(args.amp, device) else "fp32"
     if device.type == "cpu":
         keep_freed_memory()
     repeat_exactly(args.deterministic)
@@ -139,7 +143,7 @@ def experiment_of(
         batch_size=args.batch_size,
         generator=torch.Generator().manual_seed(args.seed),
         device=device,
-        bf16=uses_bf16(args.amp, device),
+        bf16=args.amp == "bf16",
     )
 
 
@@ -431,6 +435,7 @@ def report(experiment: Experiment, run: Run) -> dict:
         result["best_validation"] = {
             "epoch": run.best_epoch["epoch"],
             "val_dice": run.best_epoch["val_dice"],
+            "validated_on": VALIDATED_ON,
             **means(evaluate(experiment, experiment.cases)),
         }
     per_image = [
@@ -485,8 +490,8 @@ def print_result(result: dict, folder: Path) -> None:
     best = result.get("best_validation")
     if best:
         print(
-            f"  epoch {best['epoch']} was best on the validation cases, {best['val_dice']:.4f}; its test Dice is "
-            f"{best['dice']:.4f}"
+            f"  epoch {best['epoch']} was best on the validation cases ({best['validated_on']}), "
+            f"{best['val_dice']:.4f}; its test Dice is {best['dice']:.4f}"
         )
     print_empty(result["empty_masks"], result["undefined"])
     print(
