@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import os
 import signal
 import subprocess
@@ -206,6 +207,14 @@ def test_a_folder_never_mixes_two_settings(masks, tmp_path):
     noise(masks, saved, "--theta1", "0.2", "--overwrite")
     assert json.loads((saved / "settings.json").read_text())["theta1"] == 0.2
     assert all(contents(saved)[name] != digest for name, digest in before.items())
+
+
+def test_a_folder_never_mixes_the_masks_of_two_sources(masks, tmp_path):
+    saved = tmp_path / "noisy"
+    noise(masks, saved)
+    other = shutil.copytree(masks, tmp_path / "masks of others")
+    with pytest.raises(UserError, match=r"was made with .*gts_root.* --overwrite"):
+        noise(other, saved)
 
 
 def test_overwriting_with_other_settings_leaves_no_file_of_the_former_ones(masks, tmp_path, monkeypatch):
