@@ -225,7 +225,12 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
     if args.warm_up is None:  # docs/decisions.md: with no label to refine, the second phase is a waste
         args.warm_up = 1.0 if args.fidelity == "extended" and args.tau == 0 else 0.3
     if args.warm_up == 1:
-        _refuse(args, given, OF_SECOND_PHASE, "without refinement and transfer, which --warm_up 1 never begins")
+        _refuse(
+            args,
+            given,
+            OF_SECOND_PHASE,
+            "without refinement and transfer, which --warm_up 1, the default with --tau 0, never begins",
+        )
     if args.weights == "even":
         _refuse(args, given, ("distance",), "with --weights even")
     return args
