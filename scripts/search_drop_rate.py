@@ -3,8 +3,8 @@
     python scripts/search_drop_rate.py --datasets mine --noise_type given --save_root drop_rate/mine --batch_size 8
 
 trains once for each of --candidates, for --max_epochs epochs, with refinement and transfer from 0.3 of them on; flags
-after -- go to train_GSD-Net.py as well. Then each
-run's networks predict the training images, the share tau of the pixels that fit their labels worst is dropped, and
+after -- go to train_GSD-Net.py as well, except those that the search sets itself. Then each run's networks predict the
+training images, the share tau of the pixels that fit their labels worst is dropped, and
 
     (sum over kept pixels of -log p(label) + sum over dropped pixels of -log(1 - p(label))) / pixels
 
@@ -34,10 +34,18 @@ from utils.arguments import number
 from utils.cli import UserError, run_main, write_atomically, write_json
 from utils.figures import png
 from utils.inference import Model, load_model
+from utils.passed_flags import check_passed
 from utils.run import choose_device
 
 REPO = Path(__file__).resolve().parents[1]
 CANDIDATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+# Flags of the search that are every training's too.
+SHARED = (
+    *("datasets", "noise_type", "data_root", "slic_root", "cache_root", "image_size", "num_classes", "channels"),
+    *("batch_size", "max_epochs", "contours", "seed", "device", "gpu"),
+)
+# What the search sets for each training, or relies on: GSD-Net, trained on all the images that are then predicted.
+FIXED = ("tau", "method", "val_fraction", "exp", "output_root", "warm_up", "resume")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="train again what was trained with other settings")
     add("training", nargs="*", metavar="FLAG", help="after --: more flags for train_GSD-Net.py")
     args = parser.parse_args(argv)
+    check_passed(args.training, before=(*SHARED, "overwrite"), never=FIXED)
     args.candidates = sorted(set(args.candidates))
     args.channels = args.channels or CHANNELS.get(args.datasets.lower())
     return args
@@ -79,21 +88,10 @@ def load_data(args: argparse.Namespace) -> TrainingSet:
 
 def train(args: argparse.Namespace, tau: float) -> Path:
     """Train with ``tau``, or go on with it; returns the checkpoint. Raises `UserError` if training fails."""
-    shared: tuple[str, ...] = (
-        "datasets",
-        "noise_type",
-        "data_root",
-        "slic_root",
-        "cache_root",
-        "image_size",
-        "num_classes",
-        "channels",
-    )
-    shared += ("batch_size", "max_epochs", "contours", "seed", "device", "gpu")
     command = [sys.executable, str(REPO / "train_GSD-Net.py"), "--tau", str(tau), "--exp", f"tau{tau}"]
     command += ["--warm_up", "0.3"]  # the same for tau 0, for which training would leave the second phase out
     command += ["--output_root", str(args.save_root / "runs"), "--overwrite" if args.overwrite else "--resume"]
-    for name in shared:
+    for name in SHARED:
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]
     print(f"training with tau {tau}", flush=True)

@@ -3,16 +3,18 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_dataset
+from conftest import run_script, write_dataset
 
 from dataloaders.batches import TrainingSet
 from scripts import search_drop_rate as search
 from utils.cli import UserError, run_main
+from utils.passed_flags import training_parser
 
 
 @pytest.fixture
@@ -95,7 +97,56 @@ def test_search_end_to_end(run, folder):
 
 
 def test_training_that_fails_is_named(run):
-    assert_refused(run("--", "--optimizer", "none"), "--candidates 0.1", "failed")
+    # Without weights by distance there is nothing that --distance could act on.
+    assert_refused(run("--", "--distance", "exact"), "--candidates 0.1", "failed")
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "remedy"),
+    [
+        (("--tau", "0.3"), "--tau", "leave --tau out"),
+        (("--tau=0.3",), "--tau", "leave --tau out"),
+        (("--ta", "0.3"), "--tau", "leave --tau out"),
+        (("--ta=auto",), "--tau", "leave --tau out"),
+        (("--method", "ce"), "--method", "leave --method out"),
+        (("--val_fraction", "0.2"), "--val_fraction", "leave --val_fraction out"),
+        (("--exp", "x"), "--exp", "leave --exp out"),
+        (("--output_root", "x"), "--output_root", "leave --output_root out"),
+        (("--warm", "0"), "--warm_up", "leave --warm_up out"),
+        (("--res",), "--resume", "leave --resume out"),
+        (("--overwrite",), "--overwrite", "give --overwrite before --"),
+        *(
+            ((f"--{name}", {"contours": "corrected", "device": "cpu"}.get(name, "16")), f"--{name}", f"--{name} before")
+            for name in search.SHARED
+        ),
+        (("--dev", "cpu"), "--device", "give --device before --"),
+        (("--amp", "fp32", "--seed=1", "--tau", "0"), "--seed, --tau", "give --seed before --, leave --tau out"),
+    ],
+)
+def test_flags_of_the_search_are_not_passed_on(run, folder, flags, name, remedy):
+    assert_refused(run("--", *flags), f"after --: {name}", remedy)
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [("--optimizer", "none"), ("--unknown", "1"), ("--co", "1"), ("stray",), ("--help",)])
+def test_flags_that_training_would_not_take(run, folder, flags):
+    """They end the search before anything is read or trained; --co may be --contours, --consistency or --compile."""
+    assert_refused(run("--", *flags), flags[0])
+    assert not (folder / "out").exists()
+
+
+def test_flags_that_may_be_passed_on():
+    """With names of which a flag of the search is the beginning, or that begin one."""
+    flags = ["--cache", "none", "--amp", "fp32", "--transfer", "none", "--learning_rate", "0.01", "--deterministic"]
+    args = search.parse_args(["--datasets", "x", "--noise_type", "02", "--save_root", "out", "--", *flags])
+    assert args.training == flags
+
+
+def test_all_flags_of_training_are_known():
+    """Else a flag that was added there could not be passed on."""
+    said = run_script("--help").stdout
+    there = set(re.findall(r"(?<![\w-])--(\w+)", said[: said.index("\n\n")])) - {"help"}
+    assert there == {action.dest for action in training_parser()._actions}
 
 
 def test_folders_that_do_not_fit(run, folder, tmp_path):
