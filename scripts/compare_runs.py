@@ -2,9 +2,12 @@
 
     python scripts/compare_runs.py model/phantom+ce+02 model/phantom+gsd+02 --figure comparison.png
 
-The picture shows training images, on which noisy and clean masks are both known: the image, the clean mask, the noisy
-mask that the networks were given, and each run's prediction, all with the clean outline in yellow. Clean masks are
-never used in training.
+The table says what each run was scored on: test masks, or, in a folder without a test set, training masks that were
+held out, which are noisy.
+
+The picture, of runs of train_GSD-Net.py, shows training images: the image, its mask in the folder of clean masks, the
+noisy mask that the networks were given, and each run's prediction, all with the outline of the former in yellow. Where
+--noise_type was given or clean the two masks are one. Clean masks are never used in training on noisy ones.
 """
 
 import argparse
@@ -18,13 +21,21 @@ import torch
 
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
-from networks.unet import unets_of
+from utils.arguments import number
 from utils.cli import UserError, read_json, run_main, write_atomically
 from utils.figures import image_grid, outlined, png
 from utils.geometry import resize_image, resize_label
-from utils.intensity import Intensity
-from utils.run import read_checkpoint
-from utils.training import predict
+from utils.inference import Model, load_model
+
+FIGURES = {  # of result.json: title, format
+    "epochs": ("epochs", ".0f"),
+    "final_dice_mean": ("Dice", ".4f"),
+    "final_dice_std": ("+-", ".4f"),
+    "final_iou_mean": ("IoU", ".4f"),
+    "hd95": ("HD95", ".2f"),
+    "seconds_per_epoch": ("s/epoch", ".1f"),
+}
+SAME = ("datasets", "noise_type", "image_size", "num_classes")  # settings of all runs of a picture
 
 
 def main() -> None:
@@ -32,67 +43,116 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, all of one dataset")
     parser.add_argument("--figure", type=Path, help="where to draw the picture (PNG)")
-    parser.add_argument("--images", type=int, default=4, help="rows of the picture (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=number(int, 1, 100), default=4, help="rows of the picture (default: %(default)s)"
+    )
     args = parser.parse_args()
 
     results = {run: read_result(run) for run in args.runs}
-    width = max(len(run.name) for run in results)
-    print(f"{'run':<{width}}  {'epochs':>6}  {'Dice':>6}  {'+-':>6}  {'IoU':>6}  {'HD95':>6}  {'s/epoch':>7}")
-    for run, result in results.items():
-        hd95 = result["last_epoch"]["hd95"]
-        print(
-            f"{run.name:<{width}}  {result['epochs']:>6}  {result['final_dice_mean']:>6.4f}  "
-            f"{result['final_dice_std']:>6.4f}  {result['final_iou_mean']:>6.4f}  "
-            f"{'-' if hd95 is None else format(hd95, '.2f'):>6}  {result['seconds_per_epoch']:>7.1f}"
-        )
-    print("Dice and IoU: mean of the last epochs (result.json: averaged_epochs) against clean test masks; +-: their")
-    print("standard deviation; HD95 in pixels at the training size, after the last epoch.")
+    print_table(results)
     if args.figure:
-        draw(args.runs, args.images, args.figure)
+        draw(list(results), args.images, args.figure)
         print(f"picture: {args.figure}")
 
 
 def read_result(run: Path) -> dict:
-    """result.json of a complete run."""
+    """result.json of a complete run, with hd95, that of the last epoch, beside the other figures.
+
+    Raises `UserError` if there is none, or if it has no Dice or what is no number; other figures may be lacking.
+    """
     path = run / "result.json"
+    remedy = "run it again with --resume when it is removed"
     if not path.is_file():
         raise UserError(f"{path}: no such file; is the run complete?")
-    return read_json(path, "run it again with --resume when it is removed")
+    result = read_json(path, remedy)
+    if not isinstance(result, dict) or result.get("final_dice_mean") is None:
+        raise UserError(f"{path}: not a run's result, as it has no final_dice_mean; {remedy}")
+    last = result.get("last_epoch")
+    result["hd95"] = last.get("hd95") if isinstance(last, dict) else None
+    for name in FIGURES:
+        if not isinstance(result.get(name), int | float | None):
+            raise UserError(f"{path}: {name} is {result[name]!a}, not a number; {remedy}")
+    return result
+
+
+def print_table(results: dict[Path, dict]) -> None:
+    """A row a run; a figure that it does not have, or that is undefined, is a dash."""
+    width = max(3, *(len(run.name) for run in results))
+    titles = [f"{title:>{max(6, len(title))}}" for title, _ in FIGURES.values()]
+    print("  ".join([f"{'run':<{width}}", *titles, "scored on"]))
+    for run, result in results.items():
+        values = [(result.get(name), form) for name, (_, form) in FIGURES.items()]
+        cells = ["-" if value is None else format(value, form) for value, form in values]
+        cells = [f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=True)]
+        print("  ".join([f"{run.name:<{width}}", *cells, scored_on(result)]))
+    print("Dice and IoU: mean of the last epochs (result.json: averaged_epochs); +-: their standard deviation; HD95 in")
+    print("pixels of the masks as they were scored, after the last epoch.")
+    if len({(scored_on(result), result.get("test_cases")) for result in results.values()}) > 1:
+        print("note: these runs were not scored on the same masks, so their figures do not compare")
+
+
+def scored_on(result: dict) -> str:
+    """What a run was scored on, in words."""
+    return str(result.get("scored_on", "not recorded"))
+
+
+def load_models(runs: list[Path]) -> list[Model]:
+    """The networks of each run. Raises `UserError` if one is of several annotators, or they differ in `SAME`."""
+    models = [load_model(run / "checkpoint.pt", torch.device("cpu"), "fp32") for run in runs]
+    first = models[0].settings
+    for run, model in zip(runs, models, strict=True):
+        lacking = [name for name in (*SAME, "data_root", "exp") if name not in model.settings]
+        if lacking:
+            raise UserError(
+                f"--figure: {run}: its checkpoint records no {', '.join(lacking)}; only runs of train_GSD-Net.py, on "
+                "images with one mask each, can be drawn: leave --figure out, or this run"
+            )
+        for name in SAME:
+            if model.settings[name] != first[name]:
+                raise UserError(f"{run}: --{name} {model.settings[name]} differs from {runs[0]}'s {first[name]}")
+        if model.channels != models[0].channels:
+            raise UserError(
+                f"{run}: trained on images of {model.channels} channels, {runs[0]} on {models[0].channels}; "
+                "draw them apart"
+            )
+    return models
 
 
 def draw(runs: list[Path], count: int, path: Path) -> None:
     """Draw ``count`` training images with their masks and every run's prediction."""
-    checkpoints = [read_checkpoint(run / "checkpoint.pt") for run in runs]
-    settings = checkpoints[0]["args"]
-    size, classes = settings["image_size"], settings["num_classes"]
-    for run, checkpoint in zip(runs, checkpoints, strict=True):
-        for name in ("datasets", "noise_type", "image_size", "num_classes"):
-            if checkpoint["args"][name] != settings[name]:
-                raise UserError(f"{run}: --{name} {checkpoint['args'][name]} differs from {runs[0]}'s {settings[name]}")
+    models = load_models(runs)
+    settings, size, classes = models[0].settings, models[0].image_size, models[0].num_classes
     dataset, layout = find_dataset(Path(settings["data_root"]), settings["datasets"])
 
     images = list_images(dataset / layout.images)
-    clean_paths = list_images(dataset / layout.masks)
-    noisy_paths = list_images(dataset / layout.training_masks(settings["noise_type"]))
-    stems = [stem for stem in images if stem in clean_paths and stem in noisy_paths]
+    folders = {"clean mask": layout.masks, "noisy mask": layout.training_masks(settings["noise_type"])}
+    if folders["noisy mask"] == layout.masks:
+        folders = {"training mask": layout.masks}
+    files = {title: list_images(dataset / name) for title, name in folders.items()}
+    stems = [stem for stem in images if all(stem in paths for paths in files.values())]
+    if not stems:
+        raise UserError(
+            f"--figure: no image of {dataset / layout.images} has a file in {' and '.join(folders.values())}"
+        )
     stems = [stems[i] for i in np.linspace(0, len(stems) - 1, min(count, len(stems))).round().astype(int)]
-    channels = checkpoints[0]["model"]["in_channels"]
-    pictures = np.stack([resize_image(read_image(images[stem], channels), size) for stem in stems])
-    clean, noisy = (
-        np.stack([resize_label(read_mask(paths[stem], classes).labels, size) for stem in stems])
-        for paths in (clean_paths, noisy_paths)
-    )
+    pictures = np.stack([resize_image(read_image(images[stem], models[0].channels), size) for stem in stems])
+    masks = {
+        title: np.stack([resize_label(read_mask(paths[stem], classes).labels, size) for stem in stems])
+        for title, paths in files.items()
+    }
+    outlines = next(iter(masks.values()))
 
     inputs = torch.from_numpy(pictures).movedim(-1, 1)
-    masks = {"clean mask": clean, "noisy mask": noisy}
-    for checkpoint in checkpoints:
-        intensity = Intensity(**checkpoint["model"]["intensity"])
-        predicted = predict(list(unets_of(checkpoint)), inputs, intensity, len(inputs), torch.device("cpu"))
-        masks[checkpoint["args"]["exp"]] = predicted.numpy()
-    columns = {"training image": np.broadcast_to(pictures / 255, (*pictures.shape[:3], 3))}
+    names = [model.settings["exp"] for model in models]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    for name, model in zip(names, models, strict=True):
+        masks[name] = torch.cat([model.logits(part).argmax(dim=1) for part in inputs.split(8)]).numpy()
+    shown = pictures if pictures.shape[-1] == 3 else pictures[..., :1].repeat(3, axis=-1)
+    columns = {"training image": shown / 255}
     for title, values in masks.items():
         grey = np.repeat((values / (classes - 1))[..., None], 3, axis=-1)
-        columns[title] = np.stack([outlined(g, c) for g, c in zip(grey, clean, strict=True)])
+        columns[title] = np.stack([outlined(g, c) for g, c in zip(grey, outlines, strict=True)])
     write_atomically(path, png(image_grid(columns, stems)))
 
 

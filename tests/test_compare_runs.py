@@ -2,15 +2,30 @@
 
 import importlib.util
 import io
+import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import TRAIN_SCRIPT, write_dataset
 from PIL import Image
 
+from networks.unet import two_unets
 from scripts import compare_runs
-from utils.cli import UserError
+from utils.cli import UserError, run_main
+
+RESULT = {
+    "final_dice_mean": 0.8125,
+    "final_dice_std": 0.01,
+    "final_iou_mean": 0.75,
+    "epochs": 3,
+    "last_epoch": {"hd95": 2.5},
+    "test_cases": 5,
+    "scored_on": "test masks",
+    "seconds_per_epoch": 1.5,
+}
 
 
 def run(monkeypatch, main, *arguments):
@@ -50,3 +65,123 @@ def test_runs_that_cannot_be_compared_are_named(runs, tmp_path, monkeypatch):
     (runs[1] / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(UserError, match="not a readable checkpoint"):
         run(monkeypatch, compare_runs.main, *runs, "--figure", tmp_path / "figure.png")
+
+
+@pytest.fixture
+def compare(monkeypatch, capsys):
+    """compare_runs.py as a command: exit code, stdout, stderr."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = 0
+        try:
+            run(monkeypatch, lambda: run_main(compare_runs.main), *arguments)
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def finished(folder, result=RESULT, **settings):
+    """A run folder of untrained networks with a result; settings: of the run, beside those that every script has."""
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    channels = 3 if "datasets" in settings else 1
+    contents = {
+        "epoch": 3,
+        "networks": two_unets(channels, 2, seed=0).state_dict(),
+        "args": {"image_size": 32, "num_classes": 2, "method": "gsd", "exp": "gsd", "data_root": "data", **settings},
+        "model": {
+            "in_channels": channels,
+            "num_classes": 2,
+            "intensity": {"mean": (0.4,) * channels, "std": (0.2,) * channels},
+        },
+    }
+    torch.save(contents, folder / "checkpoint.pt")
+    return folder
+
+
+def assert_refused(outcome, *parts):
+    code, _, err = outcome
+    assert code == 2 and "Traceback" not in err, outcome
+    for part in parts:
+        assert str(part) in err[err.rindex("error: ") :], outcome
+
+
+def test_each_run_says_what_it_was_scored_on(compare, tmp_path):
+    held_out = "held-out training masks (noisy)"
+    a, b = finished(tmp_path / "a"), finished(tmp_path / "b", RESULT | {"scored_on": held_out})
+    code, out, _ = compare(a)
+    assert code == 0 and out.splitlines()[1].endswith("  test masks") and "clean" not in out and "note" not in out
+    code, out, _ = compare(a, b)
+    assert [line.split("  ")[-1] for line in out.splitlines()[1:3]] == ["test masks", held_out]
+    assert "not scored on the same masks" in out
+
+
+@pytest.mark.parametrize("settings", [{"rater_policy": "cycle"}, {"rater_policy": None, "test_folder": "testing"}])
+def test_runs_of_several_annotators_have_a_table_and_no_picture(compare, tmp_path, settings):
+    """The checkpoints of LIDC and MMIS-2024 name no dataset folder."""
+    folder = finished(tmp_path / "lidc+gsd+cycle", **settings)
+    assert compare(folder)[0] == 0
+    outcome = compare(folder, "--figure", tmp_path / "figure.png")
+    assert_refused(outcome, "--figure", folder, "datasets", "train_GSD-Net.py")
+    assert "0.8125" in outcome[1] and not (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.parametrize("images", [0, -1, 101, "x"])
+def test_images_out_of_range(compare, tmp_path, images):
+    assert_refused(compare(finished(tmp_path / "a"), "--figure", tmp_path / "f.png", "--images", images), "--images")
+
+
+def test_results_that_lack_figures(compare, tmp_path):
+    """As those of older versions: a dash stands for what is not recorded, or undefined."""
+    old = finished(tmp_path / "old", {"final_dice_mean": 0.5, "last_epoch": {"hd95": None}})
+    code, out, _ = compare(old)
+    assert code == 0 and out.splitlines()[1].split() == ["old", "-", "0.5000", "-", "-", "-", "-", "not", "recorded"]
+
+
+@pytest.mark.parametrize(
+    ("result", "found"),
+    [
+        ({}, "final_dice_mean"),
+        ([1], "final_dice_mean"),
+        (None, "final_dice_mean"),
+        (RESULT | {"epochs": "many"}, "epochs is 'many'"),
+        (RESULT | {"final_iou_mean": [0.5]}, "final_iou_mean is [0.5]"),
+        (RESULT | {"last_epoch": {"hd95": {}}}, "hd95 is {}"),
+    ],
+)
+def test_files_that_are_no_results(compare, tmp_path, result, found):
+    folder = finished(tmp_path / "a", result)
+    assert_refused(compare(folder), folder / "result.json", found, "--resume")
+
+
+def test_dataset_that_has_changed(compare, tmp_path):
+    """Moved, or without a noisy mask for any of its images, or now with another kind of masks."""
+    dataset = write_dataset(tmp_path / "data", name="mine", train=3, test=1)
+    folder = finished(tmp_path / "a", datasets="mine", noise_type="DE", data_root=str(tmp_path / "data"))
+    figure = ("--figure", tmp_path / "figure.png")
+    assert_refused(compare(folder, *figure), dataset / "masks_DE", "no such folder")
+    (dataset / "masks_DE").mkdir()
+    shutil.copy(dataset / "masks" / "case00.png", dataset / "masks_DE" / "other.png")
+    assert_refused(compare(folder, *figure), dataset / "images", "masks_DE")
+    dataset.rename(tmp_path / "elsewhere")
+    assert_refused(compare(folder, *figure), "mine", tmp_path / "data")
+
+
+def test_runs_of_the_same_name_are_both_drawn(compare, tmp_path, monkeypatch):
+    write_dataset(tmp_path / "data", name="mine", train=3, test=1)
+    settings = {"datasets": "mine", "noise_type": "given", "data_root": str(tmp_path / "data")}
+    runs = [finished(tmp_path / place / "mine+gsd+given", **settings) for place in ("a", "b")]
+    drawn = []
+    monkeypatch.setattr(compare_runs, "image_grid", lambda columns, stems: drawn.extend(columns) or columns)
+    monkeypatch.setattr(compare_runs, "png", lambda figure: b"")
+    assert compare(*runs, "--figure", tmp_path / "figure.png")[0] == 0
+    assert drawn == ["training image", "training mask", *map(str, runs)]
+
+
+def test_runs_that_do_not_fit_in_one_picture(compare, tmp_path):
+    settings = {"datasets": "mine", "noise_type": "given"}
+    a, b = finished(tmp_path / "a", **settings), finished(tmp_path / "b", **settings | {"noise_type": "DE"})
+    assert_refused(compare(a, b, "--figure", tmp_path / "figure.png"), b, "--noise_type DE", "given")
