@@ -1,21 +1,27 @@
 """Find the wrong masks of a training set: a score for each, the pixels believed wrong, and a better mask.
 
     python scripts/audit_labels.py --images_root data/mine/images --masks_root data/mine/masks --save_root audit/mine
+    python scripts/audit_labels.py --datasets kvasir --noise_type 02 --data_root data --save_root audit/kvasir02
 
-needs no clean mask. It believes the edge that the image shows (docs/method.md section 8), with --checkpoint also the
-networks of a training run, in equal parts (section 9). Writes
+names the folders, or a dataset as for train_GSD-Net.py, and needs no clean mask. It believes the edge that the image
+shows (docs/method.md section 8), with --checkpoint also the networks of a training run, in equal parts (section 9).
+Writes
 
 - SAVE_ROOT/audit.csv, worst first: score, the Dice of the given mask that is to be expected, in [0, 1]; wrong_pixels,
   wrong_share: pixels believed wrong; added, removed: pixels that the believed foreground has more and less;
   shift: by how many pixels the edge lies inside (+) or outside (-) of the given contour;
 - SAVE_ROOT/audit.html, the same with pictures, sortable: one file, to be opened from disk;
 - SAVE_ROOT/wrong/STEM.png: the probability that each pixel is wrong, 0..255 for 0..1;
-- MASKS_ROOT_refined/STEM.png (--refined_root): the believed masks, of the given masks' sizes. The given ones stay.
+- MASKS_ROOT_refined/STEM.png, with --datasets SAVE_ROOT/masks_refined/STEM.png (--refined_root): the believed masks, of
+  the given masks' sizes. The given ones stay.
 
 Networks that were trained on these very masks have learned some of their errors. --folds K trains K pairs of networks
-in turn, each on the images that it will not judge; what follows -- goes to train_GSD-Net.py:
+in turn, each on the images that it will not judge; what follows -- goes to train_GSD-Net.py, except what the audit sets
+itself:
 
     python scripts/audit_labels.py ... --folds 5 -- --max_epochs 30
+
+Run again, it goes on where it was broken off; networks of images or masks that have changed since are refused.
 
 A mask without a boundary, empty or full, can only be judged by networks: without them its score is left blank.
 
@@ -42,21 +48,36 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.files import channels_of, list_images, pair_by_stem, read_image, read_mask
-from dataloaders.noisy_folder import check_size
+from dataloaders.files import channels_of, contents_of, list_images, pair_by_stem, read_image, read_mask
+from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, check_size, find_dataset
 from dataloaders.slic import find_maps
 from utils.arguments import number
 from utils.audit_page import SIDE, Entry, audit_page
-from utils.cli import UserError, keep_settings, listed, run_jobs, run_main, write_atomically, write_table
+from utils.cli import (
+    UserError,
+    keep_settings,
+    listed,
+    read_json,
+    run_jobs,
+    run_main,
+    write_atomically,
+    write_json,
+    write_table,
+)
 from utils.contours import Steps, levels_of, steps
 from utils.edge_profile import level_probabilities
 from utils.figures import contoured
 from utils.geometry import longest_side, resize_image, resize_label
 from utils.inference import Model, load_model
 from utils.label_quality import contour_beliefs, label_quality, wrong_probability
+from utils.passed_flags import check_passed
 from utils.run import choose_device
 
 REPO = Path(__file__).resolve().parents[1]
+# What the folds' trainings have of the audit: flags that both have, and flags that are set for each of them.
+SHARED = ("image_size", "num_classes", "channels", "device", "gpu", "amp", "overwrite")
+FIXED = ("datasets", "noise_type", "data_root", "output_root", "slic_root", "cache_root", "exp", "resume")
+FORMS = (("images_root", "masks_root"), ("datasets", "noise_type"))  # of saying which masks to judge
 WRONG = (40, 120, 255)  # the colour of pixels believed wrong, RGB: neither tissue nor X-ray has it
 
 Pair = tuple[Path, Path]  # an image and its mask
@@ -86,10 +107,17 @@ class Judged(NamedTuple):
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--images_root", type=Path, required=True, help="folder of the images")
-    add("--masks_root", type=Path, required=True, help="folder of their masks")
+    add("--images_root", type=Path, help="folder of the images")
+    add("--masks_root", type=Path, help="folder of their masks")
+    add("--datasets", help="instead of both: kvasir, shenzhen, BUSUC or a folder of --data_root")
+    add("--noise_type", choices=NOISE_TYPES, help="with --datasets: which of its training masks")
+    add("--data_root", type=Path, help="with --datasets: folder that holds the datasets (default: data)")
     add("--save_root", type=Path, required=True, help="folder of the audit's table, page and maps of wrong pixels")
-    add("--refined_root", type=Path, help="folder of the believed masks (default: MASKS_ROOT_refined)")
+    add(
+        "--refined_root",
+        type=Path,
+        help="folder of the believed masks (default: MASKS_ROOT_refined; with --datasets SAVE_ROOT/masks_refined)",
+    )
     networks = parser.add_mutually_exclusive_group()
     networks.add_argument("--checkpoint", type=Path, help="checkpoint.pt or best.pt: believe its networks as well")
     networks.add_argument(
@@ -110,8 +138,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.training and not args.folds:
         parser.error(f"{' '.join(args.training)}: only --folds trains networks")
-    args.refined_root = args.refined_root or args.masks_root.with_name(f"{args.masks_root.name}_refined")
+    check_passed(args.training, before=SHARED, never=FIXED)
+    choose_folders(args)
     return args
+
+
+def choose_folders(args: argparse.Namespace) -> None:
+    """Fill in the folders that are read, and that of the believed masks, from either of `FORMS`.
+
+    Raises `UserError` unless exactly one of them is given, and whole, or if the dataset lacks the masks.
+    """
+    given = [name for name in (*FORMS[0], *FORMS[1], "data_root") if getattr(args, name) is not None]
+    if not any(set(given) - {"data_root" if form is FORMS[1] else ""} == set(form) for form in FORMS):
+        found = ", ".join(f"--{name}" for name in given) or "none of these"
+        raise UserError(
+            "give either --images_root and --masks_root, or --datasets and --noise_type (with them perhaps "
+            f"--data_root), to say which masks to judge; found {found}"
+        )
+    if args.images_root is not None:
+        args.refined_root = args.refined_root or args.masks_root.with_name(f"{args.masks_root.name}_refined")
+        return
+    dataset, layout = find_dataset(args.data_root or Path("data"), args.datasets)
+    args.images_root, args.masks_root = dataset / layout.images, dataset / layout.training_masks(args.noise_type)
+    if not args.masks_root.is_dir() and args.noise_type not in ("clean", "given"):
+        raise UserError(
+            f"{args.masks_root}: no such folder for --noise_type {args.noise_type}; give another, or make it with "
+            "scripts/generate_simulated_noise.py (scripts/README.md)"
+        )
+    args.refined_root = args.refined_root or args.save_root / "masks_refined"
+    args.channels = args.channels or CHANNELS.get(args.datasets.lower())
 
 
 def check_folders(args: argparse.Namespace) -> None:
@@ -192,6 +247,32 @@ def write_logits(model: Model, files: Sequence[tuple[Path, Path]], batch_size: i
     bar.close()
 
 
+def check_unchanged(record: Path, pairs: Sequence[Pair], overwrite: bool) -> None:
+    """Remember in ``record`` what the images and masks of the folds hold.
+
+    Raises `UserError`, unless ``overwrite``, naming the files that are not what they were when it was written: networks
+    of theirs are no judges of what is there now. Training refuses to go on with them too, but cannot say which file.
+    """
+    now = {str(path.resolve()): contents_of([path]) for pair in pairs for path in pair}
+    if record.is_file() and not overwrite:
+        remedy = "add --overwrite to train all folds again"
+        before = read_json(record, remedy)
+        if not isinstance(before, dict):
+            raise UserError(f"{record}: not a record of the folds' files; {remedy}")
+        kinds = {
+            "changed": [name for name in now if before.get(name, now[name]) != now[name]],
+            "new": [name for name in now if name not in before],
+            "gone": [name for name in before if name not in now],
+        }
+        differ = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
+        if differ:
+            raise UserError(
+                f"--folds: {record.parent} has networks of other images or masks than are there now ({differ}); "
+                f"{remedy}, or choose another --save_root"
+            )
+    write_json(record, now)
+
+
 def train_fold(args: argparse.Namespace, pairs: Sequence[Pair], held_out: set[int], fold: int) -> Path:
     """Train networks on all ``pairs`` but those held out, which are its test set; returns their checkpoint.
 
@@ -222,7 +303,11 @@ def predict_folds(args: argparse.Namespace, files: Sequence[tuple[Path, Path]], 
     device = choose_device(args.device, args.gpu)
     if len(pairs) < 2 * args.folds:
         raise UserError(f"--folds {args.folds}: only {len(pairs)} images; each fold needs two at least")
-    find_maps({image.stem: image for image, _ in pairs}, args.save_root / "folds" / "slic", args.image_size)
+    root = args.save_root / "folds"
+    check_unchanged(root / "files.json", pairs, args.overwrite)
+    if args.overwrite:
+        shutil.rmtree(root / "slic", ignore_errors=True)  # of images that may have changed, perhaps of another size
+    find_maps({image.stem: image for image, _ in pairs}, root / "slic", args.image_size)
     order = np.random.default_rng(args.seed).permutation(len(pairs))
     for fold, part in enumerate(np.array_split(order, args.folds), start=1):
         checkpoint = train_fold(args, pairs, set(part.tolist()), fold)

@@ -61,8 +61,8 @@ def folder(tmp_path):
 def run(folder, capsys):
     """audit_labels.py on these, into folder/audit, with more flags; later flags win: exit code, stdout, stderr."""
 
-    def call(*flags):
-        places = ("--images_root", folder / "images", "--masks_root", folder / "masks", "--save_root", folder / "audit")
+    def call(*flags, places=("--images_root", folder / "images", "--masks_root", folder / "masks")):
+        places = (*places, "--save_root", folder / "audit")
         more = ("--image_size", SIZE, "--workers", 1, "--device", "cpu", "--amp", "fp32")
         code = 0
         capsys.readouterr()
@@ -268,6 +268,120 @@ def test_folds_judge_what_they_did_not_see(run, folder):
     assert len(tests[0]) == len(tests[1]) == 8 and not set(tests[0]) & set(tests[1])
     assert trained == tests[::-1]
     assert len(rows(folder / "audit" / "audit.csv")) == 16
+
+
+def test_dataset_in_place_of_folders(run, folder):
+    """The same audit, with the believed masks in the folder of the audit: the dataset is left as it is."""
+    assert run()[0] == 0
+    by_folders = (folder / "audit" / "audit.csv").read_bytes()
+    mended = pixels(folder / "masks_refined" / "case 03.png")
+    shutil.rmtree(folder / "audit")
+    shutil.rmtree(folder / "masks_refined")
+    places = ("--datasets", folder.name.upper(), "--noise_type", "given", "--data_root", folder.parent)
+    code, out, _ = run(places=places)
+    assert code == 0 and str(folder / "audit" / "masks_refined") in out
+    assert (folder / "audit" / "audit.csv").read_bytes() == by_folders
+    assert (pixels(folder / "audit" / "masks_refined" / "case 03.png") == mended).all()
+    assert sorted(path.name for path in folder.iterdir()) == ["audit", "images", "masks"]
+    assert run("--refined_root", folder / "mended", "--overwrite", places=places)[0] == 0
+    assert (folder / "mended" / "case 03.png").is_file()
+
+
+def test_noise_and_layout_of_a_dataset(run, folder, tmp_path, monkeypatch):
+    """Those of training, and its data root."""
+    monkeypatch.chdir(tmp_path)
+    folder.rename(tmp_path / "shenzhen")
+    tmp_path.joinpath("data").mkdir()
+    dataset = (tmp_path / "shenzhen").rename(tmp_path / "data" / "shenzhen")
+    (dataset / "images").rename(dataset / "img")
+    (dataset / "masks").rename(dataset / "mask_DE")
+    places = ("--datasets", "Shenzhen", "--noise_type")
+    assert run(places=(*places, "DE"))[0] == 0
+    assert {row["image"] for row in rows(folder / "audit" / "audit.csv")[:3]} == {f"case {i:02}" for i in SHIFTED}
+    missing = Path("data", "shenzhen", "mask_200_0.2_0.05_0.2")
+    assert_refused(run(places=(*places, "02")), missing, "--noise_type 02", "generate_simulated_noise.py")
+    assert_refused(run(places=(*places, "given")), Path("data", "shenzhen", "mask"), "no such folder")
+    assert_refused(run("--datasets", "other", places=(*places, "DE")), "--datasets other", "shenzhen")
+
+
+def test_busuc_is_read_in_colour(run, folder):
+    """As training does: its scans are stored in grey and in colour."""
+    save(folder / "images" / "case 09.png", pixels(folder / "images" / "case 09.png")[..., 0])
+    folder = folder.rename(folder.with_name("BUSUC"))
+    assert run(places=("--datasets", "busuc", "--noise_type", "given", "--data_root", folder.parent))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ((), "none of these"),
+        (("images_root",), "--images_root"),
+        (("masks_root",), "--masks_root"),
+        (("datasets",), "--datasets"),
+        (("noise_type", "data_root"), "--noise_type, --data_root"),
+        (("data_root",), "--data_root"),
+        (("images_root", "noise_type"), "--images_root, --noise_type"),
+        (("images_root", "masks_root", "datasets"), "--images_root, --masks_root, --datasets"),
+        (("images_root", "masks_root", "data_root"), "--images_root, --masks_root, --data_root"),
+        (
+            ("images_root", "masks_root", "datasets", "noise_type"),
+            "--images_root, --masks_root, --datasets, --noise_type",
+        ),
+    ],
+)
+def test_folders_or_a_dataset(run, folder, names, found):
+    values = {"images_root": folder / "images", "masks_root": folder / "masks", "data_root": folder.parent}
+    values |= {"datasets": folder.name, "noise_type": "given"}
+    outcome = run(places=[word for name in names for word in (f"--{name}", values[name])])
+    assert_refused(outcome, "either --images_root and --masks_root, or --datasets and --noise_type")
+    assert outcome[2].rstrip().endswith(f"found {found}") and not (folder / "audit").exists()
+
+
+def test_stale_folds_are_refused(run, folder, monkeypatch):
+    """Networks that were trained before an image or a mask was changed do not judge it, nor are they trained on."""
+    last = ("--", "--batch_size", 4, "--max_epochs", 1)
+    folds = ("--folds", 2, "--image_size", 32, *last)
+    assert run(*folds)[0] == 0
+    mask, image = folder / "masks" / "case 04.png", folder / "images" / "case 04.png"
+    good = {path: path.read_bytes() for path in (mask, image)}
+
+    for path in (mask, image):
+        save(path, pixels(path)[::-1])
+        assert_refused(run(*folds), "--folds", folder / "audit" / "folds", f"(changed: {path})", "--overwrite")
+        path.write_bytes(good[path])
+    for path in (mask, image):
+        path.rename(path.with_name("case 99.png"))
+    gone = f"new: {image.with_name('case 99.png')}, {mask.with_name('case 99.png')}; gone: {image}, {mask}"
+    assert_refused(run(*folds), "--folds", gone, "--overwrite")
+    for path in (mask, image):
+        path.with_name("case 99.png").rename(path)
+
+    # Training itself refuses, where the audit has no record of the files.
+    said = []
+    start = subprocess.run
+
+    def listen(command):
+        said.append(start(command, capture_output=True, text=True))
+        return said[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_labels.subprocess, "run", listen)
+        save(mask, pixels(mask)[::-1])
+        (folder / "audit" / "folds" / "files.json").unlink()
+        assert_refused(run(*folds), "--folds", "fold 1")
+    assert [refused.returncode for refused in said] == [2] and "Traceback" not in said[0].stderr
+    assert "masks or superpixels are no longer those of the run" in said[0].stderr
+
+    # Trained again, at another size: the superpixels are made again too.
+    assert run("--folds", 2, "--image_size", SIZE, "--overwrite", *last)[0] == 0
+
+
+@pytest.mark.parametrize("flags", [("--datasets", "x"), ("--exp=x",), ("--res",), ("--output", "x"), ("--slic", "x")])
+def test_flags_of_the_audit_are_not_passed_on(run, folder, flags):
+    name = next(name for name in audit_labels.FIXED if f"--{name}".startswith(flags[0].split("=")[0]))
+    assert_refused(run("--folds", 2, "--", *flags), f"after --: --{name}", f"leave --{name} out")
+    assert_refused(run("--folds", 2, "--", "--image_size", 32), "give --image_size before --")
+    assert not (folder / "audit").exists()
 
 
 # --- The page ---------------------------------------------------------------------------------------------------------
