@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from dataloaders.batches import TrainingSet
 from utils.cli import UserError, listed, locked, read_json, write_json
-from utils.contours import Steps, levels_of, move_contour, steps
+from utils.contours import Steps, edges_shown, levels_of, move_contour, steps
 from utils.edge_profile import displacements
 from utils.geometry import squared_boundary_distance
 
-VERSION = 4  # of what is stored; a change makes every cache again
+VERSION = 5  # of what is stored; a change makes every cache again
 CHUNK = 64  # images handled at once where a whole set would be too large for memory
 
 
@@ -68,7 +68,7 @@ def load_training_set(
         else _from_cache(recipe, contours, Path(root))
     )
     if contours == "corrected":
-        print(_movement_in_words(stored.levels, stored.share_moved))
+        print(_movement_in_words(stored.levels, stored.share_moved, stored.shown))
     if stored.soiled:
         print(f"note: in-between greys thresholded at 128 in {len(stored.soiled)} masks: {listed(stored.soiled)}")
     arrays = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
@@ -82,9 +82,15 @@ class _Stored(NamedTuple):
     soiled: list[str]
     levels: list[float]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
     share_moved: float  # of all pixels, those that changed their class thereby
+    shown: bool  # whether the images show edges at the contours; true if they were not asked
 
 
-def _movement_in_words(levels: list[float], share_moved: float) -> str:
+def _movement_in_words(levels: list[float], share_moved: float, shown: bool) -> str:
+    if not shown:
+        return (
+            "contours: stay where they are, as the images show no more of an edge there than elsewhere; if masks are "
+            "wrong all the same, give --tau the share of pixels that is"
+        )
     moved = [level for level in levels if level]
     where = "stay where they are"
     if moved:
@@ -93,6 +99,8 @@ def _movement_in_words(levels: list[float], share_moved: float) -> str:
             f"moved in {len(moved)} of {len(levels)} masks, {share_moved:.1%} of all pixels: by {middle:+.0f} px in "
             f"the median, {low:+.0f} to {high:+.0f} in nine of ten (+ inwards, - outwards)"
         )
+    if len(moved) > len(levels) / 2:
+        where += "; most masks, so look at some: scripts/audit_labels.py draws them; --contours given leaves them"
     return f"contours: {where}"
 
 
@@ -161,7 +169,7 @@ def _make(recipe: Recipe, contours: str, folder: Path, expected: dict) -> None:
             if isinstance(array, np.memmap):
                 array.flush()
         arrays = {name: (part.shape, part.dtype.str, zlib.crc32(part.data)) for name, part in stored.arrays.items()}
-        made = {name: getattr(stored, name) for name in ("num_segments", "soiled", "levels", "share_moved")}
+        made = {name: getattr(stored, name) for name in ("num_segments", "soiled", "levels", "share_moved", "shown")}
         meta = expected | made | {"arrays": arrays}
         write_json(temporary / "meta.json", meta | {"checksum": _checksum(meta)})
         if folder.exists():
@@ -213,8 +221,9 @@ def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]
         return int(np.count_nonzero(moved != label))
 
     soiled, edges = zip(*_each(store, range(count), "reading training set"), strict=True)
-    levels, changed = [], []
+    levels, changed, shown = [], [], True
     if contours == "corrected":
+        shown = edges_shown(edges, levels_of((height, width)))
         levels = displacements(edges, levels_of((height, width)), max(height, width)).tolist()
         changed = _each(move, np.flatnonzero(levels).tolist(), "moving contours")
     wide = arrays["segments"]
@@ -226,7 +235,7 @@ def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]
         if isinstance(wide, np.memmap) and isinstance(narrow, np.memmap):
             Path(str(narrow.filename)).replace(str(wide.filename))
     named = [name for name in soiled if name]
-    return _Stored(arrays, num_segments, named, levels, sum(changed) / (count * height * width))
+    return _Stored(arrays, num_segments, named, levels, sum(changed) / (count * height * width), shown)
 
 
 def _each(work: Callable[[int], object], indices: Sequence[int], title: str) -> list:
@@ -243,7 +252,7 @@ def _open(folder: Path) -> _Stored:
     arrays: dict[str, np.ndarray] = {
         name: _mapped(folder, name, shape, dtype) for name, (shape, dtype, _) in meta["arrays"].items()
     }
-    return _Stored(arrays, meta["num_segments"], meta["soiled"], meta["levels"], meta["share_moved"])
+    return _Stored(arrays, meta["num_segments"], meta["soiled"], meta["levels"], meta["share_moved"], meta["shown"])
 
 
 def _mapped(folder: Path, name: str, shape: Sequence[int], dtype: str) -> np.memmap:

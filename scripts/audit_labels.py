@@ -64,7 +64,7 @@ from utils.cli import (
     write_json,
     write_table,
 )
-from utils.contours import Steps, levels_of, steps
+from utils.contours import Steps, edges_shown, levels_of, steps
 from utils.edge_profile import level_probabilities
 from utils.figures import contoured
 from utils.geometry import longest_side, resize_image, resize_label
@@ -190,20 +190,28 @@ def look(pair: Pair, size: int, channels: int | None, num_classes: int) -> Looke
 
 
 def judge(
-    item: tuple[Looked, np.ndarray, Path | None], size: int, num_classes: int, refined_root: Path, wrong_root: Path
+    item: tuple[Looked, np.ndarray | None, Path | None],
+    size: int,
+    num_classes: int,
+    refined_root: Path,
+    wrong_root: Path,
 ) -> Judged:
     """Score one mask, write the believed one and the probability that its pixels are wrong.
 
-    item: what the first look found, the probabilities of the levels, and the file of the networks' logits, if any.
+    item: what the first look found, the probabilities of the levels, None where the images say nothing of them, and
+    the file of the networks' logits, if any; one of the two there must be.
     """
     looked, probabilities, logits = item
     stem, mask_path = looked.pair[0].stem, looked.pair[1]
     label = read_mask(mask_path, num_classes).labels
     scale = max(label.shape) / size
     levels = levels_of((size,))
-    beliefs = contour_beliefs(label, levels, probabilities, num_classes, scale)
+    views = []
+    if probabilities is not None:
+        views.append(contour_beliefs(label, levels, probabilities, num_classes, scale))
     if logits:
-        beliefs = (beliefs + network_beliefs(np.load(logits), label.shape)) / 2
+        views.append(network_beliefs(np.load(logits), label.shape))
+    beliefs = np.mean(views, axis=0)
     refined = beliefs.argmax(axis=0).astype(np.uint8)
     wrong = refined != label
     write_atomically(refined_root / f"{stem}.png", as_png(refined * 255 if num_classes == 2 else refined))
@@ -216,7 +224,7 @@ def judge(
         wrong_share=round(float(wrong.mean()), 6),
         added=int((wrong & (label == 0)).sum()),
         removed=int((wrong & (refined == 0)).sum()),
-        shift=round(float(levels[probabilities.argmax()] * scale), 2),
+        shift=0.0 if probabilities is None else round(float(levels[probabilities.argmax()] * scale), 2),
     )
 
 
@@ -365,11 +373,11 @@ def main(argv: list[str] | None = None) -> None:
     channels = check_channels(pairs, args.channels, model)
 
     looked, failures = see_all(pairs, args, channels)
+    levels = levels_of((args.image_size,))
+    probabilities = probabilities_of([item.steps for item in looked], levels, args)
     wrong_root = args.save_root / "wrong"
     keep_all_settings(args, [item.pair[0].stem for item in looked], wrong_root)
 
-    levels = levels_of((args.image_size,))
-    probabilities = level_probabilities([item.steps for item in looked], levels, args.image_size)
     job = partial(
         judge,
         size=args.image_size,
@@ -393,6 +401,22 @@ def main(argv: list[str] | None = None) -> None:
     if failures:
         print(f"error: {len(failures)} of {len(pairs)} images were left out:\n" + "\n".join(failures), file=sys.stderr)
         sys.exit(1)
+
+
+def probabilities_of(
+    found: Sequence[Steps], levels: np.ndarray, args: argparse.Namespace
+) -> Sequence[np.ndarray | None]:
+    """The probabilities of the levels (L,) of each image; None, which is said, if the images show nothing of them.
+
+    Raises `UserError` if nothing else is there to judge the masks.
+    """
+    if edges_shown(found, levels):
+        return list(level_probabilities(found, levels, args.image_size))
+    finding = "the images show no more of an edge at the contours of their masks than elsewhere"
+    if not (args.folds or args.checkpoint):
+        raise UserError(f"{finding}; let networks judge them: give --folds or --checkpoint")
+    print(f"note: {finding}: networks alone judge the masks")
+    return [None] * len(found)
 
 
 def see_all(pairs: list[Pair], args: argparse.Namespace, channels: int | None) -> tuple[list[Looked], list[str]]:

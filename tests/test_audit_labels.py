@@ -241,6 +241,15 @@ def test_mask_without_a_boundary(run, folder):
     assert all(row["score"] for row in rows(folder / "audit" / "audit.csv"))
 
 
+def test_images_without_edges(run, folder):
+    """Then the images say nothing of their masks, and the networks alone are asked."""
+    for path in sorted((folder / "images").iterdir()):
+        save(path, np.random.default_rng(0).integers(0, 255, pixels(path).shape, np.uint8))
+    assert_refused(run(), "show no more of an edge", "--folds")
+    code, out, _ = run("--checkpoint", checkpoint_of(folder / "model" / "checkpoint.pt"))
+    assert code == 0 and "networks alone judge" in out
+
+
 def test_networks_share_the_belief(run, folder):
     """With a checkpoint, the chance that a pixel is wrong is the mean of both beliefs."""
     assert run()[0] == 0

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from dataloaders.files import list_images, read_image, read_mask
-from utils.contours import levels_of, move_contour, signed_distance, steps
+from utils.contours import edges_shown, levels_of, move_contour, signed_distance, steps
 from utils.edge_profile import displacements
 from utils.geometry import resize_image, resize_label
 from utils.noise import dilation_erosion_noise, file_generator, markov_noise
@@ -121,6 +121,35 @@ def test_uniform_images_say_nothing():
     given = [disc(20)] * 5
     found = found_in([np.full((SIZE, SIZE, 3), 77, np.uint8)] * 5, given)
     assert found.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("count", [12, 60])
+@pytest.mark.parametrize("kind", ["noise", "clouds", "texture"])
+def test_images_without_edges_move_nothing(kind, count):
+    """Right masks of objects that no edge in colour bounds; without the comparison with chance most are moved."""
+    rng = np.random.default_rng(0)
+    masks = [np.roll(disc(r), tuple(rng.integers(-15, 16, 2)), (0, 1)) for r in rng.uniform(10, 22, count)]
+    noise = rng.normal(0, 1, (count, SIZE, SIZE, 3))
+    if kind == "clouds":
+        noise = 10 * gaussian_filter(noise, (0, 4, 4, 0))
+    images = np.stack([128 + part * (10 if kind == "texture" else 30) for part in noise])
+    if kind == "texture":  # all that tells the object from the ground
+        images = np.where(np.stack(masks)[..., None] > 0, images, 128 + 30 * noise)
+    images = list(images.clip(0, 255).astype(np.uint8))
+    assert found_in(images, masks).tolist() == [0] * count
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 40])
+def test_edges_shown(count):
+    images, _, given = phantoms([0] * count)
+    seen = [steps(*pair) for pair in zip(images, given, strict=True)]
+    levels, empty = levels_of((SIZE,)), steps(images[0], np.zeros_like(given[0]))
+    assert edges_shown(seen, levels)
+    assert edges_shown([*seen, empty, empty], levels)
+    assert edges_shown([empty], levels)  # nothing to doubt
+    # Where a contour marks nothing it is the other way round.
+    strayed = [steps(image, np.roll(mask, (SIZE // 2,) * 2, (0, 1))) for image, mask in zip(images, given, strict=True)]
+    assert not edges_shown(strayed, levels)
 
 
 @pytest.mark.parametrize("level", [-5, -1, 1, 5])

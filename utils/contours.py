@@ -20,6 +20,8 @@ RING = 1 / 128  # width of the rings that are compared, likewise
 FEWEST = 4  # pixels of a ring below which its mean says nothing
 EVIDENCE = 0.3  # of a pixel in the standard error: the pixels of a ring are not independent of each other
 ITERATIONS = 30
+SHOWN = 0.75  # share of the images that are to show more of an edge at their contour than elsewhere
+SURENESS = 2.33  # standard deviations by which that share is to be beyond chance: one set in a hundred
 
 
 class Steps(NamedTuple):
@@ -27,6 +29,8 @@ class Steps(NamedTuple):
 
     step: np.ndarray  # (L,C) colour just inside less just outside, in standard deviations; 0 where pixels are too few
     pixels: np.ndarray  # (L,) of the smaller of the two rings
+    chance_step: np.ndarray  # the same two of the mask displaced by half the image, where it marks nothing
+    chance_pixels: np.ndarray
 
 
 def _rings(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -53,6 +57,11 @@ def signed_distance(label: np.ndarray) -> np.ndarray:
 
 def steps(image: np.ndarray, label: np.ndarray) -> Steps:
     """The steps of an image (H,W,C), values of 0..255, across the levels of its label (H,W)."""
+    elsewhere = np.roll(label, (label.shape[0] // 2, label.shape[1] // 2), axis=(0, 1))
+    return Steps(*_steps(image, label), *_steps(image, elsewhere))
+
+
+def _steps(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     (reach, width), distance, channels = _rings(label.shape), signed_distance(label), image.shape[2]
     near = (distance >= -reach) & (distance < reach)
     ring = (np.floor(distance[near]) + reach).astype(np.intp)
@@ -68,7 +77,7 @@ def steps(image: np.ndarray, label: np.ndarray) -> Steps:
     step = np.einsum("lab,lb,lcb,lc->la", vectors, 1 / np.sqrt(values), vectors, mean_in - mean_out)
     pixels = np.minimum(n_in, n_out)
     step[pixels < FEWEST] = 0
-    return Steps(step, pixels)
+    return step, pixels
 
 
 def _moments(sums: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -81,11 +90,33 @@ def _moments(sums: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, n
 def evidence_of(images: Sequence[Steps], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """E_i(l) of each image and level, (N,L), and whether the level is possible, bool (N,L): not where nothing would
     be left, at 0 always. Source: docs/method.md section 8."""
-    step, pixels = (np.stack(values) for values in zip(*images, strict=True))
+    step, pixels, _, _ = (np.stack(values) for values in zip(*images, strict=True))
+    return _evidence(step, pixels, levels)
+
+
+def _evidence(step: np.ndarray, pixels: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inward = _unit(step.sum(axis=1))  # of each image
     inward = _unit(inward + _unit(inward.sum(axis=0)))  # its own and the set's in equal parts
     evidence = EVIDENCE * np.sqrt(pixels) * np.einsum("nlc,nc->nl", step, inward)
     return evidence, (pixels >= FEWEST) | (levels == 0)
+
+
+def edges_shown(images: Sequence[Steps], levels: np.ndarray) -> bool:
+    """Whether the images of a set show edges near the contours of their masks at all.
+
+    So they do if the largest evidence near the contour is greater than near the same contour elsewhere in the image,
+    in three images of four and in more than chance gives, or in all of fewer than six; masks without a contour do not
+    count. Where they do not, noise and texture would be taken for edges, and right masks moved.
+    Source: docs/method.md section 8.
+    """
+    step, pixels, chance_step, chance_pixels = (np.stack(values) for values in zip(*images, strict=True))
+    here, there = (
+        np.where(possible, evidence, -np.inf).max(axis=1)
+        for evidence, possible in (_evidence(step, pixels, levels), _evidence(chance_step, chance_pixels, levels))
+    )
+    bounded = (pixels >= FEWEST).any(axis=1)
+    shown, count = int((here > there)[bounded].sum()), int(bounded.sum())
+    return shown >= max(SHOWN * count, min(count, (count + SURENESS * count**0.5) / 2))
 
 
 def probabilities(evidence: np.ndarray, possible: np.ndarray, levels: np.ndarray) -> np.ndarray:

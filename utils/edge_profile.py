@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import correlate1d
 
-from utils.contours import ITERATIONS, Steps, evidence_of, normalised, prior_of, probabilities
+from utils.contours import ITERATIONS, Steps, edges_shown, evidence_of, normalised, prior_of, probabilities
 
 PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
 HABIT = 1 / 128  # how far from the largest step annotators may mean to draw, likewise
@@ -39,9 +39,11 @@ def median_level(probabilities: np.ndarray, levels: np.ndarray) -> np.ndarray:
 def level_probabilities(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
     """The probability that each image of a set shows the edge at each level, (N,L), ``levels`` as `levels_of`.
 
-    side: the longer side of the images. Images without a boundary have all of it at 0; no image has any where nothing
-    would be left. Source: docs/method.md section 8.
+    side: the longer side of the images. Images without a boundary have all of it at 0, and so have all images of a set
+    that shows no edges (`edges_shown`); no image has any where nothing would be left. Source: docs/method.md section 8.
     """
+    if not edges_shown(images, levels):
+        return np.tile((levels == 0).astype(float), (len(images), 1))
     evidence, possible = evidence_of(images, levels)
     found = probabilities(evidence, possible, levels)
     bounded = possible.sum(axis=1) > 1

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from utils.contours import levels_of, move_contour, steps
+from utils.cli import UserError
+from utils.contours import edges_shown, levels_of, move_contour, steps
 from utils.edge_profile import level_probabilities, median_level
 from utils.label_quality import contour_beliefs, wrong_probability
 
@@ -25,6 +26,8 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
     once. With ``corrected`` the share that is wrong after contour correction (`utils.contours`). It is the mean
     probability that a pixel is on the wrong side of the contour, to which comes the mask's unevenness: as smoothing the
     given mask shows it; after correction, when no displacement hides the larger part of it, `UNSEEN` times that.
+
+    Raises `UserError` where the images show no edges to measure displacement against.
     """
     found, labels = [], []
     for image, label in samples:
@@ -32,6 +35,11 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
         labels.append(label)
     side = max(labels[0].shape)
     levels = levels_of((side,))
+    if not edges_shown(found, levels):
+        raise UserError(
+            "--tau auto: the images show no more of an edge at the contours of their masks than elsewhere, so they do "
+            "not say how far these are displaced; give --tau as a number"
+        )
     probabilities = level_probabilities(found, levels, side)
     moves = median_level(probabilities, levels) if corrected else np.zeros(len(labels))
     weight = UNSEEN if corrected else 1
