@@ -1,6 +1,7 @@
 """A disk that is full, or a limit on files that is reached: an error that says so, and what was there stays."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -79,8 +80,16 @@ def limited(size: int, *command: object, cwd: Path) -> subprocess.CompletedProce
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
+    # Without coverage, whose own file would not fit either.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
     return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, capture_output=True, text=True, preexec_fn=limit, timeout=120
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        timeout=120,
+        env=environment,
     )
 
 
