@@ -252,7 +252,7 @@ def test_contours_are_corrected_once_and_kept(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "up to date" in out
     assert words == [line for line in out.splitlines() if line.startswith("contours:")]
-    assert "moved in 12 of 12 masks" in words[0]
+    assert "moved in 12 of 12 masks" in words[0] and "most masks, so look at some" in words[0]
     in_memory = load_training_set(recipe, "none", tmp_path / "cache", CPU, "corrected")
     for one in (again, in_memory):
         assert torch.equal(one.labels, corrected.labels)
@@ -261,3 +261,19 @@ def test_contours_are_corrected_once_and_kept(tmp_path, capsys):
     for label, squared in zip(corrected.labels.numpy(), corrected.squared_distances.numpy(), strict=True):
         np.testing.assert_array_equal(squared_boundary_distance(label), squared)
     assert torch.equal(load_training_set(recipe, "ram", tmp_path / "cache", CPU).labels, given.labels)
+
+
+def test_contours_stay_where_images_show_no_edges(tmp_path, capsys):
+    """And it is said, also when the cache is there already."""
+    folder = write_dataset(tmp_path, train=12, image_size=48)
+    rng = np.random.default_rng(0)
+    for path in (folder / "images").iterdir():
+        shape = np.asarray(Image.open(path)).shape
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(path)
+    recipe = folder_recipe(folder, "given", 48)
+    given = load_training_set(recipe, "ram", tmp_path / "cache", CPU)
+    for why in ("new", "up to date"):
+        corrected = load_training_set(recipe, "ram", tmp_path / "cache", CPU, "corrected")
+        out = capsys.readouterr().out
+        assert why in out and "contours: stay where they are, as the images show no more of an edge" in out
+        assert torch.equal(corrected.labels, given.labels)

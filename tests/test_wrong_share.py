@@ -7,6 +7,7 @@ import pytest
 from conftest import blob
 
 from utils.arguments import add_training_arguments
+from utils.cli import UserError
 from utils.contours import move_contour
 from utils.wrong_share import estimate_tau, estimate_wrong_share, unevenness
 
@@ -33,6 +34,14 @@ def test_empty_masks_are_taken_as_they_are():
     images, _, given = zip(*samples(0), strict=True)
     empty = [np.zeros_like(mask) for mask in given]
     assert estimate_wrong_share(zip(images, empty, strict=True), 2, corrected=False) == 0
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_images_without_edges_give_no_estimate(corrected):
+    images, _, given = zip(*samples(0), strict=True)
+    noise = np.random.default_rng(0).integers(0, 256, np.shape(images), np.uint8)
+    with pytest.raises(UserError, match=r"no more of an edge.* give --tau as a number"):
+        estimate_wrong_share(zip(noise, given, strict=True), 2, corrected)
 
 
 def test_uneven_masks_count_as_wrong():
