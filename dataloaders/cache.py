@@ -223,8 +223,9 @@ def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]
     soiled, edges = zip(*_each(store, range(count), "reading training set"), strict=True)
     levels, changed, shown = [], [], True
     if contours == "corrected":
-        shown = edges_shown(edges, levels_of((height, width)))
-        levels = displacements(edges, levels_of((height, width)), max(height, width)).tolist()
+        looked_at = levels_of((height, width))
+        shown = edges_shown(edges, looked_at)
+        levels = displacements(edges, looked_at, max(height, width)).tolist()
         changed = _each(move, np.flatnonzero(levels).tolist(), "moving contours")
     wide = arrays["segments"]
     num_segments = 1 + max(int(ids.max()) for ids in wide)
