@@ -50,6 +50,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
 NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
 NOISE_FLAGS = {"02": ("--theta1", "0.2"), "08": ("--theta1", "0.8"), "DE": ("--noisetype", "DE")}
 CLEAN = "ce on clean masks"
+GSD_CLEAN = "gsd on clean masks"  # what its other loss brings where nothing is wrong
+ON_CLEAN = (CLEAN, GSD_CLEAN)
 
 # Flags of train_GSD-Net.py. All methods, those of the paper included, have the optimiser of --fidelity extended: a
 # difference between rows is then one of methods, and the few steps of small are too few for plain SGD.
@@ -79,13 +81,17 @@ METHODS = {
     "gsd": (),
     "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),  # what of gsd is the correction alone
     CLEAN: ("--method", "ce"),
+    GSD_CLEAN: (),
 }
 PAPER = ("--fidelity", "paper")
 ABLATION = {  # one change each from gsd as it ships, then from the paper's form; then the ends of the gap
     "gsd": (),
     "contours as given": ("--contours", "given"),
+    "contours as given, nothing dropped": ("--contours", "given", "--tau", "0", "--warm_up", "1"),
     "distance weights": ("--weights", "distance"),
     "no Dice loss": ("--label_loss", "ce"),
+    "Dice loss x 1": ("--dice_weight", "1"),
+    "Dice loss x 10": ("--dice_weight", "10"),
     "no agreement": ("--consistency", "1"),
     "selection": ("--tau", "x1", "--warm_up", "1"),
     "selection, refinement, transfer": ("--tau", "x1"),
@@ -111,6 +117,7 @@ ABLATION = {  # one change each from gsd as it ships, then from the paper's form
     "published": ("--fidelity", "published"),
     "ce": ("--method", "ce"),
     CLEAN: ("--method", "ce"),
+    GSD_CLEAN: (),
 }
 SEGMENTS = {"paper, 64 superpixels": 64, "paper, 1024 superpixels": 1024}  # elsewhere the protocol's
 GRIDS = {
@@ -301,7 +308,7 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
             for noise in args.noises:
                 for method in args.methods or GRIDS[args.grid]:
                     # Clean masks are the same whatever the noise.
-                    effect = "clean" if method == CLEAN else NOISES[noise]
+                    effect = "clean" if method in ON_CLEAN else NOISES[noise]
                     cells.append(Cell(args.grid, args.protocol, dataset, effect, method, seed, " ".join(args.flags)))
     return list(dict.fromkeys(cells))
 
@@ -437,7 +444,7 @@ def table(rows: list[Row], dataset: str) -> str:
     ends = [_mean_over(dice, dataset, noises, method) for method in ("ce", CLEAN)]
     lines = [f"| {dataset} | {' | '.join(noises)} | mean | IoU | HD95 | gap |", "|---" * (len(noises) + 5) + "|"]
     for method in sorted({row.method for row in rows}, key=_place):
-        found = [_cell_text(dice.get((dataset, "clean" if method == CLEAN else n, method))) for n in noises]
+        found = [_cell_text(dice.get((dataset, "clean" if method in ON_CLEAN else n, method))) for n in noises]
         mean = _mean_over(dice, dataset, noises, method)
         for value, form in (
             (mean, ".4f"),
@@ -463,7 +470,7 @@ def _cell_text(values: list[float] | None) -> str:
 
 
 def _mean_over(scores: dict, dataset: str, noises: list[str], method: str) -> float | None:
-    keys = [(dataset, "clean" if method == CLEAN else noise, method) for noise in noises]
+    keys = [(dataset, "clean" if method in ON_CLEAN else noise, method) for noise in noises]
     return (
         statistics.fmean(statistics.fmean(scores[key]) for key in keys) if all(key in scores for key in keys) else None
     )
@@ -473,7 +480,7 @@ def draw(rows: list[Row]) -> Figure:
     """Dice of every method, a panel a dataset and noise; each seed a dot, dashed the ends of the gap."""
     dice = by_cell(rows)
     datasets = list(dict.fromkeys(row.dataset for row in rows))
-    methods = sorted({row.method for row in rows} - {CLEAN}, key=_place)
+    methods = sorted({row.method for row in rows} - set(ON_CLEAN), key=_place)
     figure = Figure(
         figsize=(3.2 * len(NOISES), 0.6 + (0.25 * len(methods) + 0.7) * len(datasets)), layout="constrained"
     )

@@ -11,7 +11,7 @@ import torch
 from conftest import REPO, blob
 from PIL import Image
 
-from benchmarks import audit, reference
+from benchmarks import audit, determinism, reference
 from networks.unet import two_unets
 from utils.geometry import squared_boundary_distance
 from utils.gsd import Batch, GSDConfig, gsd_step, region_vote, select_small_loss
@@ -99,6 +99,28 @@ def test_bad_flags_are_named(flags, named):
     command = [sys.executable, str(REPO / "benchmarks" / "speed.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr
+
+
+# --- What exact repetition costs --------------------------------------------------------------------------------------
+
+
+def test_exact_repetition_is_timed_and_compared(capsys):
+    determinism.main(["--quick", "--steps", "2", "--repetitions", "2", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "--deterministic" in out and out.count("2 runs all the same") == 2 and "ratio" in out
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_runs_that_differ_in_the_last_bit_are_told_apart(monkeypatch, capsys):
+    """One ulp in the second run of either kind: it is said, and the exit code is 1."""
+    runs = iter([1.0, 1.0, 1.0, 1.0, 1.0 + 2**-23])
+    monkeypatch.setattr(determinism, "train", lambda *_, **__: (1.0, [torch.tensor(next(runs))]))
+    with pytest.raises(SystemExit) as ended:
+        determinism.main(["--quick", "--steps", "2", "--repetitions", "2", "--device", "cpu"])
+    without, with_flag = (
+        line for line in capsys.readouterr().out.splitlines() if " runs " in line and " a step" in line
+    )
+    assert ended.value.code == 1 and "not all" not in without and "not all the same" in with_flag
 
 
 # --- The audit's benchmark --------------------------------------------------------------------------------------------

@@ -116,12 +116,14 @@ def agreement_loss_by_loop(q1, q2, weight):
 
 
 def foreground_dice_by_loop(p, label, pixels):
-    """Over all pixels of the batch that were kept, the mean over the classes but the background."""
+    """Of each image, over its pixels that were kept, and each class but the background; then the mean."""
     scores = []
-    for k in range(1, p.shape[-1]):
-        overlap = sum(p[i][k] * (label[i] == k) for i in pixels)
-        size = sum(p[i][k] + (label[i] == k) for i in pixels)
-        scores.append((2 * overlap + 1) / (size + 1))
+    for b in range(len(label)):
+        own = [i for i in pixels if i[0] == b]
+        for k in range(1, p.shape[-1]):
+            overlap = sum(p[i][k] * (label[i] == k) for i in own)
+            size = sum(p[i][k] + (label[i] == k) for i in own)
+            scores.append((2 * overlap + 1) / (size + 1))
     return np.mean(scores)
 
 
@@ -455,6 +457,7 @@ def run_step(matrices, *arguments):
         *({name: value} for name, value in {**PUBLISHED, **EXTENDED}.items()),
         PUBLISHED,
         EXTENDED,
+        {**EXTENDED, "dice_weight": 0.5},
         *({"vote": kind} for kind in ("intersections", "pixels", "given")),
         {"warm_up": 0.05, "transfer": "none"},
     ],
@@ -465,7 +468,8 @@ def test_a_step_equals_loops(shape, classes, epoch, options):
     matrices, batch, mixing, permutation = tiny_problem(shape, classes)
     step = run_step(matrices, batch, epoch, config, mixing, permutation)
     parts, maps = step_by_loop(matrices, batch, epoch, config, mixing, permutation)
-    assert step.loss.item() == pytest.approx(sum(parts.values()))
+    factors = {"dice_loss": config.dice_weight}
+    assert step.loss.item() == pytest.approx(sum(factors.get(name, 1) * part for name, part in parts.items()))
     assert {name: step.parts[name].item() for name in parts} == pytest.approx(parts)
     assert step.parts.keys() == {"pixel_loss", "kept", *parts}
     assert step.parts["kept"].item() == pytest.approx(maps["kept"].mean())
@@ -534,6 +538,7 @@ def test_the_epoch_counts_as_a_share_of_the_run():
         *(("ratecp", value) for value in (-0.1, 1.1, math.nan)),
         *(("consistency", value) for value in (-0.1, 1.1, math.nan)),
         ("weight_decay_rate", -1),
+        *(("dice_weight", value) for value in (-0.1, math.inf, math.nan)),
         *(("warm_up", value) for value in (-0.1, 1.1, math.nan)),
         ("transfer", "else"),
         *((name, "else") for name in (*PUBLISHED, *EXTENDED)),
@@ -547,7 +552,7 @@ def test_config_rejects(name, value):
 
 def test_config_takes_the_ends_of_its_ranges_and_the_papers_defaults():
     for ends in (
-        {"tau": 0, "max_epochs": 1, "ratecp": 0, "consistency": 0, "weight_decay_rate": 0},
+        {"tau": 0, "max_epochs": 1, "ratecp": 0, "consistency": 0, "weight_decay_rate": 0, "dice_weight": 0},
         {"tau": 0.99, "ratecp": 1, "consistency": 1, **PUBLISHED, **EXTENDED},
     ):
         GSDConfig(**ends)

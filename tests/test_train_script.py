@@ -297,6 +297,8 @@ def test_one_choice_of_the_published_implementation_alone(monkeypatch):
         (("--method", "ce", "--label_loss", "ce+dice"), ("--label_loss ce+dice", "--method ce", "leave it out")),
         (("--tau", "0", "--vote", "rings"), ("--vote rings", "--warm_up 1", "leave it out")),
         (("--distance", "floored"), ("--distance floored", "--weights even")),
+        (("--label_loss", "ce", "--dice_weight", "2"), ("--dice_weight 2", "--label_loss ce+dice")),
+        (("--method", "ce", "--dice_weight", "2"), ("--dice_weight 2", "leave it out")),
         (("--tau", "nan"), ("--tau", "[0, 1)")),
         (("--tau", "much"), ("--tau", "'much'")),
         (("--noise_type", "05"), ("--noise_type", "'05'", "DE")),

@@ -130,6 +130,11 @@ def add_training_arguments(
         help="how far the cap of the distance weights falls from 11 over the run (default: %(default)s)",
     )
     add(
+        "--dice_weight",
+        type=number(float, 0),
+        help=f"of the Dice loss beside the cross-entropy (default: {GSDConfig.dice_weight:g})",
+    )
+    add(
         "--fidelity",
         choices=tuple(FIDELITY),
         default=fidelity,
@@ -233,6 +238,10 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
         )
     if args.weights == "even":
         _refuse(args, given, ("distance",), "with --weights even")
+    if args.dice_weight is None:
+        args.dice_weight = GSDConfig.dice_weight
+    elif args.method != "gsd" or args.label_loss == "ce":
+        _refuse(args, ("dice_weight",), ("dice_weight",), "without a Dice loss (--label_loss ce+dice)")
     return args
 
 
@@ -279,4 +288,5 @@ def gsd_config(args: argparse.Namespace) -> GSDConfig:
         distance=args.distance,
         weights=args.weights,
         label_loss=args.label_loss,
+        dice_weight=args.dice_weight,
     )

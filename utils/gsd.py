@@ -59,6 +59,7 @@ class GSDConfig:
     distance: Literal["exact", "floored"] = "exact"
     weights: Literal["distance", "even"] = "distance"
     label_loss: Literal["ce", "ce+dice"] = "ce"
+    dice_weight: float = 3.0  # of each network's Dice loss, where label_loss has one
 
     def __post_init__(self):
         for name, value, valid in (
@@ -74,6 +75,7 @@ class GSDConfig:
             ("distance", self.distance, self.distance in ("exact", "floored")),
             ("weights", self.weights, self.weights in ("distance", "even")),
             ("label_loss", self.label_loss, self.label_loss in ("ce", "ce+dice")),
+            ("dice_weight", self.dice_weight, 0 <= self.dice_weight < math.inf),
         ):
             if not valid:
                 raise ValueError(f"GSDConfig.{name}: {value!r} is outside its range")
@@ -263,7 +265,7 @@ def gsd_step(
     if config.label_loss == "ce+dice":  # section 8
         dice1, dice2 = (foreground_dice(log_p.exp(), batch.label, keep) for log_p in (log_p1, log_p2))
         parts["dice_loss"] = (1 - dice1) + (1 - dice2)
-        loss = loss + parts["dice_loss"]
+        loss = loss + config.dice_weight * parts["dice_loss"]
     if not refines(epoch, config.max_epochs, config.warm_up):
         return Step(loss, _detached(parts), maps)
 

@@ -68,21 +68,26 @@ def soft_dice(probability: Tensor, label: Tensor, smoothing: float = 1.0) -> Ten
     Returns a scalar in (0, 1], 1 for a perfect prediction.
     Source: docs/method.md section 4; Milletari et al., 3DV 2016.
     """
-    target = torch.zeros_like(probability).scatter_(1, label.unsqueeze(1), 1.0)
-    probability, target = probability.flatten(2), target.flatten(2)
-    overlap = (probability * target).sum(dim=2)
-    size = probability.sum(dim=2) + target.sum(dim=2)
-    return ((2 * overlap + smoothing) / (size + smoothing)).mean()
+    return _dice_of_each(probability, _one_hot(probability, label), smoothing).mean()
 
 
 def foreground_dice(probability: Tensor, label: Tensor, mask: Tensor, smoothing: float = 1.0) -> Tensor:
-    """Soft Dice of probabilities (B,K,*S) with the label where a mask (B,*S) is True, the mean over classes 1..K-1.
+    """Soft Dice of probabilities (B,K,*S) with the label where a mask (B,*S) is True, per sample and class 1..K-1, then
+    the mean.
 
-    Over the pixels of all samples together, so that an image with little foreground, or none, weighs by what it has.
+    Per sample, as predictions are scored: a small object is worth as much as a large one.
     Returns a scalar in (0, 1], 1 for a perfect prediction. Source: docs/method.md section 8.
     """
-    target = torch.zeros_like(probability).scatter_(1, label.unsqueeze(1), 1.0)
-    inside = mask.unsqueeze(1).to(probability.dtype)
-    probability, target = ((values * inside).transpose(0, 1).flatten(1)[1:] for values in (probability, target))
-    overlap, size = (probability * target).sum(dim=1), (probability + target).sum(dim=1)
-    return ((2 * overlap + smoothing) / (size + smoothing)).mean()
+    inside = mask.unsqueeze(1)
+    return _dice_of_each(probability[:, 1:] * inside, _one_hot(probability, label)[:, 1:] * inside, smoothing).mean()
+
+
+def _one_hot(probability: Tensor, label: Tensor) -> Tensor:
+    return torch.zeros_like(probability).scatter_(1, label.unsqueeze(1), 1.0)
+
+
+def _dice_of_each(probability: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """(B,K) of (B,K,*S)."""
+    probability, target = probability.flatten(2), target.flatten(2)
+    overlap = (probability * target).sum(dim=2)
+    return (2 * overlap + smoothing) / (probability.sum(dim=2) + target.sum(dim=2) + smoothing)
