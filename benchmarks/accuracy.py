@@ -433,7 +433,7 @@ def gap_recovered(dice: float | None, noisy: float | None, clean: float | None) 
 
 
 def table(rows: list[Row], dataset: str) -> str:
-    """A Markdown table of one dataset: a line a method; Dice of each noise, mean +- deviation over the seeds.
+    """A Markdown table of one dataset: a line a method; Dice of each noise, mean +- deviation over the seeds (how many).
 
     Behind them, where all noises are there, the means over the noises: Dice, IoU, HD95, and the gap that is recovered
     of the mean Dice.
@@ -465,7 +465,7 @@ def _place(method: str) -> tuple[int, str]:
 def _cell_text(values: list[float] | None) -> str:
     if not values:
         return ""
-    spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    spread = f" +- {statistics.stdev(values):.3f} ({len(values)})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.4f}{spread}"
 
 

@@ -141,7 +141,7 @@ def test_the_table_averages_seeds_and_noises():
     assert heads == ["shenzhen", "S_R", "S_E", "S_DE", "mean", "IoU", "HD95", "gap"]
     body = {line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in lines[2:]}
     assert body["ce"] == ["0.5000", "0.6000", "0.7000", "0.6000", "0.4000", "3.5", "0%"]
-    assert body["gsd"] == ["0.7000", "0.8000", "0.8500 +- 0.057", "0.7833", "0.4000", "3.5", "61%"]
+    assert body["gsd"] == ["0.7000", "0.8000", "0.8500 +- 0.057 (2)", "0.7833", "0.4000", "3.5", "61%"]
     assert body[CLEAN] == ["0.9000", "0.9000", "0.9000", "0.9000", "0.4000", "3.5", "100%"]
 
 
