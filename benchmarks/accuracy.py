@@ -433,7 +433,7 @@ def gap_recovered(dice: float | None, noisy: float | None, clean: float | None) 
 
 
 def table(rows: list[Row], dataset: str) -> str:
-    """A Markdown table of one dataset: a line a method; Dice of each noise, mean +- deviation over the seeds (how many).
+    """A Markdown table of one dataset: a line a method; Dice of each noise, mean +- deviation over (how many) seeds.
 
     Behind them, where all noises are there, the means over the noises: Dice, IoU, HD95, and the gap that is recovered
     of the mean Dice.
