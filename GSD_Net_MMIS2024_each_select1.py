@@ -109,6 +109,8 @@ def main() -> None:
     found = {"intensity": intensity.stated(READING), "data": contents_of(read, selection_json(raters))}
     run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
     run.write_json(SELECTION, selection_json(raters))
+    if held_out:
+        run.write_json("split.json", {"train": list(train), "held_out": list(held_out)})
     print_result(fit(experiment, run), folder)
     leave_team()
 

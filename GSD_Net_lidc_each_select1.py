@@ -81,6 +81,8 @@ def main() -> None:
     found = {"intensity": intensity.stated("0..255, as stored"), "data": digest}
     run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
     run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
+    if validation:
+        run.write_json("split.json", {"train": list(data.names), "held_out": [piece.name for piece in validation]})
     print_result(fit(experiment, run), folder)
     leave_team()
 

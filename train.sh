@@ -26,7 +26,7 @@ run() { # dataset noise_type [flags]; ratecp, jitter and, where it is used, tau 
 }
 
 there() { # dataset
-    if [ -d "$data_root/$1" ]; then
+    if ls "$data_root" 2>/dev/null | grep -qix "$1"; then # as --datasets finds it: whatever its case
         found=$((found + 1))
     else
         echo "== $1: skipped, there is no folder $data_root/$1"

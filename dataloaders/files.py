@@ -210,9 +210,11 @@ def _mask_values(path: Path, num_classes: int) -> np.ndarray:
         if values[..., -1].min() != values[..., -1].max():
             raise UserError(f"{path}: a mask whose transparency varies is ambiguous; store it as grey 0/255")
         values = values[..., :-1]
+    if image.mode in {"RGB", "RGBA"} and not format_of(path).eight_bit:
+        values = read_stored(path)  # Pillow keeps the upper 8 bits of deep colours only
     if values.ndim == 3:
         # Lossy compression shifts equal channels by a few levels; more means colours with a meaning of their own.
-        spread = int(np.ptp(values.astype(np.int16), axis=-1).max())
+        spread = int(np.ptp(values.astype(np.int64), axis=-1).max())
         if spread > 16:
             store = "store it as grey 0/255" if num_classes == 2 else "store the classes as grey or palette indices"
             raise UserError(f"{path}: a colour mask (channels differ by up to {spread}); {store}{as_classes}")

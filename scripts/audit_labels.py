@@ -156,7 +156,7 @@ def choose_folders(args: argparse.Namespace) -> None:
             f"--data_root), to say which masks to judge; found {found}"
         )
     if args.images_root is not None:
-        args.refined_root = args.refined_root or args.masks_root.with_name(f"{args.masks_root.name}_refined")
+        args.refined_root = args.refined_root or beside(args.masks_root)
         return
     dataset, layout = find_dataset(args.data_root or Path("data"), args.datasets)
     args.images_root, args.masks_root = dataset / layout.images, dataset / layout.training_masks(args.noise_type)
@@ -167,6 +167,12 @@ def choose_folders(args: argparse.Namespace) -> None:
         )
     args.refined_root = args.refined_root or args.save_root / "masks_refined"
     args.channels = args.channels or CHANNELS.get(args.datasets.lower())
+
+
+def beside(masks_root: Path) -> Path:
+    """The folder of the believed masks where none is named: masks -> masks_refined, beside it."""
+    named = masks_root.resolve() if masks_root.name in ("", "..") else masks_root
+    return named.with_name(f"{named.name}_refined")
 
 
 def check_folders(args: argparse.Namespace) -> None:
@@ -207,7 +213,8 @@ def judge(
     scale = max(label.shape) / size
     levels = levels_of((size,))
     views = []
-    if probabilities is not None:
+    # A mask without a boundary has no levels: where networks can judge it, it does not count as sure of itself.
+    if probabilities is not None and (looked.bounded or not logits):
         views.append(contour_beliefs(label, levels, probabilities, num_classes, scale))
     if logits:
         views.append(network_beliefs(np.load(logits), label.shape))

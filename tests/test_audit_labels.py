@@ -553,3 +553,30 @@ def test_flags_that_make_no_sense(run, flags):
 def test_checkpoint_or_folds(run, folder):
     assert run("--folds", 2, "--checkpoint", checkpoint_of(folder / "c.pt"))[0] == 2
     assert_refused(run("--folds", 9), "--folds 9", "16 images")
+
+
+def test_networks_alone_judge_a_mask_without_a_boundary(tmp_path):
+    """What contours say of an empty mask, that it is as given, must not outvote networks that see an object."""
+    image, empty = save(tmp_path / "a.png", np.zeros((SIZE, SIZE, 3), np.uint8)), np.zeros((SIZE, SIZE), np.uint8)
+    looked = audit_labels.Looked(
+        (image, save(tmp_path / "m.png", empty)), steps(np.zeros((SIZE, SIZE, 3)), empty), False, False
+    )
+    at_zero = (levels_of((SIZE,)) == 0).astype(float)
+    logits = np.zeros((2, SIZE, SIZE), np.float32)
+    logits[1] = -20
+    logits[1, 10:30, 10:30] = 20
+    np.save(tmp_path / "logits.npy", logits)
+    judged = audit_labels.judge(
+        (looked, at_zero, tmp_path / "logits.npy"), SIZE, 2, tmp_path / "refined", tmp_path / "wrong"
+    )
+    assert judged.wrong_pixels == judged.added == 400 and judged.score < 0.1
+    assert (pixels(tmp_path / "refined" / "a.png") == 255).sum() == 400
+    assert pixels(tmp_path / "wrong" / "a.png")[20, 20] == 255
+
+
+def test_the_folder_beside_one_that_is_named_by_dots(tmp_path, monkeypatch):
+    (tmp_path / "masks" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "masks" / "inner")
+    assert audit_labels.beside(Path("..")) == tmp_path / "masks_refined"
+    assert audit_labels.beside(Path(".")) == tmp_path / "masks" / "inner_refined"
+    assert audit_labels.beside(Path("a/masks")) == Path("a/masks_refined")

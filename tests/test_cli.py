@@ -38,3 +38,29 @@ def test_what_may_not_be_read_is_named(capsys):
         run_main(main)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: data/mine: not permitted (Permission denied); check who")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_memory_that_runs_out_says_what_to_do(capsys, error):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith("error: out of memory") and "--batch_size" in message
+
+
+def test_other_errors_of_the_program_are_not_hidden():
+    def main() -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        run_main(main)

@@ -161,6 +161,14 @@ def test_a_run_of_two_processes(tmp_path):
     outcome = torchrun(*FLAGS, "--max_epochs", 4, *places, "--resume", cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads((folder / "result.json").read_text())["last_epoch"] == result["last_epoch"]
+    # One process would train it otherwise than two did.
+    alone = [
+        sys.executable,
+        str(REPO / "train_GSD-Net.py"),
+        *map(str, (*FLAGS, "--max_epochs", 4, *places, "--resume")),
+    ]
+    refused = subprocess.run(alone, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2 and "torchrun --nproc_per_node 2 (now 1)" in refused.stderr
     # The run is there: refused, by the process that writes.
     outcome = torchrun(*FLAGS, "--max_epochs", 4, *places, cwd=tmp_path)
     assert outcome.returncode != 0 and "a run is there already" in outcome.stderr

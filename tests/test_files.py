@@ -4,6 +4,7 @@ import io
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import blob, block_segments
@@ -362,3 +363,20 @@ def test_archive_of_arrays_is_refused(tmp_path):
     with open(tmp_path / "a.npy", "wb") as file:
         np.savez(file, segments=np.zeros(SHAPE, np.int32))
     refusal(read_segments, tmp_path / "a.npy", SHAPE)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(("values", "classes"), [((0, 255), 2), ((0, 1), 2), ((0, 65535), 2), ((0, 1, 2), 3)])
+def test_sixteen_bit_colour_masks_are_read_in_full(tmp_path, suffix, values, classes):
+    """Pillow would keep their upper eight bits, and with them nothing."""
+    expected = np.arange(30).reshape(5, 6) % classes
+    stored = np.array(values, np.uint16)[expected]
+    path = tmp_path / f"a{suffix}"
+    assert cv2.imwrite(str(path), stored[..., None].repeat(3, axis=2))
+    np.testing.assert_array_equal(read_mask(path, classes).labels, expected)
+
+
+def test_sixteen_bit_colour_mask_of_a_third_level_is_refused(tmp_path):
+    stored = np.array([0, 255, 510], np.uint16)[np.arange(60).reshape(6, 10) // 20]
+    assert cv2.imwrite(str(tmp_path / "a.tif"), stored[..., None].repeat(3, axis=2))
+    assert "510" in refusal(read_mask, tmp_path / "a.tif", 2)

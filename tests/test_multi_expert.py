@@ -177,6 +177,8 @@ def test_validation_chooses_an_epoch_and_not_the_figure(script, name, data_root,
         assert best[score] == pytest.approx(float(rows[best["epoch"]][score]), abs=1e-9)
     assert torch.load(folder / "best.pt", weights_only=True)["epoch"] == best["epoch"] + 1
     assert result["final_dice_mean"] == pytest.approx(np.mean([float(row["dice"]) for row in rows]))
+    split = json.loads((folder / "split.json").read_text())
+    assert len(split["train"]) == 9 and split["held_out"] and not set(split["train"]) & set(split["held_out"])
     assert "was best on the validation cases" in outcome.stdout
     assert (" validation slices of 1 " in outcome.stdout) and ("9 training slices of 3 " in outcome.stdout)
 

@@ -288,6 +288,11 @@ def test_one_choice_of_the_published_implementation_alone(monkeypatch):
     assert (args.vote, args.transfer_loss, args.distance, args.inputs) == ("rings", "logits", "exact", "normalised")
 
 
+def test_a_single_tiny_image_has_no_deviation_to_normalise_by(train, places, tmp_path):
+    size = ("--image_size", 16, "--slic_root", tmp_path / "slic")
+    assert_refused(train(*GIVEN, *places, *size, "--batch_size", 1), "--image_size 16", "two images", "--batch_size")
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
@@ -297,6 +302,8 @@ def test_one_choice_of_the_published_implementation_alone(monkeypatch):
         (("--method", "ce", "--label_loss", "ce+dice"), ("--label_loss ce+dice", "--method ce", "leave it out")),
         (("--tau", "0", "--vote", "rings"), ("--vote rings", "--warm_up 1", "leave it out")),
         (("--distance", "floored"), ("--distance floored", "--weights even")),
+        (("--warm_up", "1", "--transfer", "none"), ("--transfer none", "--warm_up 1", "leave it out")),
+        (("--resume", "--overwrite"), ("--overwrite", "not allowed with", "--resume")),
         (("--label_loss", "ce", "--dice_weight", "2"), ("--dice_weight 2", "--label_loss ce+dice")),
         (("--method", "ce", "--dice_weight", "2"), ("--dice_weight 2", "leave it out")),
         (("--tau", "nan"), ("--tau", "[0, 1)")),

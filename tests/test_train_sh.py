@@ -51,3 +51,10 @@ def test_failed_runs_are_named_and_the_others_still_run(tmp_path, noise):
     assert done.returncode == 1
     assert done.stdout.splitlines().count("ran") == 2
     assert done.stderr.strip().endswith(f"failed: BUSUC/{noise}")
+
+
+def test_folders_are_found_whatever_their_case(tmp_path):
+    for folder in ("kvasir", "Shenzhen", "Busuc", "kvasir_old"):
+        (tmp_path / folder).mkdir()
+    done = train_sh(tmp_path, "echo")
+    assert done.returncode == 0 and done.stdout.count("train_GSD-Net.py") == 9

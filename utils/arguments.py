@@ -55,7 +55,7 @@ CHOICES = {  # what each choice of FIDELITY is about
     "optimizer": "optimiser",
     "schedule": "learning rate over the run",
 }
-OF_SECOND_PHASE = ("vote", "transfer_loss")  # of these, what acts in refinement and transfer alone
+OF_SECOND_PHASE = ("vote", "transfer_loss", "transfer")  # what acts in refinement and transfer alone
 OF_GSD = (*OF_SECOND_PHASE, "distance", "weights", "label_loss")  # what the methods to compare with do not have
 # docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
 TAU = {
@@ -153,8 +153,7 @@ def add_training_arguments(
     add(
         "--transfer",
         choices=("paste", "none"),
-        default="paste",
-        help="none: refined labels are learned on the images as they are (default: %(default)s)",
+        help="none: refined labels are learned on the images as they are (default: paste)",
     )
     add("--jitter", type=number(float, 0, 1), help=f"strength s of the colour jitter (default: {preset})")
     add("--image_size", type=number(int, 16), default=image_size, help="training size in pixels (default: %(default)s)")
@@ -193,8 +192,11 @@ def add_training_arguments(
         help="share of the training images, patients or cases held out to choose an epoch by, never the test set; in a "
         "folder without one, to score on (default: 0; there, 0.2)",
     )
-    add("--resume", action="store_true", help="continue the run in its folder; start it if there is none")
-    add("--overwrite", action="store_true", help="start again a run whose folder exists")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--resume", action="store_true", help="continue the run in its folder; start it if there is none"
+    )
+    either.add_argument("--overwrite", action="store_true", help="start again a run whose folder exists")
 
 
 def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
@@ -219,7 +221,8 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
     if Path(args.exp).name != args.exp or not is_plain(args.exp):
         raise UserError(f"--exp {args.exp!a}: a part of a folder's name, without separators and control characters")
     _choose_contours(args)
-    given = {name for name in FIDELITY["paper"] if getattr(args, name) is not None}
+    given = {name for name in (*FIDELITY["paper"], "transfer") if getattr(args, name) is not None}
+    args.transfer = args.transfer or GSDConfig.transfer
     if args.method != "gsd":
         _refuse(args, given, OF_GSD, f"with --method {args.method}")
     for name, value in FIDELITY[args.fidelity].items():
@@ -255,6 +258,8 @@ def resolve_folder_arguments(args: argparse.Namespace, parser: argparse.Argument
     if noise == "clean" and args.contours is None:
         args.contours = "given"
     _choose_contours(args)
+    if args.tau == AUTO and args.method not in USES_TAU:
+        args.tau = None  # not worth an estimate
     if args.tau is None:
         if args.contours == "corrected" or noise == "clean" or args.method not in USES_TAU:
             args.tau = 0.0  # docs/decisions.md: of corrected masks the selection drops what is right more than wrong

@@ -33,6 +33,7 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says, of a GPU and of the CPU
 # What print raises on a full disk, and where the reader of a pipe has gone (`... | head`).
 _NOWHERE_TO_PRINT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EPIPE)
 
@@ -40,7 +41,8 @@ _NOWHERE_TO_PRINT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EPIPE)
 def run_main(main: Callable[[], None]) -> None:
     """Run a command's ``main``; a `UserError` becomes one line on stderr and exit code 2.
 
-    Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file half-written.
+    So does memory that runs out. Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file
+    half-written.
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -61,6 +63,12 @@ def run_main(main: Callable[[], None]) -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries it once more at its end, and complains
         print(f"error: standard output: cannot be written ({error.strerror})", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise
+        reason = (str(error).splitlines() or ["nothing left"])[0][:200]
+        print(f"error: out of memory ({reason}); try a smaller --batch_size or --image_size", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
         # torchrun sends a second signal after the terminal's own; the end is near, and needs no traceback.

@@ -26,6 +26,7 @@ RUN_FILES = (
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "deterministic", "cache", "cache_root"}
 FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
+PROCESSES = "processes"  # the setting that is the number of processes that train together
 DATA = "data"  # the setting that is a digest of the files that are read
 
 
@@ -155,13 +156,14 @@ class Run:
             wait_for_all()
         # How the run was opened is no setting of the run.
         self.settings = settings = {k: v for k, v in settings.items() if k not in ("resume", "overwrite")}
+        settings[PROCESSES] = team.size  # each selects, votes and mixes within its part of a batch
         self.history: list[dict] = []
         self.checkpoint: dict | None = None
         path = folder / "checkpoint.pt"
         if path.is_file() and resume:
             self.checkpoint = read_checkpoint(path)
             self.history = _read_history(path, self.checkpoint)
-            before = self.checkpoint["args"]
+            before = {PROCESSES: 1, **self.checkpoint["args"]}
             changed = [k for k in settings if k not in PLACE_SETTINGS | FOUND and before.get(k) != settings[k]]
             if changed == [DATA]:  # held-out images might else be trained on, and the result be of other masks
                 raise UserError(
@@ -169,7 +171,8 @@ class Run:
                     "continue it; --overwrite starts it again, --exp NAME keeps both"
                 )
             if changed:
-                was = ", ".join(f"--{k} {before.get(k)} (now {settings[k]})" for k in changed)
+                names = {k: f"--{k}" if k != PROCESSES else "torchrun --nproc_per_node" for k in changed}
+                was = ", ".join(f"{names[k]} {before.get(k)} (now {settings[k]})" for k in changed)
                 raise UserError(f"{path}: --resume needs the settings of the run, which had {was}")
         elif path.is_file() and not overwrite and self.writes:
             raise UserError(

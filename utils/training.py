@@ -111,6 +111,10 @@ def experiment_of(
     """
     if training_images < args.batch_size:
         raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
+    if args.batch_size == team.size and args.image_size < 32:  # the deepest layer has one pixel, and no deviation
+        raise UserError(
+            f"--image_size {args.image_size}: needs at least two images a process, --batch_size above {team.size}"
+        )
     if args.batch_size % team.size:
         raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
     # Resolved in args, and so kept with the run: resumed where "auto" means another, it would go on as another run.
@@ -221,8 +225,8 @@ def train_one_epoch(
     Returns the mean of the loss and its parts over the steps (None for a part that this epoch does not have), the
     seconds in which the networks had no batch to work on, the last batch with its step, for pictures, and what went
     wrong without an error (`utils.watch.Watch.warnings`).
-    On a GPU the seconds are an upper limit: while a batch is made the GPU may still be busy with the step before, for
-    nothing in a step waits for it.
+    On a GPU the seconds are an upper limit: while a batch is made the GPU may still be busy with the step before, and
+    small copies to it wait for that.
     Raises `UserError` naming epoch, step and images when the loss is not finite.
     """
     experiment.networks.train()
