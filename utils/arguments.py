@@ -56,7 +56,13 @@ CHOICES = {  # what each choice of FIDELITY is about
     "schedule": "learning rate over the run",
 }
 OF_SECOND_PHASE = ("vote", "transfer_loss", "transfer")  # what acts in refinement and transfer alone
-OF_GSD = (*OF_SECOND_PHASE, "distance", "weights", "label_loss")  # what the methods to compare with do not have
+OF_GSD = (
+    *OF_SECOND_PHASE,
+    "distance",
+    "weights",
+    "label_loss",
+    "dice_weight",
+)  # what the methods to compare with do not have
 # docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
 TAU = {
     "kvasir": {"02": 0.05, "08": 0.05, "DE": 0.05},
@@ -221,7 +227,7 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
     if Path(args.exp).name != args.exp or not is_plain(args.exp):
         raise UserError(f"--exp {args.exp!a}: a part of a folder's name, without separators and control characters")
     _choose_contours(args)
-    given = {name for name in (*FIDELITY["paper"], "transfer") if getattr(args, name) is not None}
+    given = {name for name in (*FIDELITY["paper"], "transfer", "dice_weight") if getattr(args, name) is not None}
     args.transfer = args.transfer or GSDConfig.transfer
     if args.method != "gsd":
         _refuse(args, given, OF_GSD, f"with --method {args.method}")
@@ -241,10 +247,9 @@ def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
         )
     if args.weights == "even":
         _refuse(args, given, ("distance",), "with --weights even")
-    if args.dice_weight is None:
-        args.dice_weight = GSDConfig.dice_weight
-    elif args.method != "gsd" or args.label_loss == "ce":
-        _refuse(args, ("dice_weight",), ("dice_weight",), "without a Dice loss (--label_loss ce+dice)")
+    if args.label_loss == "ce":
+        _refuse(args, given, ("dice_weight",), "without a Dice loss (--label_loss ce+dice)")
+    args.dice_weight = GSDConfig.dice_weight if args.dice_weight is None else args.dice_weight
     return args
 
 
