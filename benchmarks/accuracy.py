@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py --data_root data --protocol full       # 256 px, 100 epochs: for a GPU
     python benchmarks/accuracy.py --data_root data --grid ablation --protocol brief  # one factor at a time: see below
     python benchmarks/accuracy.py --data_root data --grid tau --protocol brief       # half, once, twice the tau
+    python benchmarks/accuracy.py --data_root data --grid missing --protocol brief   # objects missing from masks
     python benchmarks/accuracy.py --data_root data --grid precision      # bf16, cached, compiled against plain fp32
     python benchmarks/accuracy.py --table --figure accuracy.png          # from the results there are; trains nothing
 
@@ -34,6 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -42,6 +44,7 @@ from tqdm import tqdm
 from benchmarks.machine import machine
 from dataloaders.files import list_images, pair_by_stem
 from dataloaders.noisy_folder import Layout, find_dataset
+from scripts.generate_simulated_noise import make_noisy
 from utils.cli import UserError, locked, run_main, write_atomically
 from utils.figures import png
 
@@ -49,6 +52,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
 NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
 NOISE_FLAGS = {"02": ("--theta1", "0.2"), "08": ("--theta1", "0.8"), "DE": ("--noisetype", "DE")}
+MISSING = "missing"  # the noise of the grid of that name, whatever --noises says: see object_missing
+MISSING_SHARE = 0.4  # of the masks
 CLEAN = "ce on clean masks"
 GSD_CLEAN = "gsd on clean masks"  # what its other loss brings where nothing is wrong
 ON_CLEAN = (CLEAN, GSD_CLEAN)
@@ -96,6 +101,7 @@ ABLATION = {  # one change each from gsd as it ships, then from the paper's form
     "selection": ("--tau", "x1", "--warm_up", "1"),
     "selection, refinement, transfer": ("--tau", "x1"),
     "the same, tau x 0.3": ("--tau", "x0.3"),
+    "transfer": ("--warm_up", "0.3"),
     "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),
     "paper": PAPER,
     "paper, even weights": (*PAPER, "--weights", "even"),
@@ -132,8 +138,22 @@ GRIDS = {
         for name in ("coteaching", "jocor", "gsd published", "gsd")
         for factor in (0.5, 1, 2)
     },
+    "missing": {
+        "ce": ("--method", "ce"),
+        "coteaching": ("--method", "coteaching", "--tau", "x1"),
+        "jocor": ("--method", "jocor", "--tau", "x1"),
+        "gsd published": ("--fidelity", "published", "--tau", "x1"),
+        "gsd paper": (*PAPER, "--tau", "x1"),
+        "gsd": (),
+        "selection": ("--tau", "x1", "--warm_up", "1"),
+        "selection, refinement, transfer": ("--tau", "x1"),
+        "the same, vote of each pixel": ("--tau", "x1", "--vote", "pixels"),
+        CLEAN: ("--method", "ce"),
+        GSD_CLEAN: (),
+    },
 }
-TAU = {"shenzhen": 0.17, "Kvasir": 0.05}  # the paper's, which the tau grid multiplies
+TAU = {"shenzhen": 0.17, "Kvasir": 0.05}  # the paper's, which x1 stands for
+TAU_MISSING = {"shenzhen": 0.05, "Kvasir": 0.06}  # in the grid of that name: the share of wrong pixels there
 
 
 @dataclass(frozen=True)
@@ -143,7 +163,7 @@ class Cell:
     grid: str
     protocol: str
     dataset: str  # the folder's name
-    noise: str  # S_R, S_E or S_DE; on clean masks, "clean"
+    noise: str  # S_R, S_E, S_DE or "missing"; on clean masks, "clean"
     method: str
     seed: int
     flags: str  # of train_GSD-Net.py, given in addition to the method's and the protocol's
@@ -269,21 +289,49 @@ def make_superpixels(dataset: Path, layout: Layout, segments: int, protocol: str
     return folder
 
 
-def validation_dataset(dataset: Path, layout: Layout, noises: list[str], target: Path) -> None:
+def object_missing(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``mask``, bool (H,W), without one of its objects in four cases of ten, else as it is.
+
+    Objects are connected pieces of at least a tenth of the foreground.
+    """
+    count, piece, figures, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    area = figures[1:, cv2.CC_STAT_AREA]
+    objects = [number for number in range(1, count) if 10 * area[number - 1] >= area.sum()]
+    if not objects or rng.random() >= MISSING_SHARE:
+        return mask
+    return mask & (piece != rng.choice(objects))
+
+
+def make_missing(dataset: Path, layout: Layout, work_root: Path) -> Path:
+    """Make the masks with missing objects that are not there yet; returns their folder."""
+    folder = work_root / "missing_masks" / dataset.name
+    folder.mkdir(parents=True, exist_ok=True)
+    masks = [make_noisy(mask, folder, object_missing, 0, 2) for mask in list_images(dataset / layout.masks).items()]
+    print(f"{folder}: {statistics.fmean(mask.wrong_share for mask in masks):.4f} of the pixels are wrong")
+    return folder
+
+
+def validation_dataset(
+    dataset: Path, layout: Layout, noises: list[str], target: Path, masks: Path | None = None
+) -> None:
     """Lay out ``target`` like ``dataset``, its test set a fifth of the training images and the rest to train on.
 
-    Files are links. The dataset's own test images are not part of it.
+    masks: a folder of masks to train on in place of the dataset's. Files are links. The dataset's own test images are
+    not part of it.
     """
     images = list_images(dataset / layout.images)
     held_out = set(np.random.default_rng(0).permutation(sorted(images))[: len(images) // 5].tolist())
-    clean = pair_by_stem(images, list_images(dataset / layout.masks), dataset / layout.masks)
-    for stem, (image, mask) in zip(images, clean, strict=True):
+    clean, given = (
+        pair_by_stem(images, list_images(folder), folder)
+        for folder in (dataset / layout.masks, masks or dataset / layout.masks)
+    )
+    for stem, (image, mask), (_, given_mask) in zip(images, clean, given, strict=True):
         if stem in held_out:
             _link(image, target / layout.images_test)
             _link(mask, target / layout.masks_test)
         else:
             _link(image, target / layout.images)
-            _link(mask, target / layout.masks)
+            _link(given_mask, target / layout.masks)
     for folder in (layout.training_masks(noise) for noise in noises):
         for stem, path in list_images(dataset / folder).items():
             if stem not in held_out:
@@ -308,7 +356,8 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
             for noise in args.noises:
                 for method in args.methods or GRIDS[args.grid]:
                     # Clean masks are the same whatever the noise.
-                    effect = "clean" if method in ON_CLEAN else NOISES[noise]
+                    effect = MISSING if args.grid == MISSING else NOISES[noise]
+                    effect = "clean" if method in ON_CLEAN else effect
                     cells.append(Cell(args.grid, args.protocol, dataset, effect, method, seed, " ".join(args.flags)))
     return list(dict.fromkeys(cells))
 
@@ -318,9 +367,10 @@ def flags_of(cell: Cell) -> list[str]:
     flags = [*GRIDS[cell.grid][cell.method], *PROTOCOLS[cell.protocol]["flags"], "--seed", str(cell.seed)]
     if "--tau" in flags:
         place = flags.index("--tau") + 1
-        flags[place] = format(TAU[cell.dataset] * float(flags[place].removeprefix("x")), "g")
+        tau = (TAU_MISSING if cell.grid == MISSING else TAU)[cell.dataset]
+        flags[place] = format(tau * float(flags[place].removeprefix("x")), "g")
     epochs = PROTOCOLS[cell.protocol]["epochs"].get(cell.dataset)
-    noise = {effect: kind for kind, effect in NOISES.items()}.get(cell.noise, "clean")
+    noise = {MISSING: "given", "clean": "clean", **{effect: kind for kind, effect in NOISES.items()}}[cell.noise]
     return [*flags, *(("--max_epochs", str(epochs)) if epochs else ()), "--noise_type", noise]
 
 
@@ -364,26 +414,33 @@ def train_cells(args: argparse.Namespace) -> None:
     done = {row.cell for row in read_rows(args.results)}
     waiting = [cell for cell in cells_of(args) if cell not in done]
     print(f"{len(waiting)} cells to train, {len(cells_of(args)) - len(waiting)} are in {args.results}")
-    places: dict[str, Path] = {}
+    places: dict[tuple[str, bool], Path] = {}  # of a dataset, with missing objects or not
     segments: dict[Cell, Path] = {}
     usual = PROTOCOLS[args.protocol]["segments"]
     for name in dict.fromkeys(cell.dataset for cell in waiting):
         dataset, layout = find_dataset(args.data_root, name)
         print(f"{dataset}: noisy masks and superpixels")
-        make_noise(dataset, layout, args.noises, args.work_root)
+        noises = [] if args.grid == MISSING else args.noises
+        make_noise(dataset, layout, noises, args.work_root)
         counts = {cell: SEGMENTS.get(cell.method, usual) for cell in waiting if cell.dataset == name}
         maps = {n: make_superpixels(dataset, layout, n, args.protocol, args.work_root) for n in set(counts.values())}
         segments |= {cell: maps[count].resolve() for cell, count in counts.items()}
         data_root = args.data_root.resolve()
         if args.grid != "methods":
             data_root = (args.work_root / "validation").resolve()
-            validation_dataset(dataset, layout, args.noises, data_root / dataset.name)
-        places[name] = data_root
+            validation_dataset(dataset, layout, noises, data_root / dataset.name)
+        places[name, False] = data_root
+        if args.grid == MISSING:
+            data_root = (args.work_root / "missing").resolve()
+            masks = make_missing(dataset, layout, args.work_root)
+            validation_dataset(dataset, layout, [], data_root / dataset.name, masks)
+            places[name, True] = data_root
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(waiting), unit="cell") as bar:
 
         def train(cell: Cell) -> None:
-            row = run_cell(cell, places[cell.dataset], segments[cell], args.work_root.resolve(), threads)
+            place = places[cell.dataset, cell.noise == MISSING]
+            row = run_cell(cell, place, segments[cell], args.work_root.resolve(), threads)
             add_row(args.results, row)
             bar.update()
             bar.write(
@@ -407,7 +464,7 @@ def asked_for(row: Row, args: argparse.Namespace) -> bool:
     return (
         (row.grid, row.protocol, row.flags) == (args.grid, args.protocol, " ".join(args.flags))
         and row.dataset in args.datasets
-        and row.noise in {"clean", *(NOISES[noise] for noise in args.noises)}
+        and row.noise in {"clean", MISSING, *(NOISES[noise] for noise in args.noises)}
         and (not args.methods or row.method in args.methods)
         and (not args.seeds or row.seed in args.seeds)
     )
@@ -440,7 +497,7 @@ def table(rows: list[Row], dataset: str) -> str:
     """
     rows = [row for row in rows if row.dataset == dataset]
     dice, iou, hd95 = (by_cell(rows, score) for score in ("dice", "iou", "hd95"))
-    noises = [n for n in NOISES.values() if any(row.noise == n for row in rows)] or ["clean"]
+    noises = _noises(rows) or ["clean"]
     ends = [_mean_over(dice, dataset, noises, method) for method in ("ce", CLEAN)]
     lines = [f"| {dataset} | {' | '.join(noises)} | mean | IoU | HD95 | gap |", "|---" * (len(noises) + 5) + "|"]
     for method in sorted({row.method for row in rows}, key=_place):
@@ -455,6 +512,10 @@ def table(rows: list[Row], dataset: str) -> str:
             found.append("" if value is None else format(value, form))
         lines.append("| " + " | ".join([method, *found]) + " |")
     return "\n".join(lines)
+
+
+def _noises(rows: list[Row]) -> list[str]:
+    return [noise for noise in (*NOISES.values(), MISSING) if any(row.noise == noise for row in rows)]
 
 
 def _place(method: str) -> tuple[int, str]:
@@ -481,12 +542,13 @@ def draw(rows: list[Row]) -> Figure:
     dice = by_cell(rows)
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     methods = sorted({row.method for row in rows} - set(ON_CLEAN), key=_place)
+    noises = _noises(rows)
     figure = Figure(
-        figsize=(3.2 * len(NOISES), 0.6 + (0.25 * len(methods) + 0.7) * len(datasets)), layout="constrained"
+        figsize=(3.2 * len(noises), 0.6 + (0.25 * len(methods) + 0.7) * len(datasets)), layout="constrained"
     )
-    axes = figure.subplots(len(datasets), len(NOISES), sharey=True, sharex="row", squeeze=False)
+    axes = figure.subplots(len(datasets), len(noises), sharey=True, sharex="row", squeeze=False)
     for row, dataset in zip(axes, datasets, strict=True):
-        for axis, noise in zip(row, NOISES.values(), strict=True):
+        for axis, noise in zip(row, noises, strict=True):
             axis.set_title(f"{dataset}, {noise}", fontsize=9)
             for place, method in enumerate(methods):
                 values = dice.get((dataset, noise, method), [])

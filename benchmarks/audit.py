@@ -35,13 +35,12 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.accuracy import NOISE_FLAGS, NOISES
+from benchmarks.contours import correct
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from scripts import audit_labels, generate_simulated_noise
 from utils.arguments import number
 from utils.cli import UserError, run_main, write_table
-from utils.contours import levels_of, move_contour, steps
-from utils.edge_profile import displacements
 from utils.geometry import resize_image, resize_label
 from utils.metrics import overlap_scores
 from utils.wrong_share import estimate_wrong_share
@@ -108,11 +107,8 @@ def estimated_shares(
 ) -> dict[str, float]:
     """What --tau auto says of masks as given and corrected, and the truth of the latter; all at ``size``."""
     samples = [(resize_image(read_image(path), size), resize_label(given[stem], size)) for stem, path in images.items()]
-    moves = displacements([steps(*sample) for sample in samples], levels_of((size,)), size)
-    wrong = [
-        (move_contour(label, move) != resize_label(clean[stem], size)).mean()
-        for stem, (_, label), move in zip(images, samples, moves, strict=True)
-    ]
+    corrected = correct(*map(list, zip(*samples, strict=True))).labels
+    wrong = [(label != resize_label(clean[stem], size)).mean() for stem, label in zip(images, corrected, strict=True)]
     return {
         "tau_auto": estimate_wrong_share(samples, 2, corrected=False),
         "wrong_corrected": float(np.mean(wrong)),

@@ -2,16 +2,31 @@
 
 import csv
 import importlib.util
+import json
 import shutil
 import sys
 from argparse import Namespace
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from conftest import REPO, TRAIN_SCRIPT, run_script, write_dataset
 
 from benchmarks import accuracy
-from benchmarks.accuracy import CLEAN, GRIDS, GSD_CLEAN, METHODS, NOISES, TAU, Cell, Row
+from benchmarks.accuracy import (
+    CLEAN,
+    GRIDS,
+    GSD_CLEAN,
+    METHODS,
+    MISSING,
+    MISSING_SHARE,
+    NOISES,
+    TAU,
+    TAU_MISSING,
+    Cell,
+    Row,
+)
+from dataloaders.files import read_mask
 from dataloaders.noisy_folder import Layout
 from utils.cli import UserError
 
@@ -58,7 +73,7 @@ def test_the_training_script_takes_the_flags_of_every_method(monkeypatch, grid):
     for cell in accuracy.cells_of(asked(grid=grid, seeds=[3])):
         args = parse(monkeypatch, "--datasets", cell.dataset, *accuracy.flags_of(cell))
         assert (args.seed, args.image_size) == (3, 128)
-        assert args.noise_type == {**{e: k for k, e in NOISES.items()}, "clean": "clean"}[cell.noise]
+        assert args.noise_type == {**{e: k for k, e in NOISES.items()}, "clean": "clean", MISSING: "given"}[cell.noise]
 
 
 def test_the_tau_grid_multiplies_the_papers():
@@ -70,6 +85,13 @@ def test_the_tau_grid_multiplies_the_papers():
         "--tau",
         "0.085",
     ]
+
+
+def test_missing_objects_are_one_noise_whatever_the_others():
+    cells = accuracy.cells_of(asked(grid="missing", seeds=[1], methods=["gsd paper", CLEAN]))
+    assert [(cell.noise, cell.method) for cell in cells] == [(MISSING, "gsd paper"), ("clean", CLEAN)]
+    flags = accuracy.flags_of(cells[0])
+    assert flags[flags.index("--tau") + 1] == str(TAU_MISSING["shenzhen"])
 
 
 # --- The results' file ------------------------------------------------------------------------------------------------
@@ -170,6 +192,54 @@ def test_validation_images_are_neither_trained_nor_tested_on(tmp_path):
     assert not tested & {path.resolve() for path in (tmp_path / "val").rglob("*")}
 
 
+# --- Missing objects --------------------------------------------------------------------------------------------------
+
+
+def test_one_object_is_missing_in_four_of_ten():
+    mask = np.zeros((40, 60), bool)
+    objects = [np.s_[5:25, 5:20], np.s_[10:30, 30:50]]
+    for one in objects:
+        mask[one] = True
+    mask[0, 0] = True  # a speck, which is no object
+    found = [accuracy.object_missing(mask, np.random.default_rng(seed)) for seed in range(1000)]
+    whole = sum(np.array_equal(one, mask) for one in found)
+    assert 1 - whole / 1000 == pytest.approx(MISSING_SHARE, abs=0.05)
+    for one in found:
+        left = [one[place].all() for place in objects]
+        assert (
+            one[0, 0]
+            and sum(left) >= 1
+            and one.sum() == 1 + sum(mask[p].sum() for p, is_left in zip(objects, left, strict=True) if is_left)
+        )
+    assert {tuple(one[place].all() for place in objects) for one in found} == {
+        (True, True),
+        (True, False),
+        (False, True),
+    }
+
+
+def test_a_mask_without_objects_stays_as_it_is():
+    empty = np.zeros((8, 8), bool)
+    assert not any(accuracy.object_missing(empty, np.random.default_rng(seed)).any() for seed in range(20))
+
+
+def test_only_training_masks_lack_objects(tmp_path):
+    layout = Layout()
+    dataset = write_dataset(tmp_path / "data", train=20, test=2)
+    masks = accuracy.make_missing(dataset, layout, tmp_path / "work")
+    target = tmp_path / "missing" / dataset.name
+    accuracy.validation_dataset(dataset, layout, [], target, masks)
+
+    def emptied(folder: str) -> int:
+        return sum(not read_mask(path).labels.any() for path in (target / folder).iterdir())
+
+    assert 0 < emptied("masks") < 16 and emptied("masks_test") == 0
+    assert len(list((target / "masks").iterdir())) == len(list((target / "images").iterdir())) == 16
+    before = {path: path.stat().st_mtime_ns for path in masks.iterdir()}
+    assert accuracy.make_missing(dataset, layout, tmp_path / "work") == masks
+    assert {path: path.stat().st_mtime_ns for path in masks.iterdir()} == before
+
+
 # --- From beginning to end --------------------------------------------------------------------------------------------
 
 
@@ -199,6 +269,34 @@ def test_a_small_grid(tmp_path):
     outcome = run_script(*flags, "--table", "--figure", tmp_path / "figure.png", *fast, script=SCRIPT)
     assert outcome.stdout.startswith("| Kvasir | S_R | mean |")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_grid_of_missing_objects(tmp_path):
+    write_dataset(tmp_path / "data", train=10, test=2)
+    flags = ["--data_root", tmp_path / "data", "--work_root", tmp_path / "work", "--results", tmp_path / "results.csv"]
+    flags += [
+        "--datasets",
+        "Kvasir",
+        "--grid",
+        "missing",
+        "--methods",
+        "gsd",
+        CLEAN,
+        "--figure",
+        tmp_path / "figure.png",
+    ]
+    flags += ["--", "--max_epochs", 1, "--batch_size", 2, "--device", "cpu"]
+    outcome = run_script(*flags, script=SCRIPT)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "of the pixels are wrong" in outcome.stdout and "| Kvasir | missing | mean |" in outcome.stdout
+    trained = {
+        run.parents[1].name.split("_")[4]: run.parent for run in (tmp_path / "work" / "runs").glob("*/*/args.json")
+    }
+    roots = {name: json.loads((run / "args.json").read_text())["data_root"] for name, run in trained.items()}
+    assert roots == {
+        "gsd": str((tmp_path / "work" / "missing").resolve()),
+        CLEAN.replace(" ", "-"): str((tmp_path / "work" / "validation").resolve()),
+    }
 
 
 def test_a_failed_run_is_named(tmp_path):

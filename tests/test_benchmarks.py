@@ -11,7 +11,7 @@ import torch
 from conftest import REPO, blob
 from PIL import Image
 
-from benchmarks import audit, determinism, reference
+from benchmarks import audit, contours, determinism, reference
 from networks.unet import two_unets
 from utils.geometry import squared_boundary_distance
 from utils.gsd import Batch, GSDConfig, gsd_step, region_vote, select_small_loss
@@ -121,6 +121,35 @@ def test_runs_that_differ_in_the_last_bit_are_told_apart(monkeypatch, capsys):
         line for line in capsys.readouterr().out.splitlines() if " runs " in line and " a step" in line
     )
     assert ended.value.code == 1 and "not all" not in without and "not all the same" in with_flag
+
+
+# --- The contours' benchmark ------------------------------------------------------------------------------------------
+
+
+def test_the_contours_benchmark(tmp_path, capsys):
+    """Bright ellipses on a dark ground: noise is undone, clean masks stay, images of noise move nothing."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for index in range(12):
+        for kind, pixels in zip(("images", "masks"), blob(rng, 192, 192), strict=True):
+            Image.fromarray(pixels).save(tmp_path / "set" / kind / f"{index}.png")
+    flags = ["--data_root", tmp_path, "--datasets", "set", "--image_size", "96", "--work_root", tmp_path / "work"]
+    contours.main(list(map(str, flags)))
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    rows = {cells[0]: dict(zip(lines[0][1:], cells[1:], strict=True)) for cells in lines[2:]}
+    for noise in ("S_R", "S_E", "S_DE"):
+        row = rows[f"set {noise}"]
+        assert float(row["given"]) < 0.9 < 0.93 < float(row["corrected"]) and row["moved"] == "100%"
+        assert float(row["again"]) == pytest.approx(float(row["corrected"]), abs=0.01)
+    assert rows["set clean"]["given"] == "1.0000" and float(rows["set clean"]["corrected"]) > 0.97
+    assert rows["set clean, independent noise"]["moved"] == rows["set clean, smoothed noise"]["moved"] == "0%"
+
+
+def test_a_superpixel_takes_the_label_of_most_of_it():
+    label = np.array([[1, 1, 0, 0], [1, 0, 0, 1]], np.uint8)
+    segments = np.array([[0, 0, 1, 1], [0, 2, 2, 2]])
+    assert contours.majority(label, segments).tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
 
 
 # --- The audit's benchmark --------------------------------------------------------------------------------------------
