@@ -35,11 +35,13 @@ from utils.run import Run, choose_device
 from utils.training import experiment_of, fit, print_result
 
 READING = "each modality of each slice by itself, its percentiles 0.5 and 99.5 to 0 and 255"
+# The paper's settings for MMIS: docs/method.md sections 1, 2 and 5.
+SETTINGS = {"tau": 0.008, "weight_decay_rate": 5, "jitter": 0.01}
 MAX_ROTATION, NOISE_SIGMA = 20.0, 0.1  # degrees; of the range [0, 1]: docs/method.md section 5
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags, with the paper's settings for MMIS (docs/method.md sections 1, 2 and 5) where none is given."""
+    """The flags, with the paper's settings where none is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rater_policy",
@@ -54,9 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_rater_arguments(parser)
     # Not "extended", which corrects contours: where annotators differ, each one's contour is what is to be learned.
-    add_training_arguments(parser, image_size=128, fidelity="paper")
-    parser.set_defaults(tau=0.008, ratecp=0.5, jitter=0.01, weight_decay_rate=5)
-    return resolve_arguments(parser.parse_args())
+    add_training_arguments(parser, image_size=128, fidelity="paper", settings=SETTINGS)
+    return resolve_arguments(parser.parse_args(), SETTINGS)
 
 
 def main() -> None:

@@ -24,9 +24,11 @@ from utils.intensity import Intensity
 from utils.run import Run, choose_device
 from utils.training import experiment_of, fit, print_result
 
+SETTINGS = {"tau": 0.003, "consistency": 0.9, "jitter": 0.05}  # the paper's for LIDC: docs/method.md sections 1 and 5
+
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags, with the paper's settings for LIDC (docs/method.md sections 1 and 5) where none is given."""
+    """The flags, with the paper's settings where none is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rater_policy",
@@ -36,9 +38,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_rater_arguments(parser)
     # Not "extended", which corrects contours: where annotators differ, each one's contour is what is to be learned.
-    add_training_arguments(parser, image_size=128, fidelity="paper")
-    parser.set_defaults(tau=0.003, consistency=0.9, ratecp=0.5, jitter=0.05)
-    return resolve_arguments(parser.parse_args())
+    add_training_arguments(parser, image_size=128, fidelity="paper", settings=SETTINGS)
+    return resolve_arguments(parser.parse_args(), SETTINGS)
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=(1, 3),
         help="read grey as colour (3) or colour as grey (1) (default: as stored; BUSUC: 3)",
     )
-    add_training_arguments(parser, image_size=256, auto_tau=True)
+    add_training_arguments(parser, image_size=256)
     parser.set_defaults(val_fraction=None)
     args = parser.parse_args()
     args.channels = args.channels or CHANNELS.get(args.datasets.lower())

@@ -62,6 +62,8 @@ def load_training_set(
     how much is said on stdout.
     Raises `UserError` as ``recipe.read``, and if the cache cannot be written or the set does not fit the device.
     """
+    if cache == "device" and device.type == "cpu":
+        print("note: --cache device: training runs on the CPU, so as --cache ram")
     stored = (
         _read_all(recipe, contours, lambda name, shape, dtype: np.empty(shape, dtype))
         if cache == "none"

@@ -50,7 +50,7 @@ def list_slices(folder: Path) -> dict[str, Path]:
         check_plain(path)
     if not slices:
         raise UserError(f"{folder}: no .h5 file in it, but {listed(path.name for path in paths) or 'nothing'}")
-    foreign = [path.name for path in paths if path not in slices.values()]
+    foreign = [path.name for path in paths if slices.get(path.stem) != path]
     if foreign:
         print(f"note: {folder}: not .h5 files, left out: {listed(foreign)}", file=sys.stderr)
     return dict(sorted(slices.items()))

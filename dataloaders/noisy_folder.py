@@ -100,9 +100,9 @@ class Parts(NamedTuple):
     @property
     def split(self) -> dict[str, list[str]]:
         """The names of the images that are trained on and held out; empty if none is held out."""
-        names = {"train": [image.stem for image, _ in self.train]}
-        names["held_out"] = [stem for stem in self.given if stem not in set(names["train"])]
-        return names if names["held_out"] else {}
+        trained = {image.stem: None for image, _ in self.train}
+        held_out = [stem for stem in self.given if stem not in trained]
+        return {"train": list(trained), "held_out": held_out} if held_out else {}
 
 
 def find_parts(

@@ -232,6 +232,7 @@ def test_training_is_the_same_with_and_without(tmp_path):
         places = ("--data_root", tmp_path / "data", "--output_root", tmp_path / mode, "--cache_root", tmp_path / "c")
         outcome = run_script(*flags, "--max_epochs", 4, *places, "--cache", mode)
         assert outcome.returncode == 0, outcome.stderr
+        assert ("training runs on the CPU" in outcome.stdout) == (mode == "device" and not torch.cuda.is_available())
         rows = (tmp_path / mode / "kvasir+gsd+given" / "log.csv").read_text().splitlines()
         logs.append([row.rsplit(",", 2)[0] for row in rows])  # without the times
     assert logs[0] == logs[1] == logs[2] and len(logs[0]) == 5

@@ -245,6 +245,15 @@ def test_the_paper_is_the_default(data_root, tmp_path, call, script, settings):
     assert choices.items() <= json.loads(stated.read_text()).items()
 
 
+@pytest.mark.parametrize("flags", [("--fidelity", "extended"), ("--contours", "corrected"), ("--method", "ce")])
+def test_nothing_is_dropped_from_corrected_masks_or_by_other_methods(data_root, tmp_path, call, flags):
+    for script in (LIDC, MMIS):
+        assert call(script, data_root, tmp_path, "--max_epochs", 1, *flags).returncode == 0
+    stated = [json.loads(path.read_text()) for path in tmp_path.glob("*/args.json")]
+    assert [args["tau"] for args in stated] == [0, 0]
+    assert {args["warm_up"] for args in stated} == {1 if "extended" in flags else 0.3}
+
+
 def test_superpixels_elsewhere(tmp_path, call):
     folder = write_lidc(tmp_path, entries())
     (folder / "lidc_slic").rename(tmp_path / "elsewhere")

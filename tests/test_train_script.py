@@ -179,6 +179,9 @@ def test_run_leaves_all_its_files(train, places, tmp_path, flags):
     one_phase = args["method"] == "ce" or args["noise_type"] == "clean"
     transfers = [row["transfer1"] != "" for row in log_rows(folder)]
     assert transfers == ([False] * EPOCHS if one_phase else [False, False, True, True, True])
+    # Only what a method does is logged: cross-entropy drops nothing, and only published weighs by distance.
+    assert {row["drop_rate"] != "" for row in log_rows(folder)} == {args["method"] == "gsd"}
+    assert {row["weight_cap"] != "" for row in log_rows(folder)} == {published}
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -277,6 +280,20 @@ def test_nothing_is_dropped_from_corrected_masks_unless_asked(monkeypatch, datas
         assert args.warm_up == (1 if tau == 0 and not flags else 0.3)
 
 
+def test_a_setting_that_is_the_usual_one_anyway_is_no_error(monkeypatch):
+    """As the command line contract has them; they would change nothing where they act."""
+    usual = ("--ratecp", "0.5", "--weight_decay_rate", "10", "--consistency", "0.5")
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), *usual])
+    args = script.parse_arguments()
+    assert (args.ratecp, args.weight_decay_rate, args.consistency) == (0.5, 10, 0.5)
+
+
+def test_settings_of_the_second_phase_count_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), "--tau", "0.1", "--ratecp", "0.3", "--vote", "rings"])
+    args = script.parse_arguments()
+    assert gsd_config(args).ratecp == 0.3 and args.warm_up == 0.3
+
+
 def test_learning_rate_schedules():
     assert [learning_rate_at("constant", 0.005, p) for p in (0, 0.5, 1)] == [0.005] * 3
     assert [learning_rate_at("cosine", 0.1, p) for p in (0, 0.5, 1)] == pytest.approx([0.1, 0.0505, 0.001])
@@ -304,6 +321,11 @@ def test_a_single_tiny_image_has_no_deviation_to_normalise_by(train, places, tmp
         (("--distance", "floored"), ("--distance floored", "--weights even")),
         (("--warm_up", "1", "--transfer", "none"), ("--transfer none", "--warm_up 1", "leave it out")),
         (("--resume", "--overwrite"), ("--overwrite", "not allowed with", "--resume")),
+        (("--tau", "0", "--ratecp", "0.3"), ("--ratecp 0.3", "--warm_up 1", "leave it out")),
+        (("--fidelity", "paper", "--transfer", "none", "--ratecp", "0.3"), ("--ratecp 0.3", "--transfer none")),
+        (("--weight_decay_rate", "5"), ("--weight_decay_rate 5", "--weights even")),
+        (("--method", "jocor", "--consistency", "0.9"), ("--consistency 0.9", "--method jocor")),
+        (("--method", "ce", "--warm_up", "0.3"), ("--warm_up 0.3", "--method ce")),
         (("--label_loss", "ce", "--dice_weight", "2"), ("--dice_weight 2", "--label_loss ce+dice")),
         (("--method", "ce", "--dice_weight", "2"), ("--dice_weight 2", "leave it out")),
         (("--tau", "nan"), ("--tau", "[0, 1)")),
@@ -470,11 +492,14 @@ def test_overwrite_starts_again(train, places, copied):
         ("--tau", 0.2, "--tau 0.1 (now 0.2)"),
         ("--max_epochs", 7, "--max_epochs 5 (now 7)"),
         ("--seed", 1, "--seed 2024"),
+        ("--val_fraction", 0.25, "--val_fraction 0.0 (now 0.25); --exp NAME"),  # which changes what is read, too
+        ("--deterministic", None, "--deterministic False (now True)"),
     ],
 )
 def test_resume_with_changed_settings_is_refused(train, places, copied, flag, value, was):
     before = contents(copied)
-    assert_refused(train(*GIVEN, *places, "--resume", flag, value), str(copied), "--resume", was)
+    changed = (flag,) if value is None else (flag, value)
+    assert_refused(train(*GIVEN, *places, "--resume", *changed), str(copied), "--resume", was, "--overwrite")
     assert contents(copied) == before
 
 

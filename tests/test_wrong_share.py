@@ -78,8 +78,8 @@ def test_auto_becomes_a_number_that_is_printed_and_kept(capsys, contours):
 
 def test_only_scripts_that_can_estimate_take_auto(capsys):
     parsers = [argparse.ArgumentParser() for _ in range(2)]
-    for parser, auto in zip(parsers, (True, False), strict=True):
-        add_training_arguments(parser, 64, auto_tau=auto)
+    for parser, settings in zip(parsers, (None, {"tau": 0.1, "jitter": 0.5}), strict=True):
+        add_training_arguments(parser, 64, settings=settings)
     assert parsers[0].parse_args(["--tau", "auto"]).tau == "auto"
     assert [parser.parse_args(["--tau", "0.1"]).tau for parser in parsers] == [0.1, 0.1]
     for parser, text in zip((*parsers, parsers[0]), ("1", "auto", "automatic"), strict=True):

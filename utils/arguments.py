@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from utils.baselines import METHODS, USES_TAU
@@ -55,15 +55,12 @@ CHOICES = {  # what each choice of FIDELITY is about
     "optimizer": "optimiser",
     "schedule": "learning rate over the run",
 }
-OF_SECOND_PHASE = ("vote", "transfer_loss", "transfer")  # what acts in refinement and transfer alone
-OF_GSD = (
-    *OF_SECOND_PHASE,
-    "distance",
-    "weights",
-    "label_loss",
-    "dice_weight",
-)  # what the methods to compare with do not have
-# docs/method.md sections 1, 4 and 5: the paper's settings for its datasets.
+OF_SECOND_PHASE = ("vote", "transfer_loss", "transfer", "ratecp")  # what acts in refinement and transfer alone
+OF_DISTANCES = ("distance", "weight_decay_rate")  # what acts on weights by distance alone
+# What the methods to compare with do not have.
+OF_GSD = (*OF_SECOND_PHASE, "warm_up", *OF_DISTANCES, "weights", "label_loss", "dice_weight", "consistency")
+# docs/method.md sections 1, 2, 4 and 5: the paper's settings, of which its datasets change some.
+PAPER: dict[str, float] = {"ratecp": 0.5, "consistency": 0.5, "weight_decay_rate": 10}
 TAU = {
     "kvasir": {"02": 0.05, "08": 0.05, "DE": 0.05},
     "shenzhen": {"02": 0.17, "08": 0.17, "DE": 0.17},
@@ -95,10 +92,17 @@ MOST_SEED = 2**32 - 1  # which every generator takes
 
 
 def add_training_arguments(
-    parser: argparse.ArgumentParser, image_size: int, fidelity: str = "extended", auto_tau: bool = False
+    parser: argparse.ArgumentParser,
+    image_size: int,
+    fidelity: str = "extended",
+    settings: Mapping[str, float] | None = None,
 ) -> None:
-    """Add the flags that all training scripts have; ``image_size`` and ``fidelity`` are the dataset's defaults. With
-    ``auto_tau`` --tau takes "auto" too."""
+    """Add the flags that all training scripts have; ``image_size`` and ``fidelity`` are the dataset's defaults.
+
+    settings: those of `resolve_arguments`, for --help, and jitter. None: they are by dataset (and --tau takes "auto"
+    too), as `resolve_folder_arguments` has it.
+    """
+    auto_tau, preset = settings is None, {**PAPER, **(settings or {"jitter": 0.5})}
     tau = number(float, 0, 1, below=True)
     add = parser.add_argument
     add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
@@ -114,26 +118,25 @@ def add_training_arguments(
             f"; {AUTO}: estimated from the images and masks, without clean ones (default: 0 where contours are "
             "corrected, else the paper's for its datasets)"
             if auto_tau
-            else " (default: %(default)s)"
+            else f" (default: {preset['tau']:g}; 0 where contours are corrected)"
         ),
     )
-    preset = "0.5, the paper's for its datasets" if auto_tau else "%(default)s"
+    papers = ", the paper's for its datasets" if auto_tau else ""
     add(
         "--ratecp",
         type=number(float, 0, 1),
-        help=f"foreground share above which the background is pasted (default: {preset})",
+        help=f"foreground share above which the background is pasted (default: {preset['ratecp']:g}{papers})",
     )
     add(
         "--consistency",
         type=number(float, 0, 1),
-        default=0.5,
-        help="lambda of the selection loss (default: %(default)s)",
+        help=f"lambda of the selection loss (default: {preset['consistency']:g})",
     )
     add(
         "--weight_decay_rate",
         type=number(int, 0),
-        default=10,
-        help="how far the cap of the distance weights falls from 11 over the run (default: %(default)s)",
+        help="how far the cap of the distance weights falls from 11 over the run; not the optimiser's weight decay "
+        f"(default: {preset['weight_decay_rate']:g})",
     )
     add(
         "--dice_weight",
@@ -161,7 +164,11 @@ def add_training_arguments(
         choices=("paste", "none"),
         help="none: refined labels are learned on the images as they are (default: paste)",
     )
-    add("--jitter", type=number(float, 0, 1), help=f"strength s of the colour jitter (default: {preset})")
+    add(
+        "--jitter",
+        type=number(float, 0, 1),
+        help=f"strength s of the colour jitter (default: {preset['jitter']:g}{papers})",
+    )
     add("--image_size", type=number(int, 16), default=image_size, help="training size in pixels (default: %(default)s)")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--max_epochs", type=number(int, 1), default=100, help="epochs; schedules are shares of it (default: 100)")
@@ -215,41 +222,40 @@ def _choose_contours(args: argparse.Namespace) -> None:
         args.contours = FIDELITY[args.fidelity]["contours"] if args.method == "gsd" else "given"
 
 
-def _refuse(args: argparse.Namespace, given: Collection[str], names: Iterable[str], where: str) -> None:
-    for name in names:
-        if name in given:
-            raise UserError(f"--{name} {getattr(args, name)}: of no effect {where}; leave it out")
+def resolve_arguments(args: argparse.Namespace, settings: Mapping[str, float]) -> argparse.Namespace:
+    """Fill in what was not given: the run's name, the choices of --fidelity, and ``settings``, the dataset's.
 
-
-def resolve_arguments(args: argparse.Namespace) -> argparse.Namespace:
-    """Fill in what follows from other flags: the run's name, and the choices of --fidelity not given one by one."""
+    settings: tau, jitter and what differs from `PAPER`. Raises `UserError` for a flag that would have no effect.
+    """
     args.exp = args.exp or args.method
     if Path(args.exp).name != args.exp or not is_plain(args.exp):
         raise UserError(f"--exp {args.exp!a}: a part of a folder's name, without separators and control characters")
     _choose_contours(args)
-    given = {name for name in (*FIDELITY["paper"], "transfer", "dice_weight") if getattr(args, name) is not None}
-    args.transfer = args.transfer or GSDConfig.transfer
-    if args.method != "gsd":
-        _refuse(args, given, OF_GSD, f"with --method {args.method}")
-    for name, value in FIDELITY[args.fidelity].items():
+    settings = {**PAPER, **settings}
+    usual: dict[str, object] = {name: settings[name] for name in (*PAPER, "jitter")}
+    usual |= {"transfer": GSDConfig.transfer, "dice_weight": GSDConfig.dice_weight, **FIDELITY[args.fidelity]}
+    given = {name for name in (*usual, "warm_up") if getattr(args, name) is not None}
+    given -= {name for name in PAPER if getattr(args, name) == settings[name]}  # as it would be anyway
+    for name, value in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.tau is None:  # docs/decisions.md: of corrected masks the selection drops what is right more than wrong
+        args.tau = settings["tau"] if args.contours == "given" and args.method in USES_TAU else 0.0
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATE[args.optimizer]
     if args.warm_up is None:  # docs/decisions.md: with no label to refine, the second phase is a waste
         args.warm_up = 1.0 if args.fidelity == "extended" and args.tau == 0 else 0.3
-    if args.warm_up == 1:
-        _refuse(
-            args,
-            given,
-            OF_SECOND_PHASE,
-            "without refinement and transfer, which --warm_up 1, the default with --tau 0, never begins",
-        )
-    if args.weights == "even":
-        _refuse(args, given, ("distance",), "with --weights even")
-    if args.label_loss == "ce":
-        _refuse(args, given, ("dice_weight",), "without a Dice loss (--label_loss ce+dice)")
-    args.dice_weight = GSDConfig.dice_weight if args.dice_weight is None else args.dice_weight
+    never = "without refinement and transfer, which --warm_up 1, the default with --tau 0, never begins"
+    for idle, names, where in (
+        (args.method != "gsd", OF_GSD, f"with --method {args.method}"),
+        (args.warm_up == 1, OF_SECOND_PHASE, never),
+        (args.transfer == "none", ("ratecp",), "with --transfer none"),
+        (args.weights == "even", OF_DISTANCES, "with --weights even"),
+        (args.label_loss == "ce", ("dice_weight",), "without a Dice loss (--label_loss ce+dice)"),
+    ):
+        for name in names:
+            if idle and name in given:
+                raise UserError(f"--{name} {getattr(args, name)}: of no effect {where}; leave it out")
     return args
 
 
@@ -258,29 +264,28 @@ def resolve_folder_arguments(args: argparse.Namespace, parser: argparse.Argument
     defaults of the others. Ends with a message of the parser where --tau is wanted and not given.
     """
     dataset, noise = args.datasets.lower(), args.noise_type
-    args.ratecp = RATECP.get((dataset, noise), 0.5) if args.ratecp is None else args.ratecp
-    args.jitter = JITTER.get(dataset, 0.5) if args.jitter is None else args.jitter
     if noise == "clean" and args.contours is None:
         args.contours = "given"
     _choose_contours(args)
     if args.tau == AUTO and args.method not in USES_TAU:
         args.tau = None  # not worth an estimate
-    if args.tau is None:
-        if args.contours == "corrected" or noise == "clean" or args.method not in USES_TAU:
-            args.tau = 0.0  # docs/decisions.md: of corrected masks the selection drops what is right more than wrong
-        else:
-            args.tau = TAU.get(dataset, {}).get(noise)
-        if args.tau is None:
+    tau = 0.0 if noise == "clean" else TAU.get(dataset, {}).get(noise)
+    if tau is None:
+        if args.tau is None and args.contours == "given" and args.method in USES_TAU:
             parser.error(
                 f"--tau: no default for {args.datasets} with {noise} masks; give the share of wrong pixels that you "
                 f"expect, for example 0.05, or {AUTO}"
             )
-    return resolve_arguments(args)
+        tau = 0.0
+    ratecp, jitter = RATECP.get((dataset, noise), PAPER["ratecp"]), JITTER.get(dataset, 0.5)
+    return resolve_arguments(args, {"tau": tau, "ratecp": ratecp, "jitter": jitter})
 
 
 def tau_in_words(args: argparse.Namespace) -> str:
     """What a run does with --tau, for the line that begins it: a method that selects nothing does nothing."""
-    return f"tau {args.tau}" if args.method in USES_TAU else f"tau not used by {args.method}"
+    if args.method not in USES_TAU:
+        return f"tau not used by {args.method}"
+    return f"tau {args.tau}" if args.tau else "tau 0: no pixel is dropped, no label refined"
 
 
 def gsd_config(args: argparse.Namespace) -> GSDConfig:

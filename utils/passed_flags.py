@@ -14,7 +14,7 @@ def training_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flags for train_GSD-Net.py, after --", usage=argparse.SUPPRESS, add_help=False
     )
-    add_training_arguments(parser, image_size=256, auto_tau=True)
+    add_training_arguments(parser, image_size=256)
     for name in OF_FOLDERS:
         parser.add_argument(f"--{name}")
     return parser

@@ -24,7 +24,7 @@ RUN_FILES = (
 )
 
 # Settings that say where a run happens, not what it computes: --resume may change them.
-PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "deterministic", "cache", "cache_root"}
+PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
 FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
 PROCESSES = "processes"  # the setting that is the number of processes that train together
 DATA = "data"  # the setting that is a digest of the files that are read
@@ -43,6 +43,8 @@ def choose_device(device: str, gpu: int) -> torch.device:
     gpu = int(os.environ.get("LOCAL_RANK", gpu))
     if not 0 <= gpu < torch.cuda.device_count():
         raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{torch.cuda.device_count() - 1}")
+    torch.cuda.set_device(gpu)  # what asks for the current GPU, such as what it can compute natively, means this one
+    torch.backends.cudnn.allow_tf32 = False  # by default convolutions of fp32 would not be fp32 on newer GPUs
     return torch.device("cuda", gpu)
 
 
@@ -73,6 +75,7 @@ def repeat_exactly(wanted: bool) -> None:
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA multiplies its first matrices
     torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # time for nothing
 
 
 def uses_bf16(amp: str, device: torch.device) -> bool:
@@ -165,15 +168,19 @@ class Run:
             self.history = _read_history(path, self.checkpoint)
             before = {PROCESSES: 1, **self.checkpoint["args"]}
             changed = [k for k in settings if k not in PLACE_SETTINGS | FOUND and before.get(k) != settings[k]]
-            if changed == [DATA]:  # held-out images might else be trained on, and the result be of other masks
+            flags = [k for k in changed if k != DATA]  # a flag may change what is read, too
+            if changed and not flags:  # held-out images might else be trained on, and the result be of other masks
                 raise UserError(
                     f"{path}: the images, masks or superpixels are no longer those of the run, so --resume cannot "
                     "continue it; --overwrite starts it again, --exp NAME keeps both"
                 )
-            if changed:
-                names = {k: f"--{k}" if k != PROCESSES else "torchrun --nproc_per_node" for k in changed}
-                was = ", ".join(f"{names[k]} {before.get(k)} (now {settings[k]})" for k in changed)
-                raise UserError(f"{path}: --resume needs the settings of the run, which had {was}")
+            if flags:
+                names = {k: f"--{k}" if k != PROCESSES else "torchrun --nproc_per_node" for k in flags}
+                was = ", ".join(f"{names[k]} {before.get(k)} (now {settings[k]})" for k in flags)
+                raise UserError(
+                    f"{path}: --resume needs the settings of the run, which had {was}; --exp NAME begins another run "
+                    "beside it, --overwrite in place of it"
+                )
         elif path.is_file() and not overwrite and self.writes:
             raise UserError(
                 f"{folder}: a run is there already; --resume continues it, --overwrite starts it again, "

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.arguments import gsd_config
-from utils.baselines import METHODS
+from utils.baselines import METHODS, USES_TAU
 from utils.cli import UserError, Workers, listed
 from utils.distributed import Team, average, average_buffers, gather, shared
 from utils.figures import method_panels
@@ -68,6 +68,7 @@ class Experiment:
     optimiser: torch.optim.Optimizer
     learning_rate: Callable[[float], float]  # by the share of the run that is over
     step: Callable[..., Step]  # utils.gsd.gsd_step or a baseline of its signature
+    selects: bool  # whether the step drops pixels, as --tau says
     config: GSDConfig
     epoch_batches: EpochBatches  # the batches of one epoch and their images' names
     steps_per_epoch: int
@@ -85,6 +86,11 @@ class Experiment:
     def superpixels_vote(self) -> bool:
         """Whether the method refines labels by superpixels alone, at whatever epoch."""
         return self.step is gsd_step and self.config.vote == "superpixels" and self.config.warm_up < 1
+
+    @property
+    def weighs_by_distance(self) -> bool:
+        """Whether pixels count by their distance to the border."""
+        return self.step is gsd_step and self.config.weights == "distance"
 
     def forwards(self, networks: Iterable[Network]) -> list[Network]:
         """The networks' forward passes at the run's precision."""
@@ -136,6 +142,7 @@ def experiment_of(
         optimiser=optimiser_of(args.optimizer, networks, args.learning_rate),
         learning_rate=partial(learning_rate_at, args.schedule, args.learning_rate),
         step=METHODS[args.method],
+        selects=args.method in USES_TAU,
         config=gsd_config(args),
         epoch_batches=epoch_batches,
         steps_per_epoch=training_images // args.batch_size,
@@ -194,8 +201,8 @@ def fit(experiment: Experiment, run: Run) -> dict:
             row = {
                 "epoch": epoch,
                 **losses,
-                "drop_rate": drop_rate(epoch, experiment.config.tau, epochs),
-                "weight_cap": highest_weight(epoch, experiment.config),
+                "drop_rate": drop_rate(epoch, experiment.config.tau, epochs) if experiment.selects else None,
+                "weight_cap": highest_weight(epoch, experiment.config) if experiment.weighs_by_distance else None,
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
                 **means(evaluate(experiment, experiment.cases)),
                 "scored_on": experiment.scored_on,
@@ -431,6 +438,7 @@ def report(experiment: Experiment, run: Run) -> dict:
         "processes": experiment.team.size,
         "seconds_per_epoch": statistics.fmean(row["seconds"] for row in run.history),
         "device": str(experiment.device),
+        "threads": torch.get_num_threads(),
         "precision": "bf16" if experiment.bf16 else "fp32",
         "torch": torch.__version__,
     }
