@@ -21,7 +21,7 @@ from dataloaders.pixels import decode, format_of, load_array, read_stored, to_by
 from utils.cli import UserError, check_plain, listed
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"}
-_NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scripts or by file managers
+NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scripts or by file managers
 
 
 class Mask(NamedTuple):
@@ -60,7 +60,7 @@ def list_images(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     foreign = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in _NOT_DATA:
+        if path.name.startswith(".") or path.name in NOT_DATA:
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
             foreign.append(path.name)
@@ -133,6 +133,11 @@ def with_channels(path: Path, image: np.ndarray, channels: int | None) -> np.nda
     if channels == 1:
         return np.asarray(Image.fromarray(image).convert("L"))[..., None]
     return image.repeat(3, axis=-1)
+
+
+def channels_in_words(channels: int) -> str:
+    """1 channel, 2 channels, ..."""
+    return f"{channels} channel{'s' * (channels != 1)}"
 
 
 def channels_of(path: Path) -> int:

@@ -39,37 +39,39 @@ def read_slices(path: Path, num_raters: int, num_classes: int = 2) -> dict[str, 
     """
     entries = read_pickle(path)
     if not isinstance(entries, dict) or not entries:
-        raise UserError(f"{path}: expected a dict of slices by name, found {_kind(entries)}")
+        raise UserError(f"{path}: expected a dict of slices by name, found {kind_of(entries)}")
     for name in entries:
         if not isinstance(name, str) or name in ("", "..") or name != Path(name).name or not is_plain(name):
             raise UserError(f"{path}: {name!a}: a slice's name must be text that can name a file")
-    slices = {name: _read_slice(f"{path}: {name}", name, entries[name], num_raters, num_classes) for name in entries}
+    slices = {name: read_slice(f"{path}: {name}", name, entries[name], num_raters, num_classes) for name in entries}
     if max(float(piece.image.max()) for piece in slices.values()) <= 1:
         print(f"note: {path}: no image goes beyond 1; taken as [0, 1] and scaled to 0..255", file=sys.stderr)
         slices = {name: piece._replace(image=piece.image * 255) for name, piece in slices.items()}
     return {name: piece._replace(image=np.rint(piece.image).astype(np.uint8)) for name, piece in slices.items()}
 
 
-def _read_slice(where: str, name: str, entry: object, num_raters: int, num_classes: int) -> Slice:
+def read_slice(where: str, name: str, entry: object, num_raters: int, num_classes: int) -> Slice:
+    """One entry of the pickle, as `read_slices` describes it. Raises `UserError`, beginning with ``where``, if it is
+    not one."""
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a dict of image and masks, found {_kind(entry)}")
+        raise UserError(f"{where}: expected a dict of image and masks, found {kind_of(entry)}")
     lacking = [key for key in ("image", "masks") if key not in entry]
     if lacking:
         raise UserError(f"{where}: no {listed(lacking)} in it, only {listed(map(str, entry))}")
     image, masks = entry["image"], entry["masks"]
     if not isinstance(image, np.ndarray) or image.ndim != 2 or image.dtype.kind not in "uif" or not image.size:
-        raise UserError(f"{where}: the image is {_kind(image)}, expected a (H,W) array of numbers")
+        raise UserError(f"{where}: the image is {kind_of(image)}, expected a (H,W) array of numbers")
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 255):  # so written that NaN fails too
         raise UserError(f"{where}: image values from {low:g} to {high:g}, expected 0..255")
     several = isinstance(masks, list | tuple) or (isinstance(masks, np.ndarray) and masks.ndim > 0)
     if not several or len(masks) != num_raters:
-        found = len(masks) if several else _kind(masks)
+        found = len(masks) if several else kind_of(masks)
         raise UserError(f"{where}: masks of {found} raters, expected {num_raters} (--raters)")
     labels = []
     for rater, mask in enumerate(masks, 1):
         if not isinstance(mask, np.ndarray) or mask.shape != image.shape:
-            raise UserError(f"{where}: the mask of rater {rater} is {_kind(mask)}, expected an array {image.shape}")
+            raise UserError(f"{where}: the mask of rater {rater} is {kind_of(mask)}, expected an array {image.shape}")
         labels.append(label_classes(mask, num_classes, f"{where}: the mask of rater {rater}"))
     patient = patient_of(name, entry.get("series_uid"))
     return Slice(name, patient, image[..., None], np.stack(labels))
@@ -172,5 +174,6 @@ def _picture(piece: Slice, image_size: int) -> torch.Tensor:
     return torch.from_numpy(resize_image(piece.image, image_size)).movedim(-1, 0)
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What a value is, in words."""
     return f"an array {value.shape} of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from dataloaders.batches import TestCase
 from dataloaders.cache import Recipe, Sample
-from dataloaders.files import list_images, pair_by_stem, read_image, read_mask, read_segments
+from dataloaders.files import channels_in_words, list_images, pair_by_stem, read_image, read_mask, read_segments
 from dataloaders.pixels import PERCENTILES, format_of
 from dataloaders.raters import hold_out
 from utils.cli import UserError, listed
@@ -149,7 +149,7 @@ def common_format(images: Sequence[Path], channels: int | None = None) -> tuple[
     formats = {path: format_of(path) for path in images}
     examples = {form.channels: path for path, form in reversed(formats.items())}
     if channels is None and len(examples) > 1:
-        found = ", ".join(f"{path} has {_in_words(count)}" for count, path in sorted(examples.items()))
+        found = ", ".join(f"{path} has {channels_in_words(count)}" for count, path in sorted(examples.items()))
         remedy = "; --channels 3 takes grey as colour, --channels 1 colour as grey" if set(examples) == {1, 3} else ""
         raise UserError(f"--datasets: {found}: all images of a set must have the same number{remedy}")
     deep = [path.name for path, form in formats.items() if not form.eight_bit]
@@ -160,10 +160,6 @@ def common_format(images: Sequence[Path], channels: int | None = None) -> tuple[
         reading = f"8 bits as stored; {len(deep)} of {len(images)} images deeper ({listed(deep)}): {scaled}"
         print(f"note: images of 8 bits and deeper ones in one set; {reading}")
     return channels or next(iter(examples)), reading
-
-
-def _in_words(channels: int) -> str:
-    return f"{channels} channel{'s' * (channels > 1)}"
 
 
 def training_recipe(

@@ -166,7 +166,7 @@ def _list_folder(report: Report, root: Path, folder: Path) -> dict[str, Path] | 
         return None
     found: dict[str, Path] = {}
     for path in paths:
-        if path.name.startswith(".") or path.name in files._NOT_DATA:
+        if path.name.startswith(".") or path.name in files.NOT_DATA:
             continue
         if path.suffix.lower() not in files.IMAGE_SUFFIXES or not path.is_file():
             report.warn("files", short_name(path, root), "not an image; left out")
@@ -235,13 +235,13 @@ def verify_lidc(
     entries = attempt(report.findings, "readable", lidc.PICKLE, read_pickle, pickle)
     if not isinstance(entries, dict) or not entries:
         if entries is not None:
-            report.error("readable", lidc.PICKLE, f"expected a dict of slices by name, found {lidc._kind(entries)}")
+            report.error("readable", lidc.PICKLE, f"expected a dict of slices by name, found {lidc.kind_of(entries)}")
         return report
     slices = {}
     for name, entry in entries.items():
         # Its first argument is what its messages begin with.
         piece = attempt(
-            report.findings, "readable", str(name), lidc._read_slice, str(name), name, entry, num_raters, num_classes
+            report.findings, "readable", str(name), lidc.read_slice, str(name), name, entry, num_raters, num_classes
         )
         if piece is not None:
             slices[name] = piece

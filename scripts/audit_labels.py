@@ -66,7 +66,7 @@ from utils.cli import (
 )
 from utils.contours import Steps, edges_shown, levels_of, steps
 from utils.edge_profile import level_probabilities
-from utils.figures import contoured
+from utils.figures import as_png, contoured
 from utils.geometry import longest_side, resize_image, resize_label
 from utils.inference import Model, load_model
 from utils.label_quality import contour_beliefs, label_quality, wrong_probability
@@ -240,10 +240,6 @@ def network_beliefs(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     full = np.stack([cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in logits.astype("f4")])
     chances = np.exp(full - full.max(axis=0))
     return chances / chances.sum(axis=0)
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def write_logits(model: Model, files: Sequence[tuple[Path, Path]], batch_size: int) -> None:

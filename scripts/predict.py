@@ -28,18 +28,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import list_images, read_image
 from dataloaders.pixels import format_of
 from utils.arguments import number
 from utils.cli import UserError, keep_settings, listed, run_main, write_atomically
-from utils.figures import contoured
+from utils.figures import as_png, contoured
 from utils.geometry import resize_image
 from utils.inference import Model, load_model
 from utils.run import choose_device
@@ -134,10 +134,6 @@ def check_formats(images: Iterable[Path], model: Model, checkpoint: Path) -> Non
         )
 
 
-def in_words(channels: int) -> str:
-    return f"{channels} channel{'s' * (channels != 1)}"
-
-
 def read(path: Path, model: Model) -> Sample | Unread:
     """An image, resized to the networks' size."""
     try:
@@ -191,10 +187,6 @@ def write(prediction: Prediction | Unread, folders: Folders, model: Model) -> Un
         write_atomically(files[folders.overlays], as_png(picture[..., ::-1]))  # OpenCV has blue first
     write_atomically(files[folders.masks], as_png(classes * 255 if model.num_classes == 2 else classes))
     return None
-
-
-def as_png(pixels: np.ndarray) -> bytes:
-    return cv2.imencode(".png", pixels)[1].tobytes()
 
 
 def in_turn(pool: Executor, job: Callable, items: Iterable, ahead: int) -> Iterator:

@@ -81,6 +81,11 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def as_png(stored: np.ndarray) -> bytes:
+    """uint8 (H,W) or (H,W,3), blue first as OpenCV has it, as a PNG file's bytes."""
+    return cv2.imencode(".png", stored)[1].tobytes()
+
+
 def pixels(figure: Figure) -> np.ndarray:
     """The figure as uint8 (H,W,3)."""
     canvas = FigureCanvasAgg(figure)
