@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from conftest import blob, write_dataset
+from conftest import write_blobs, write_dataset
 from lidc_files import entries, write_lidc
 from mmis_files import write_mmis
 from PIL import Image
@@ -80,12 +80,7 @@ def write_data(data: Path) -> None:
     write_dataset(data)
     write_lidc(data, entries())
     write_mmis(data)
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (data / "many" / kind).mkdir(parents=True)
-    for index in range(60):
-        for kind, pixels in zip(("images", "masks"), blob(rng, 240, 200), strict=True):
-            Image.fromarray(pixels).save(data / "many" / kind / f"case{index:02}.png")
+    write_blobs(data / "many", 60, 240, 200)
 
 
 def command(program: Program, folder: Path) -> list[str]:

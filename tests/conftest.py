@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,16 @@ def blob(rng: np.random.Generator, width: int = 48, height: int = 40) -> tuple[n
     inside = ((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 < 1
     image = np.where(inside[..., None], (190, 110, 90), (70, 60, 80)) + rng.normal(0, 15, (height, width, 3))
     return image.clip(0, 255).astype(np.uint8), (inside * 255).astype(np.uint8)
+
+
+def write_blobs(folder: Path, count: int, width: int, height: int, kinds: Sequence[str] = ("images", "masks")) -> None:
+    """Write ``count`` blobs, their images and masks to the two folders ``kinds`` of ``folder``."""
+    rng = np.random.default_rng(0)
+    for kind in kinds:
+        (folder / kind).mkdir(parents=True)
+    for index in range(count):
+        for kind, pixels in zip(kinds, blob(rng, width, height), strict=True):
+            Image.fromarray(pixels).save(folder / kind / f"case{index:02}.png")
 
 
 def block_segments(size: int, block: int = 2) -> np.ndarray:

@@ -8,8 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, blob
-from PIL import Image
+from conftest import REPO, write_blobs
 
 from benchmarks import audit, contours, determinism, reference
 from networks.unet import two_unets
@@ -128,12 +127,7 @@ def test_runs_that_differ_in_the_last_bit_are_told_apart(monkeypatch, capsys):
 
 def test_the_contours_benchmark(tmp_path, capsys):
     """Bright ellipses on a dark ground: noise is undone, clean masks stay, images of noise move nothing."""
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (tmp_path / "set" / kind).mkdir(parents=True)
-    for index in range(12):
-        for kind, pixels in zip(("images", "masks"), blob(rng, 192, 192), strict=True):
-            Image.fromarray(pixels).save(tmp_path / "set" / kind / f"{index}.png")
+    write_blobs(tmp_path / "set", 12, 192, 192)
     flags = ["--data_root", tmp_path, "--datasets", "set", "--image_size", "96", "--work_root", tmp_path / "work"]
     contours.main(list(map(str, flags)))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
@@ -157,12 +151,9 @@ def test_a_superpixel_takes_the_label_of_most_of_it():
 
 def test_the_audits_benchmark_on_held_out_images(tmp_path):
     """The rows of a small set, their figures against the definitions; a second run replaces them."""
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks", "images_test", "masks_test"):
-        (tmp_path / "set" / kind).mkdir(parents=True)
-    for index in range(10):
-        for kind, pixels in zip(("images_test", "masks_test"), blob(rng, 192, 192), strict=True):
-            Image.fromarray(pixels).save(tmp_path / "set" / kind / f"{index}.png")
+    write_blobs(tmp_path / "set", 10, 192, 192, kinds=("images_test", "masks_test"))
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir()
     table = tmp_path / "table.csv"
     flags = ["--datasets", "set", "--data_root", str(tmp_path), "--held_out", "--noise_types", "08"]
     for _ in range(2):
