@@ -1,11 +1,13 @@
 """A tiny dataset in Kvasir's layout, and the training script run as a user runs it."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -18,6 +20,14 @@ _ELSEWHERE = tempfile.TemporaryDirectory()  # where scripts leave their caches; 
 
 REPO = Path(__file__).resolve().parents[1]
 TRAIN_SCRIPT = REPO / "train_GSD-Net.py"
+
+
+def load_program(path: Path) -> ModuleType:
+    """A program as a module, whatever its file is called; it is not started."""
+    specification = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def blob(rng: np.random.Generator, width: int = 48, height: int = 40) -> tuple[np.ndarray, np.ndarray]:

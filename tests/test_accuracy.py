@@ -1,7 +1,6 @@
 """The accuracy benchmark: cells, their results' file, its tables, and a small grid from beginning to end."""
 
 import csv
-import importlib.util
 import json
 import shutil
 import sys
@@ -10,7 +9,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from conftest import REPO, TRAIN_SCRIPT, run_script, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, load_program, run_script, write_dataset
 
 from benchmarks import accuracy
 from benchmarks.accuracy import (
@@ -35,9 +34,7 @@ SCRIPT = REPO / "benchmarks" / "accuracy.py"
 
 def parse(monkeypatch, *flags: str) -> Namespace:
     """The training script's own reading of its flags."""
-    spec = importlib.util.spec_from_file_location("train_script", TRAIN_SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_program(TRAIN_SCRIPT)
     monkeypatch.setattr(sys, "argv", ["train", *flags])
     return script.parse_arguments()
 

@@ -1,6 +1,5 @@
 """Folders of a user's own: any depth and number of channels, several classes, no superpixels, no test set."""
 
-import importlib.util
 import json
 import shutil
 import struct
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import REPO, TRAIN_SCRIPT, folder_recipe, loaded
+from conftest import REPO, TRAIN_SCRIPT, folder_recipe, load_program, loaded
 from PIL import Image, ImageOps
 
 from dataloaders.files import read_image, read_mask
@@ -31,9 +30,7 @@ sys.path.insert(0, str(REPO / "scripts"))
 import generate_simulated_noise
 import generate_SLIC
 
-specification = importlib.util.spec_from_file_location("train_gsd_net", TRAIN_SCRIPT)
-script = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(script)
+script = load_program(TRAIN_SCRIPT)
 
 SIZE = 32
 TRAIN, TEST = 10, 3

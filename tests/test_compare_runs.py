@@ -1,6 +1,5 @@
 """scripts/compare_runs.py on runs that a test makes."""
 
-import importlib.util
 import io
 import json
 import shutil
@@ -9,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TRAIN_SCRIPT, write_dataset
+from conftest import TRAIN_SCRIPT, load_program, write_dataset
 from PIL import Image
 
 from networks.unet import two_unets
@@ -36,9 +35,7 @@ def run(monkeypatch, main, *arguments):
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     """Two finished one-epoch runs, of cross-entropy and GSD-Net."""
-    specification = importlib.util.spec_from_file_location("train_gsd_net", TRAIN_SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    script = load_program(TRAIN_SCRIPT)
     write_dataset(tmp_path / "data", name="mine")
     for method in ("ce", "gsd"):
         run(monkeypatch, script.main, *f"--datasets mine --noise_type given --tau 0.1 --image_size 32 --max_epochs 1 "

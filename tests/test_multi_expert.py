@@ -1,7 +1,6 @@
 """The two scripts for sets with several annotators, as a user meets them, on files in the exact layout."""
 
 import csv
-import importlib.util
 import json
 import signal
 import statistics
@@ -14,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run_script, script_process
+from conftest import REPO, load_program, run_script, script_process
 from lidc_files import entries, write_lidc
 from mmis_files import write_mmis
 from test_train_script import assert_same_run, log_rows
@@ -64,9 +63,7 @@ def call(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(Run, "draw_curves", lambda run: None)
 
     def main(script: Path, data_root: Path, output_root: Path, *flags: object) -> CompletedProcess:
-        specification = importlib.util.spec_from_file_location(script.stem, script)
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
+        module = load_program(script)
         arguments = [script.name, *map(str, flags_of(data_root, output_root, *flags))]
         monkeypatch.setattr(sys, "argv", arguments)
         capsys.readouterr()

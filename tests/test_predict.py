@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import importlib.util
 import json
 import os
 import pickle
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, blob, run_script, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, blob, load_program, run_script, write_dataset
 from PIL import Image
 from torch.nn import functional as F
 
@@ -133,9 +132,7 @@ def test_masks_have_the_sizes_and_stems_of_the_images(run, tmp_path):
 
 def test_run_folder_to_scores(tmp_path, monkeypatch, capsys):
     """A checkpoint that training has written suffices, and gives the scores of training's own test."""
-    specification = importlib.util.spec_from_file_location("train_gsd_net", TRAIN_SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    script = load_program(TRAIN_SCRIPT)
     folder = write_dataset(tmp_path / "data", test=0)
     rng = np.random.default_rng(5)
     for index in range(3):  # at the training size, at which training scores

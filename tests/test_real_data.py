@@ -1,6 +1,5 @@
 """Real Kvasir and Shenzhen images, where they lie beside the repository; nothing of them is copied."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, block_segments, folder_cases, folder_recipe, loaded
+from conftest import REPO, TRAIN_SCRIPT, block_segments, folder_cases, folder_recipe, load_program, loaded
 from PIL import Image
 
 from dataloaders.files import list_images, pair_by_stem, read_mask
@@ -76,9 +75,7 @@ def test_shenzhen_test_set_is_read_whole():
 
 def test_one_epoch_on_kvasir(tmp_path, monkeypatch):
     data_root = link_kvasir(tmp_path / "data", 64).parent
-    specification = importlib.util.spec_from_file_location("train_gsd_net", TRAIN_SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
+    script = load_program(TRAIN_SCRIPT)
     arguments = (
         f"--datasets kvasir --noise_type given --tau 0.05 --data_root {data_root} --output_root {tmp_path / 'model'} "
         "--image_size 64 --batch_size 8 --max_epochs 1 --device cpu"

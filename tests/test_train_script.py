@@ -1,7 +1,6 @@
 """train_GSD-Net.py as a user meets it: runs, bad inputs, resuming, and the whole chain from phantoms to figures."""
 
 import csv
-import importlib.util
 import json
 import math
 import shutil
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, run_script, script_process, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, load_program, run_script, script_process, write_dataset
 from PIL import Image
 
 from utils.arguments import gsd_config
@@ -24,9 +23,7 @@ from utils.baselines import METHODS
 from utils.cli import run_main
 from utils.training import learning_rate_at
 
-specification = importlib.util.spec_from_file_location("train_gsd_net", TRAIN_SCRIPT)
-script = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(script)
+script = load_program(TRAIN_SCRIPT)
 
 EPOCHS = 5
 QUICK = ("--device", "cpu", "--image_size", 32, "--batch_size", 4, "--max_epochs", EPOCHS)

@@ -1,0 +1,118 @@
+"""What the documentation tells a user to type is understood by the programs, and what it links to is there."""
+
+import argparse
+import ast
+import re
+import shlex
+import sys
+
+import pytest
+from conftest import REPO, load_program
+
+from utils.cli import UserError
+
+DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PROGRAMS = sorted(path for folder in (".", "scripts", "benchmarks") for path in (REPO / folder).glob("*.py"))
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+class Understood(Exception):
+    """The flags were read."""
+
+
+def python_commands(shell: str) -> list[list[str]]:
+    """The commands of lines of shell that start Python on a file of this project, with variables put in."""
+    commands, variables = [], {}
+    for line in re.sub(r"\\\n", " ", shell).splitlines():
+        for name, value in variables.items():
+            line = line.replace(f"${name} ", f"{value} ")
+        words = shlex.split(line, comments=True)
+        if len(words) == 1 and (assignment := re.fullmatch(r"(\w+)=(.*)", words[0])):
+            variables[assignment[1]] = assignment[2]
+        elif len(words) > 1 and words[0] == "python" and words[1].endswith(".py") and "..." not in words:
+            commands.append(words[1:])
+    return commands
+
+
+def documented() -> list[tuple[str, list[str]]]:
+    """All commands of the documents' blocks and lines, and of the programs' docstrings, with where they stand."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        lines = re.findall(r"`(python [^`]*)`", SHELL.sub("", text))
+        found += [(path.name, command) for part in (*SHELL.findall(text), *lines) for command in python_commands(part)]
+    for path in PROGRAMS:
+        lines = re.findall(
+            r"^ +(python .*)$", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "", re.M
+        )
+        found += [(path.name, command) for line in lines for command in python_commands(line)]
+    return found
+
+
+def read_flags(program: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a program read its flags and check them, and no more."""
+    module = load_program(REPO / program)
+    monkeypatch.setattr(sys, "argv", [program, *flags])
+    reader = getattr(module, "parse_args", None) or getattr(module, "parse_arguments", None)
+    if reader:
+        reader()
+        return
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(parser, *arguments):
+        parse(parser, *arguments)
+        raise Understood
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Understood):
+        module.main()
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(
+    ("where", "command"), documented(), ids=lambda part: part if isinstance(part, str) else part[0]
+)
+def test_command_is_understood(where, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        read_flags(command[0], command[1:], monkeypatch)
+    except SystemExit as error:  # 0: --help
+        assert error.code == 0, f"{where} says python {shlex.join(command)}, which ends with {error.code}"
+    except UserError as error:  # some look for their folders at once
+        assert "no such folder" in str(error), f"{where} says python {shlex.join(command)}: {error}"
+
+
+def test_every_program_is_documented():
+    told = {command[0] for where, command in documented()}
+    programs = {path.relative_to(REPO).as_posix() for path in PROGRAMS if "def main(" in path.read_text()}
+    assert programs - told == set()
+
+
+def test_flags_that_are_not_there_are_noticed(monkeypatch):
+    for program in ("scripts/generate_SLIC.py", "scripts/split_lidc.py"):
+        with pytest.raises(SystemExit):
+            read_flags(program, ["--no_such_flag"], monkeypatch)
+
+
+def test_commands_of_a_block():
+    block = 'A="python a.py --x 1"\n$A --y  # why\npython b.py \\\n    --z "two words"\nsh c.sh\npython -m venv d\n'
+    assert python_commands(block) == [["a.py", "--x", "1", "--y"], ["b.py", "--z", "two words"]]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for link in LINK.findall(document.read_text(encoding="utf-8")):
+        if re.match(r"\w+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), f"{document.name}: {link}"
+        if anchor:
+            anchors = {slug(heading) for heading in HEADING.findall(target.read_text(encoding="utf-8"))}
+            assert anchor in anchors, f"{document.name}: {link}"
