@@ -44,9 +44,8 @@ def documented() -> list[tuple[str, list[str]]]:
         lines = re.findall(r"`(python [^`]*)`", SHELL.sub("", text))
         found += [(path.name, command) for part in (*SHELL.findall(text), *lines) for command in python_commands(part)]
     for path in PROGRAMS:
-        lines = re.findall(
-            r"^ +(python .*)$", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "", re.M
-        )
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        lines = re.findall(r"^ +(python .*)$", docstring, re.MULTILINE)
         found += [(path.name, command) for line in lines for command in python_commands(line)]
     return found
 

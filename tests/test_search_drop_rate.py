@@ -96,6 +96,12 @@ def test_search_end_to_end(run, folder):
     assert args["tau"] == 0.1 and args["contours"] == "given"
 
 
+def test_flags_of_the_refinement_are_taken_where_nothing_is_dropped_too(run):
+    """One set of flags serves all candidates, 0 among them."""
+    code, _, err = run("--candidates", 0, "--", "--vote", "rings")
+    assert code == 0, err
+
+
 def test_training_that_fails_is_named(run):
     # Without weights by distance there is nothing that --distance could act on.
     assert_refused(run("--", "--distance", "exact"), "--candidates 0.1", "failed")

@@ -315,7 +315,6 @@ def test_a_single_tiny_image_has_no_deviation_to_normalise_by(train, places, tmp
         (("--seed", "99999999999999999999"), ("--seed", "outside")),
         (("--method", "ce", "--label_loss", "ce+dice"), ("--label_loss ce+dice", "--method ce", "leave it out")),
         (("--tau", "0", "--vote", "rings"), ("--vote rings", "--warm_up 1", "leave it out")),
-        (("--tau", "0", "--warm_up", "0.3", "--vote", "rings"), ("--vote rings", "--tau 0", "leave it out")),
         (("--distance", "floored"), ("--distance floored", "--weights even")),
         (("--warm_up", "1", "--transfer", "none"), ("--transfer none", "--warm_up 1", "leave it out")),
         (("--resume", "--overwrite"), ("--overwrite", "not allowed with", "--resume")),

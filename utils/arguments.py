@@ -249,7 +249,6 @@ def resolve_arguments(args: argparse.Namespace, settings: Mapping[str, float]) -
     for idle, names, where in (
         (args.method != "gsd", OF_GSD, f"with --method {args.method}"),
         (args.warm_up == 1, OF_SECOND_PHASE, never),
-        (args.tau == 0, ("vote",), "with --tau 0, where no label is refined"),
         (args.transfer == "none", ("ratecp",), "with --transfer none"),
         (args.weights == "even", OF_DISTANCES, "with --weights even"),
         (args.label_loss == "ce", ("dice_weight",), "without a Dice loss (--label_loss ce+dice)"),
