@@ -41,7 +41,7 @@ def documented() -> list[tuple[str, list[str]]]:
     found = []
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        lines = re.findall(r"`(python [^`]*)`", SHELL.sub("", text))
+        lines = [line.replace("\n", " ") for line in re.findall(r"`(python [^`]*)`", SHELL.sub("", text))]
         found += [(path.name, command) for part in (*SHELL.findall(text), *lines) for command in python_commands(part)]
     for path in PROGRAMS:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
