@@ -572,7 +572,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work_root", type=Path, default=Path("model/accuracy"), help="runs, superpixels (%(default)s)"
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: benchmarks/results/accuracy.csv")
     parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="small", help="default: %(default)s")
     parser.add_argument("--grid", choices=tuple(GRIDS), default="methods", help="default: %(default)s")
     parser.add_argument("--datasets", nargs="+", default=["shenzhen", "Kvasir"], choices=tuple(TAU), metavar="NAME")

@@ -398,7 +398,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=40, help="of each program (default: %(default)s)")
     parser.add_argument("--files", type=int, default=1000, help="broken files of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of moments and damage (default: %(default)s)")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "reliability.md", help="default: %(default)s")
+    parser.add_argument(
+        "--report", type=Path, default=ROOT / "docs/reliability.md", help="default: docs/reliability.md"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:

@@ -40,14 +40,20 @@ def read_slices(path: Path, num_raters: int, num_classes: int = 2) -> dict[str, 
     entries = read_pickle(path)
     if not isinstance(entries, dict) or not entries:
         raise UserError(f"{path}: expected a dict of slices by name, found {kind_of(entries)}")
-    for name in entries:
-        if not isinstance(name, str) or name in ("", "..") or name != Path(name).name or not is_plain(name):
-            raise UserError(f"{path}: {name!a}: a slice's name must be text that can name a file")
+    for key in entries:
+        slice_name(path, key)
     slices = {name: read_slice(f"{path}: {name}", name, entries[name], num_raters, num_classes) for name in entries}
     if max(float(piece.image.max()) for piece in slices.values()) <= 1:
         print(f"note: {path}: no image goes beyond 1; taken as [0, 1] and scaled to 0..255", file=sys.stderr)
         slices = {name: piece._replace(image=piece.image * 255) for name, piece in slices.items()}
     return {name: piece._replace(image=np.rint(piece.image).astype(np.uint8)) for name, piece in slices.items()}
+
+
+def slice_name(path: Path | str, key: object) -> str:
+    """``key``, a key of the pickle at ``path``, as the name of a slice. Raises `UserError` if it cannot be one."""
+    if not isinstance(key, str) or key in ("", "..") or key != Path(key).name or not is_plain(key):
+        raise UserError(f"{path}: {key!a}: a slice's name must be text that can name a file")
+    return key
 
 
 def read_slice(where: str, name: str, entry: object, num_raters: int, num_classes: int) -> Slice:

@@ -39,16 +39,19 @@ def find_maps(images: dict[str, Path], folder: Path, image_size: int) -> dict[st
     """The superpixel map of each of ``images``, both by stem; ``folder`` is made on first use.
 
     Only a folder that is complete appears under its name; another process at the same is waited for. Raises `UserError`
-    if the folder is there and lacks some maps, if it cannot be written, or if an image is not readable.
+    if the folder is that of the images, if it is there and lacks some maps, if it cannot be written, or if an image is
+    not readable.
     """
     root = next(iter(images.values())).parent
+    if folder.resolve() == root.resolve():  # .npy images would be read as their own superpixels
+        raise UserError(f"{folder}: the folder of the images, not of superpixels; give another by --slic_root")
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process is making it; waiting"):
                 if not folder.is_dir():
                     print(f"{folder}: no such folder, making superpixels of {len(images)} images", flush=True)
-                    _make_folder(image_sources(images), folder, image_size)
+                    _make_folder(images, folder, image_size)
         except OSError as error:
             raise UserError(
                 f"{folder}: superpixels cannot be kept there ({error.strerror}); give another folder by --slic_root"
@@ -64,17 +67,18 @@ def find_maps(images: dict[str, Path], folder: Path, image_size: int) -> dict[st
     return maps
 
 
-def _make_folder(sources: Sources, folder: Path, image_size: int) -> None:
-    making = folder.with_name(f".{folder.name}.making")
+def _make_folder(images: dict[str, Path], folder: Path, image_size: int) -> None:
+    root, making = next(iter(images.values())).parent, folder.with_name(f".{folder.name}.making")
     shutil.rmtree(making, ignore_errors=True)  # a process that was killed may have left it
     try:
-        make_maps(sources, making, image_size, SETTINGS, os.cpu_count() or 1, named=folder)
+        make_maps(root, image_sources(images), making, image_size, SETTINGS, os.cpu_count() or 1, named=folder)
         making.rename(folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
 
 
 def make_maps(
+    origin: Path,
     sources: Sources,
     folder: Path,
     image_size: int,
@@ -87,10 +91,16 @@ def make_maps(
     settings. Maps that are there and valid stay, unless ``overwrite``. What was made is said on stdout, where the
     folder goes by the name of ``named``, its own by default.
 
-    slic: the arguments of `utils.superpixels.slic_segments`. Raises `UserError` if the folder was made with other
-    settings or another process is writing there, and, when all others are made, for images that cannot be read.
+    origin: the folder or file of the images; it is one of the settings, since the images of another may have the same
+    names. slic: the arguments of `utils.superpixels.slic_segments`. Raises `UserError` if the folder holds the images
+    themselves, if it was made with other settings or another process is writing there, and, when all others are made,
+    for images that cannot be read.
     """
-    settings = {**slic, "image_size": image_size}
+    if folder.resolve() == origin.resolve():
+        raise UserError(f"{folder}: the folder of the images, which would be lost; choose another for the superpixels")
+    # Below the folder of both, so that a dataset may be moved.
+    images = os.path.relpath(origin.resolve(), (named or folder).resolve())
+    settings = {"images": images, **slic, "image_size": image_size}
     with claimed(folder):
         keep_settings(folder, settings, overwrite, [folder / f"{name}.npy" for name in sources])
         threads = cv2.getNumThreads()

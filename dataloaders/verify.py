@@ -238,11 +238,12 @@ def verify_lidc(
             report.error("readable", lidc.PICKLE, f"expected a dict of slices by name, found {lidc.kind_of(entries)}")
         return report
     slices = {}
-    for name, entry in entries.items():
+    for key, entry in entries.items():
+        name = attempt(report.findings, "readable", ascii(key), lidc.slice_name, lidc.PICKLE, key)
+        if name is None:
+            continue
         # Its first argument is what its messages begin with.
-        piece = attempt(
-            report.findings, "readable", str(name), lidc.read_slice, str(name), name, entry, num_raters, num_classes
-        )
+        piece = attempt(report.findings, "readable", name, lidc.read_slice, name, name, entry, num_raters, num_classes)
         if piece is not None:
             slices[name] = piece
     parts = _lidc_parts(report, folder, entries, slices)

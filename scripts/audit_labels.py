@@ -57,7 +57,9 @@ from utils.cli import (
     UserError,
     keep_settings,
     listed,
+    name_others,
     read_json,
+    remove,
     run_jobs,
     run_main,
     write_atomically,
@@ -138,6 +140,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.training and not args.folds:
         parser.error(f"{' '.join(args.training)}: only --folds trains networks")
+    for idle, names, needed in (
+        (not args.folds, ("seed",), "--folds"),
+        (not (args.folds or args.checkpoint), ("batch_size", "amp"), "--folds or --checkpoint"),
+    ):
+        for name in names:
+            if idle and getattr(args, name) != parser.get_default(name):
+                parser.error(f"--{name} {getattr(args, name)}: of no effect without {needed}; leave it out")
     check_passed(args.training, before=SHARED, never=FIXED)
     choose_folders(args)
     return args
@@ -166,7 +175,8 @@ def choose_folders(args: argparse.Namespace) -> None:
             "scripts/generate_simulated_noise.py (scripts/README.md)"
         )
     args.refined_root = args.refined_root or args.save_root / "masks_refined"
-    args.channels = args.channels or CHANNELS.get(args.datasets.lower())
+    if not args.checkpoint:  # which has channels of its own
+        args.channels = args.channels or CHANNELS.get(args.datasets.lower())
 
 
 def beside(masks_root: Path) -> Path:
@@ -351,11 +361,14 @@ def check_channels(pairs: Sequence[Pair], asked: int | None, model: Model | None
         except UserError:
             continue  # what is unreadable will be named when it is read
     if model:
+        if asked not in (None, model.channels):
+            raise UserError(f"--channels {asked}: the --checkpoint was trained on images of {model.channels} channels")
         for count, path in examples.items():
-            if not model.takes(count):
+            if not model.takes(count) and not (asked and count in (1, 3)):
                 raise UserError(
                     f"--checkpoint: trained on images of {model.channels} channels, but {path} has {count}; "
                     "use a checkpoint that was trained on such images"
+                    + (f", or give --channels {model.channels}" if {count, model.channels} == {1, 3} else "")
                 )
         return model.channels
     if asked is None and len(examples) > 1:
@@ -379,7 +392,8 @@ def main(argv: list[str] | None = None) -> None:
     levels = levels_of((args.image_size,))
     probabilities = probabilities_of([item.steps for item in looked], levels, args)
     wrong_root = args.save_root / "wrong"
-    keep_all_settings(args, [item.pair[0].stem for item in looked], wrong_root)
+    stems = [item.pair[0].stem for item in looked]
+    keep_all_settings(args, stems, wrong_root)
 
     job = partial(
         judge,
@@ -395,6 +409,9 @@ def main(argv: list[str] | None = None) -> None:
         elif args.folds:
             predict_folds(args, files, [item.pair for item in looked])
         logits = [file for _, file in files] if model or args.folds else [None] * len(files)
+        for folder in (args.refined_root, wrong_root):
+            remove(folder / f"{image.stem}.png" for image, _ in pairs if image.stem not in stems)  # of an earlier audit
+            name_others(folder, [folder / f"{stem}.png" for stem in stems])
         judged, unwritten = run_jobs(
             job, list(zip(looked, probabilities, logits, strict=True)), args.workers, "judging"
         )

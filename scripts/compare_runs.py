@@ -43,15 +43,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, all of one dataset")
     parser.add_argument("--figure", type=Path, help="where to draw the picture (PNG)")
-    parser.add_argument(
-        "--images", type=number(int, 1, 100), default=4, help="rows of the picture (default: %(default)s)"
-    )
+    parser.add_argument("--images", type=number(int, 1, 100), help="rows of the picture (default: 4)")
     args = parser.parse_args()
+    if args.images and not args.figure:
+        parser.error("--images: rows of the picture, which --figure asks for")
 
     results = {run: read_result(run) for run in args.runs}
     print_table(results)
     if args.figure:
-        draw(list(results), args.images, args.figure)
+        draw(list(results), args.images or 4, args.figure)
         print(f"picture: {args.figure}")
 
 

@@ -31,8 +31,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--save_root", type=Path, help="folder of the .npy maps (default: lidc_slic/ or train_2D_slic/ beside the data)"
     )
-    parser.add_argument("--raters", type=int, default=4, help="annotators of LIDC or MMIS (default: %(default)s)")
-    parser.add_argument("--num_classes", type=int, default=2, help="classes of their masks (default: %(default)s)")
+    parser.add_argument("--raters", type=int, help="annotators of LIDC or MMIS (default: 4)")
+    parser.add_argument("--num_classes", type=int, help="classes of their masks (default: 2)")
     parser.add_argument("--n_segments", type=int, help="superpixels wanted (default: %(default)s)")
     parser.add_argument("--compactness", type=float, help="more gives squarer superpixels (default: %(default)s)")
     parser.add_argument("--sigma", type=float, help="smoothing beforehand, pixels (default: %(default)s)")
@@ -45,6 +45,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.save_root is None and args.images_root:
         parser.error("--images_root needs --save_root, the folder of the maps")
+    if args.images_root and (args.raters, args.num_classes) != (None, None):
+        parser.error("--raters and --num_classes are about the masks of LIDC and MMIS, not about --images_root")
+    args.raters, args.num_classes = args.raters or 4, args.num_classes or 2
     if args.save_root is None:
         args.save_root = args.mmis_root / "train_2D_slic" if args.mmis_root else args.lidc_pickle.parent / "lidc_slic"
     if args.image_size is None:
@@ -88,7 +91,8 @@ def read_mmis(path: Path, num_raters: int, num_classes: int) -> np.ndarray:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     slic = {name: getattr(args, name) for name in SETTINGS}
-    make_maps(find_images(args), args.save_root, args.image_size, slic, args.workers, args.overwrite)
+    origin = args.images_root or args.lidc_pickle or args.mmis_root / "training_2d"
+    make_maps(origin, find_images(args), args.save_root, args.image_size, slic, args.workers, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     parser.add_argument("--overwrite", action="store_true", help="make again what is already there")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="also draw each noise on the first mask")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE.png", help="also draw each kind of noise on the first mask"
+    )
     args = parser.parse_args(argv)
 
     low, high = args.range
@@ -148,20 +150,23 @@ def summary(outcomes: list[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def draw_figure(target: Path, source: Path, seed: int, num_classes: int) -> None:
-    """Draw the mask at ``source`` and each kind of noise on it, the clean outlines overlaid, to the PNG ``target``."""
+def draw_figure(target: Path, source: Path, args: argparse.Namespace) -> None:
+    """Draw the mask at ``source`` and each kind of noise on it, the clean outlines overlaid, to the PNG ``target``.
+    The flags' theta1 apart, which is that of each kind."""
     from matplotlib.figure import Figure  # slow to import
 
+    num_classes = args.num_classes
     clean = read_mask(source, num_classes).labels
+    markov = partial(markov_noise, T=args.T, theta2=args.theta2)
 
     def noisy(noise: Callable) -> np.ndarray:
-        return class_noise(clean, file_generator(seed, source.stem), noise, num_classes)
+        return class_noise(clean, file_generator(args.seed, source.stem), noise, num_classes)
 
-    moved = noisy(dilation_erosion_noise)
+    moved = noisy(partial(dilation_erosion_noise, low=args.range[0], high=args.range[1]))
     panels = {
         "clean": clean,
-        "S_R: Markov, theta1 = 0.2": noisy(partial(markov_noise, theta1=0.2)),
-        "S_E: Markov, theta1 = 0.8": noisy(partial(markov_noise, theta1=0.8)),
+        "S_R: Markov, theta1 = 0.2": noisy(partial(markov, theta1=0.2)),
+        "S_E: Markov, theta1 = 0.8": noisy(partial(markov, theta1=0.8)),
         f"S_DE: {'dilated' if moved.sum() > clean.sum() else 'eroded'} here" if num_classes == 2 else "S_DE": moved,
     }
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -204,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
         print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {args.save_root}")
         print(summary(outcomes))
         if args.figure:
-            draw_figure(args.figure, args.gts_root / outcomes[0].name, args.seed, args.num_classes)
+            draw_figure(args.figure, args.gts_root / outcomes[0].name, args)
     if failures:
         raise UserError(f"{len(failures)} of {len(sources)} masks were not made:\n" + "\n".join(failures))
 

@@ -4,12 +4,15 @@
 
 Writes a mask for each image, of the image's size and stem, as PNG: 0/255, with more than two classes their numbers
 0..K-1. An image that its EXIF data turns is turned first, as viewers show it. The class of a pixel is the one with the
-highest mean logit of both networks, taken at the training size and resized to the image's, as in training's own tests.
+highest mean logit of both networks, taken at the training size and resized to the image's. (The tests of a training run
+on a folder are at the training size, those for several annotators like this.)
 
 Images may be in any form that training takes, and must have the channels of the training images; where the run was
 given --channels, grey is taken for colour or colour for grey, as it was there. Each channel deeper than 8 bits
 is scaled by itself, as in training. Checkpoints of LIDC take grey images; those of MMIS-2024 images whose channels are
 t1, t1c and t2, where 8 bits are taken as scaled already. Volumes (.h5) are not read here.
+
+Running again makes all masks again, and removes that of an image that can no longer be read.
 
 Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
 or not be written.
@@ -38,7 +41,7 @@ from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import list_images, read_image
 from dataloaders.pixels import format_of
 from utils.arguments import number
-from utils.cli import UserError, keep_settings, listed, run_main, write_atomically
+from utils.cli import UserError, keep_settings, listed, name_others, remove, run_main, write_atomically
 from utils.figures import as_png, contoured
 from utils.geometry import resize_image
 from utils.inference import Model, load_model
@@ -65,6 +68,7 @@ class Prediction(NamedTuple):
 class Unread(NamedTuple):
     """An image that could not be read, and why."""
 
+    path: Path
     reason: str
 
 
@@ -139,10 +143,10 @@ def read(path: Path, model: Model) -> Sample | Unread:
     try:
         channels = format_of(path).channels
         if not model.takes(channels):
-            return Unread(f"{path}: {in_words(channels)}, but the checkpoint takes {model.channels}; convert it")
+            return Unread(path, f"{path}: {in_words(channels)}, but the checkpoint takes {model.channels}; convert it")
         image = read_image(path, model.channels)
     except UserError as error:
-        return Unread(str(error))
+        return Unread(path, str(error))
     return Sample(path, image.shape[:2], torch.tensor(resize_image(image, model.image_size)).movedim(-1, 0))
 
 
@@ -172,8 +176,9 @@ def predictions(
 
 
 def write(prediction: Prediction | Unread, folders: Folders, model: Model) -> Unread | None:
-    """Write all files of one prediction; what was not read stays what it is."""
+    """Write all files of one prediction. What was not read stays what it is, and loses those of an earlier time."""
     if isinstance(prediction, Unread):
+        remove(folders.files(prediction.path.stem).values())
         return prediction
     path, classes, probabilities = prediction
     files = folders.files(path.stem)
@@ -210,8 +215,11 @@ def main(argv: list[str] | None = None) -> None:
     precision = "bf16" if model.bf16 else "fp32"
     digest = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
     settings = {"checkpoint_sha256": digest, "epochs": model.epochs, "tta": args.tta, "precision": precision}
-    for folder in filter(None, folders):
-        keep_settings(folder, settings, args.overwrite, [folders.files(stem)[folder] for stem in images])
+    files = {folder: [folders.files(stem)[folder] for stem in images] for folder in filter(None, folders)}
+    for folder, outputs in files.items():
+        keep_settings(folder, settings, args.overwrite, outputs)
+        if args.images_root.is_dir():
+            name_others(folder, outputs)
     print(
         f"{args.checkpoint}: {model.settings.get('method')}, {model.epochs} epochs, {model.image_size} pixels, "
         f"{in_words(model.channels)}, {model.num_classes} classes; {len(images)} images, {device}, {precision}"

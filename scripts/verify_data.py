@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--noise_type", choices=NOISE_TYPES, help="check these training masks only (default: all that are there)")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--image_size", type=number(int, 16), help="training size in pixels (default: 256, for LIDC and MMIS 128)")
-    add("--raters", type=number(int, 1), default=4, help="annotators of LIDC or MMIS (default: %(default)s)")
+    add("--raters", type=number(int, 1), help="annotators of LIDC or MMIS (default: 4)")
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
     add("--slic_root", type=Path, help="folder of the superpixels (default: the dataset's own)")
     add("--details", type=number(int, 0), default=5, help="findings printed for each check (default: %(default)s)")
@@ -55,8 +55,10 @@ def verify(args: argparse.Namespace) -> Report:
                 raise UserError(f"--{flag} has no meaning for --datasets {args.datasets}: leave it out")
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give --data_root, the folder that holds {name}")
-        return check(folder, args.raters, args.image_size or 128, **rest)
+        return check(folder, args.raters or 4, args.image_size or 128, **rest)
     folder, layout = find_dataset(args.data_root, args.datasets)
+    if args.raters:
+        raise UserError(f"--raters has no meaning for --datasets {args.datasets}, one mask an image: leave it out")
     channels = args.channels or CHANNELS.get(args.datasets.lower())
     return verify_folder(folder, layout, args.noise_type, args.image_size or 256, **rest, channels=channels)
 
@@ -93,7 +95,6 @@ def in_words(report: Report, details: int) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Check, print, write, and say by the exit code whether training would stop."""
     args = parse_args(argv)
-    # A file's name need be no valid text, nor fit the terminal.
     cv2.setNumThreads(1)  # the processes take the cores
     report = verify(args)
     print(in_words(report, args.details))

@@ -19,6 +19,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 _ELSEWHERE = tempfile.TemporaryDirectory()  # where scripts leave their caches; removed when the tests end
 
 REPO = Path(__file__).resolve().parents[1]
+# Kvasir/, shenzhen/ and lidc/ of the README's layout, for the tests on real images; they skip where it is not there.
+REAL_DATA = Path(os.environ.get("GSD_REAL_DATA", REPO.parent / "shared" / "data"))
 TRAIN_SCRIPT = REPO / "train_GSD-Net.py"
 
 

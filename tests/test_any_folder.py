@@ -242,9 +242,13 @@ def test_superpixels_made_on_first_use_are_those_of_the_script(tmp_path, capsys)
     assert "making superpixels of 10 images" in captured.out and "SLIC: 100%" in captured.err
     flags = ["--images_root", str(folder / "images"), "--save_root", str(tmp_path / "other"), "--workers", "1"]
     generate_SLIC.main([*flags, "--image_size", str(SIZE)])
-    written = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
-    assert {path.name: path.read_bytes() for path in (folder / "images_SLIC").iterdir()} == written
-    assert set(written) == {path.name for path in maps.values()} | {"settings.json"}
+    made, written = (
+        {path.name: path.read_bytes() for path in place.iterdir()}
+        for place in (folder / "images_SLIC", tmp_path / "other")
+    )
+    origins = [json.loads(files.pop("settings.json")) for files in (made, written)]
+    assert [settings.pop("images") for settings in origins] == ["../images", "../mine/images"]
+    assert made == written and origins[0] == origins[1] and set(made) == {path.name for path in maps.values()}
     # Made once, and nothing is left beside it.
     capsys.readouterr()
     assert find_maps(images_of(folder), folder / "images_SLIC", SIZE) == maps
@@ -264,6 +268,14 @@ def test_folder_that_lacks_some_superpixels_is_refused(tmp_path, lacking, named,
     message = refusal(find_maps, images, maps, SIZE)
     names = ", ".join(f"{i:02}.png" for i in range(named))
     assert f"{maps}: no superpixels for {lacking} of 14 images: {names}{more}; make them with" in message
+
+
+def test_images_are_not_taken_for_their_superpixels(tmp_path):
+    images = {f"{i}": tmp_path / f"{i}.npy" for i in range(3)}
+    for path in images.values():
+        np.save(path, np.zeros((SIZE, SIZE), np.uint8))
+    message = refusal(find_maps, images, tmp_path / ".." / tmp_path.name, SIZE)
+    assert "the folder of the images" in message and "--slic_root" in message
 
 
 def test_unreadable_image_leaves_no_folder_of_superpixels(tmp_path):

@@ -63,7 +63,7 @@ def run(folder, capsys):
 
     def call(*flags, places=("--images_root", folder / "images", "--masks_root", folder / "masks")):
         places = (*places, "--save_root", folder / "audit")
-        more = ("--image_size", SIZE, "--workers", 1, "--device", "cpu", "--amp", "fp32")
+        more = ("--image_size", SIZE, "--workers", 1, "--device", "cpu")
         code = 0
         capsys.readouterr()
         try:
@@ -445,6 +445,18 @@ def test_unreadable_files_are_named_and_left_out(run, folder):
     assert len(list((folder / "masks_refined").glob("*.png"))) == 13
 
 
+def test_nothing_is_left_of_a_mask_that_cannot_be_read_any_more(run, folder):
+    assert run()[0] == 0
+    (folder / "masks" / "case 02.png").write_text("no image")
+    for kind in ("images", "masks"):
+        (folder / kind / "case 03.png").unlink()
+    code, out, err = run()
+    assert code == 1 and "case 02.png" in err
+    for place in (folder / "masks_refined", folder / "audit" / "wrong"):
+        assert f"note: {place}: 1 files of other images stay there: case 03.png" in out
+        assert {path.name for path in place.glob("*.png")} == {f"case {i:02}.png" for i in range(16) if i != 2}
+
+
 def test_nothing_readable(run, folder):
     for path in (folder / "masks").iterdir():
         path.write_bytes(b"\x89PNG")
@@ -489,6 +501,15 @@ def test_checkpoint_of_another_kind(run, folder):
     classes = checkpoint_of(folder / "classes.pt", num_classes=3)
     assert_refused(run("--checkpoint", classes, "--num_classes", 2), "--num_classes 2", "3 classes")
     assert not (folder / "audit").exists()
+
+
+def test_channels_beside_a_checkpoint(run, folder):
+    colour = checkpoint_of(folder / "colour.pt")
+    save(folder / "images" / "case 09.png", pixels(folder / "images" / "case 09.png")[..., 0])
+    assert_refused(run("--checkpoint", colour), "case 09.png has 1", "--channels 3")
+    assert_refused(run("--checkpoint", colour, "--channels", 1), "--channels 1", "3 channels")
+    assert not (folder / "audit").exists()
+    assert run("--checkpoint", colour, "--channels", 3)[0] == 0
 
 
 def test_images_of_different_channels(run, folder):
@@ -548,6 +569,12 @@ def test_full_disk(run, folder, monkeypatch):
 @pytest.mark.parametrize("flags", [("--folds", 1), ("--page_images", 0), ("--", "--max_epochs", 3), ("--unknown",)])
 def test_flags_that_make_no_sense(run, flags):
     assert run(*flags)[0] == 2
+
+
+@pytest.mark.parametrize("flags", [("--seed", 1), ("--batch_size", 2), ("--amp", "bf16")])
+def test_flags_of_networks_without_any(run, folder, flags):
+    assert_refused(run(*flags), f"{flags[0]} {flags[1]}: of no effect without --folds")
+    assert not (folder / "audit").exists()
 
 
 def test_checkpoint_or_folds(run, folder):

@@ -131,6 +131,10 @@ def test_images_out_of_range(compare, tmp_path, images):
     assert_refused(compare(finished(tmp_path / "a"), "--figure", tmp_path / "f.png", "--images", images), "--images")
 
 
+def test_rows_of_no_picture(compare, tmp_path):
+    assert_refused(compare(finished(tmp_path / "a"), "--images", 3), "--images", "--figure")
+
+
 def test_results_that_lack_figures(compare, tmp_path):
     """As those of older versions: a dash stands for what is not recorded, or undefined."""
     old = finished(tmp_path / "old", {"final_dice_mean": 0.5, "last_epoch": {"hd95": None}})

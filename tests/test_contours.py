@@ -1,9 +1,10 @@
 """Contour correction: on phantoms whose contours are known, on degenerate masks, and on real images."""
 
-from pathlib import Path
+import tracemalloc
 
 import numpy as np
 import pytest
+from conftest import REAL_DATA
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from dataloaders.files import list_images, read_image, read_mask
@@ -12,7 +13,6 @@ from utils.edge_profile import displacements
 from utils.geometry import resize_image, resize_label
 from utils.noise import dilation_erosion_noise, file_generator, markov_noise
 
-DATA = Path(__file__).resolve().parents[2] / "shared/data"
 SIZE = 96
 
 
@@ -68,6 +68,17 @@ def test_steps(size, width):
         values, vectors = np.linalg.eigh((np.cov(one.T, bias=True) + np.cov(two.T, bias=True)) / 2 + np.eye(2))
         expected = vectors @ np.diag(values**-0.5) @ vectors.T @ (one.mean(0) - two.mean(0))
         np.testing.assert_allclose(found.step[index], expected, atol=1e-6)
+
+
+def test_many_channels_take_little_memory():
+    """Not the square of their number for each pixel, which a folder of such images, over threads, would not survive."""
+    mask = disc(40, 128)
+    image = np.random.default_rng(0).integers(0, 256, (128, 128, 32), dtype=np.uint8)
+    tracemalloc.start()
+    steps(image, mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * image.size * 8
 
 
 @pytest.mark.parametrize("level", [-6, -3, 0, 4, 6])
@@ -172,16 +183,16 @@ def test_gained_pixels_take_the_nearest_class():
     np.testing.assert_array_equal(shrunk, np.where(signed_distance(label) > 3, label, 0))
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real data sets are not here")
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real images: {REAL_DATA} is not there")
 @pytest.mark.parametrize("noise", ["S_R", "S_E", "S_DE", "none"])
 @pytest.mark.parametrize(
     ("name", "images", "masks", "least"),
     [("shenzhen", "img", "mask", {"none": 0.98}), ("Kvasir", "images", "masks", {"none": 0.92})],
 )
 def test_real_images(name, images, masks, least, noise):
-    paths = list_images(DATA / name / images)
+    paths = list_images(REAL_DATA / name / images)
     stems = list(paths)[::6][:120]
-    mask_paths = list_images(DATA / name / masks)
+    mask_paths = list_images(REAL_DATA / name / masks)
     pictures, true, given = [], [], []
     for stem in stems:
         mask = (read_mask(mask_paths[stem], 2).labels > 0).astype(np.uint8)

@@ -217,6 +217,37 @@ def test_best_weights_lost_between_two_writes_come_back(data_root, tmp_path, cal
     assert_same_run(tmp_path / "whole" / "lidc+gsd+cycle", tmp_path / "broken" / "lidc+gsd+cycle")
 
 
+@pytest.mark.parametrize("damage", ["removed", "cut", "of another epoch"])
+def test_best_weights_lost_are_noticed_before_training_goes_on(data_root, tmp_path, call, monkeypatch, damage):
+    flags, folder = ("--val_fraction", 0.3), tmp_path / "lidc+gsd+cycle"
+    keep_best = Run._keep_best
+
+    def stop_after_two_epochs(run, checkpoint):
+        keep_best(run, checkpoint)
+        if len(run.history) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_keep_best", stop_after_two_epochs)
+        assert call(LIDC, data_root, tmp_path, *flags).returncode == 130
+    # The better of the two epochs was the first: the checkpoint, of the second, does not have its weights.
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    for row, dice in zip(checkpoint["history"], (0.9, 0.1), strict=True):
+        row["val_dice"] = dice
+    torch.save(checkpoint, folder / "checkpoint.pt")
+    contents = torch.load(folder / "best.pt", weights_only=True)
+    torch.save(contents | {"epoch": 1}, folder / "best.pt")
+    if damage == "removed":
+        (folder / "best.pt").unlink()
+    elif damage == "cut":
+        (folder / "best.pt").write_bytes((folder / "best.pt").read_bytes()[:1000])
+    else:
+        torch.save(contents | {"epoch": 2}, folder / "best.pt")
+    outcome = call(LIDC, data_root, tmp_path, *flags, "--resume")
+    assert_refused(outcome, str(folder / "best.pt"), "bring the file back", "--overwrite")
+    assert len((folder / "log.csv").read_text().splitlines()) == 1 + 2  # no more epochs were trained
+
+
 def test_published_choices_and_baselines_run(data_root, tmp_path, call):
     for flags in (("--fidelity", "published"), ("--method", "ce", "--rater_policy", "random")):
         for script in (LIDC, MMIS):

@@ -2,16 +2,16 @@
 
 import itertools
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REAL_DATA
 from scipy.ndimage import convolve, distance_transform_edt
 
 from dataloaders.files import list_images, read_mask
 from utils.noise import dilation_erosion_noise, file_generator, markov_noise, smooth
 
-SHENZHEN = Path(__file__).resolve().parents[2] / "shared/data/shenzhen/mask"
+SHENZHEN = REAL_DATA / "shenzhen" / "mask"
 
 
 def naive_markov_noise(mask, rng, T=200, theta1=0.8, theta2=0.05):

@@ -193,6 +193,25 @@ def test_one_file(run, images, tmp_path):
     assert run()[0] == 0  # the rest, by the same checkpoint, into the same folder
 
 
+def test_no_mask_is_left_of_an_image_that_cannot_be_read_any_more(run, images, tmp_path):
+    more = ("--probabilities_root", tmp_path / "prob", "--overlays_root", tmp_path / "overlays")
+    assert run(*more)[0] == 0
+    (images / "a.png").write_bytes((images / "a.png").read_bytes()[:99])
+    code, _, err = run(*more)
+    assert code == 1 and "a.png" in err
+    assert names(tmp_path / "out") == names(tmp_path / "overlays") == ["b.two.png", "c.png", "settings.json"]
+    assert names(tmp_path / "prob") == ["b.two.npy", "c.npy", "settings.json"]
+
+
+def test_masks_of_images_that_are_not_there_are_named_and_kept(run, images, tmp_path):
+    assert run()[0] == 0
+    (images / "a.png").unlink()
+    code, out, _ = run()
+    assert code == 0 and f"note: {tmp_path / 'out'}: 1 files of other images stay there: a.png" in out
+    assert names(tmp_path / "out") == ["a.png", "b.two.png", "c.png", "settings.json"]
+    assert "other images" not in run("--images_root", images / "c.bmp")[1]  # one image by one is no reason
+
+
 def test_batches_and_workers_change_nothing(run, tmp_path):
     assert run("--batch_size", 1, "--workers", 1)[0] == 0
     assert run("--batch_size", 7, "--workers", 5, "--save_root", tmp_path / "other")[0] == 0

@@ -346,6 +346,55 @@ def test_superpixels_do_not_depend_on_workers_and_bad_images_are_named(images, t
     assert len(contents(tmp_path / "1")) == 4  # three maps and settings.json
 
 
+@pytest.mark.parametrize("suffix", ["png", "npy"])
+def test_images_are_never_taken_for_superpixels(images, tmp_path, suffix):
+    """Those of .npy images would be written over them."""
+    if suffix == "npy":
+        for path in list(images.iterdir()):
+            np.save(path.with_suffix(".npy"), np.asarray(Image.open(path)))
+            path.unlink()
+    before = contents(images)
+    (tmp_path / "link").symlink_to(images)
+    for same in (images, tmp_path / "link"):
+        for more in ((), ("--overwrite",)):
+            with pytest.raises(UserError, match="folder of the images, which would be lost"):
+                slic(images, same, *more)
+    assert contents(images) == before
+
+
+def test_superpixels_of_other_images_are_not_taken_for_those_of_these(images, tmp_path):
+    """Images of two sets may have the same names; but a set that is moved as a whole keeps its superpixels."""
+    slic(images, tmp_path / "slic")
+    shutil.copytree(images, tmp_path / "others")
+    with pytest.raises(UserError, match=r"was made with .*'images': '../images'.*'images': '../others'.*--overwrite"):
+        slic(tmp_path / "others", tmp_path / "slic")
+    (tmp_path / "moved").mkdir()
+    for name in (images.name, "slic"):
+        shutil.copytree(tmp_path / name, tmp_path / "moved" / name)
+    before = contents(tmp_path / "moved" / "slic")
+    slic(tmp_path / "moved" / images.name, tmp_path / "moved" / "slic")
+    assert contents(tmp_path / "moved" / "slic") == before
+
+
+@pytest.mark.parametrize("flag", ["--raters", "--num_classes"])
+def test_flags_of_masks_are_not_for_a_folder_of_images(images, tmp_path, flag, capsys):
+    with pytest.raises(SystemExit) as stop:
+        slic(images, tmp_path / "slic", flag, "3")
+    assert stop.value.code == 2 and "not about --images_root" in capsys.readouterr().err
+
+
+def test_the_figure_has_the_noise_that_is_asked_for(masks, tmp_path):
+    pictures = {}
+    for name, more in {
+        "usual": (),
+        "strong": ("--theta2", "0.9"),
+        "far": ("--noisetype", "DE", "--range", "2", "3"),
+    }.items():
+        noise(masks, tmp_path / name, "--figure", str(tmp_path / f"{name}.png"), *more)
+        pictures[name] = (tmp_path / f"{name}.png").read_bytes()
+    assert len(set(pictures.values())) == 3
+
+
 def test_valid_maps_are_kept_and_the_rest_made_again(images, tmp_path, capsys):
     saved = tmp_path / "slic"
     slic(images, saved)

@@ -1,4 +1,4 @@
-"""Real Kvasir and Shenzhen images, where they lie beside the repository; nothing of them is copied."""
+"""Real Kvasir and Shenzhen images, where `conftest.REAL_DATA` has them; nothing of them is copied."""
 
 import json
 import math
@@ -9,17 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, block_segments, folder_cases, folder_recipe, load_program, loaded
+from conftest import REAL_DATA, TRAIN_SCRIPT, block_segments, folder_cases, folder_recipe, load_program, loaded
 from PIL import Image
 
 from dataloaders.files import list_images, pair_by_stem, read_mask
 from dataloaders.noisy_folder import find_dataset
 
-DATA = REPO.parent / "shared" / "data"
-
 pytestmark = pytest.mark.skipif(
-    not (DATA / "Kvasir" / "images").is_dir() or not (DATA / "shenzhen" / "img").is_dir(),
-    reason=f"no real images: {DATA} with Kvasir/ and shenzhen/ is not there",
+    not (REAL_DATA / "Kvasir" / "images").is_dir() or not (REAL_DATA / "shenzhen" / "img").is_dir(),
+    reason=f"no real images: {REAL_DATA} with Kvasir/ and shenzhen/ is not there",
 )
 
 
@@ -28,7 +26,7 @@ def link_kvasir(root: Path, image_size: int, train: int = 16, test: int = 4) -> 
     folder = root / "Kvasir"
     for kind, count in (("images", train), ("masks", train), ("images_test", test), ("masks_test", test)):
         (folder / kind).mkdir(parents=True)
-        for path in islice(sorted((DATA / "Kvasir" / kind).iterdir()), count):
+        for path in islice(sorted((REAL_DATA / "Kvasir" / kind).iterdir()), count):
             (folder / kind / path.name).symlink_to(path)
     (folder / "images_SLIC").mkdir()
     for path in (folder / "images").iterdir():
@@ -57,7 +55,7 @@ def test_kvasir_is_read_at_training_size(tmp_path):
 
 @pytest.mark.parametrize(("images", "masks", "count"), [("img", "mask", 453), ("test_img", "test_mask", 113)])
 def test_shenzhen_pairs_are_complete(images, masks, count, capsys):
-    folder, layout = find_dataset(DATA, "Shenzhen")
+    folder, layout = find_dataset(REAL_DATA, "Shenzhen")
     assert {images, masks} <= {layout.images, layout.masks, layout.images_test, layout.masks_test}
     pairs = pair_by_stem(list_images(folder / images), list_images(folder / masks), folder / masks)
     assert len(pairs) == count
@@ -66,7 +64,7 @@ def test_shenzhen_pairs_are_complete(images, masks, count, capsys):
 
 
 def test_shenzhen_test_set_is_read_whole():
-    folder, layout = find_dataset(DATA, "shenzhen")
+    folder, layout = find_dataset(REAL_DATA, "shenzhen")
     cases = folder_cases(folder, 64, 1, layout=layout)
     shares = torch.stack([case.masks.float().mean() for case in cases])
     assert len(cases) == 113

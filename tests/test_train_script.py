@@ -291,6 +291,13 @@ def test_settings_of_the_second_phase_count_where_there_is_one(monkeypatch):
     assert gsd_config(args).ratecp == 0.3 and args.warm_up == 0.3
 
 
+def test_tau_of_a_method_that_selects_nothing_is_no_setting(monkeypatch):
+    """Else runs that do the same would count as different ones, and --resume refuse to go on with them."""
+    for tau in ("0.3", "auto"):
+        monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), "--method", "ce", "--tau", tau])
+        assert script.parse_arguments().tau == 0
+
+
 def test_learning_rate_schedules():
     assert [learning_rate_at("constant", 0.005, p) for p in (0, 0.5, 1)] == [0.005] * 3
     assert [learning_rate_at("cosine", 0.1, p) for p in (0, 0.5, 1)] == pytest.approx([0.1, 0.0505, 0.001])
@@ -530,6 +537,37 @@ def test_resume_of_a_finished_run_prints_its_result(train, places, data_root, co
     assert "complete already" in outcome.out
     assert f"{json.loads(before['result.json'])['final_dice_mean']:.4f}" in outcome.out
     assert contents(copied) == before
+
+
+def test_a_finished_run_gets_no_more_files(train, places, copied):
+    before = sorted(copied.rglob("*"))
+    for _ in range(2):
+        assert_succeeded(train(*GIVEN, *places, "--resume"))
+    assert sorted(copied.rglob("*")) == before
+
+
+@pytest.mark.parametrize("key", ["last_epoch", "waiting", "empty_masks"])
+def test_result_that_lacks_figures_is_refused(train, places, copied, key):
+    path = copied / "result.json"
+    result = json.loads(path.read_text())
+    del result[key]
+    path.write_text(json.dumps(result))
+    assert_refused(train(*GIVEN, *places, "--resume"), str(path), "not a run's result", "remove it, and --resume")
+    path.unlink()
+    assert_succeeded(train(*GIVEN, *places, "--resume"))
+    assert json.loads(path.read_text()).keys() == {*result, key}
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",)])
+@pytest.mark.parametrize("left", [("result.json", "log.csv"), ("log.csv",), ("best.pt",)])
+def test_results_without_their_checkpoint_are_not_lost(train, places, copied, flags, left):
+    """Checkpoints may have been removed to make room, and results are what was to be kept."""
+    (copied / "best.pt").touch()
+    for name in {"checkpoint.pt", "result.json", "log.csv", "per_image.csv", "best.pt"} - {*left}:
+        (copied / name).unlink()
+    before = {path: path.read_bytes() for path in copied.iterdir() if path.is_file()}
+    assert_refused(train(*GIVEN, *places, *flags), str(copied), *left, "checkpoint.pt is gone", "--overwrite", "--exp")
+    assert {path: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
 
 
 def test_resume_starts_a_run_where_there_is_none(train, places, tmp_path):

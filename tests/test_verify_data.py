@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from conftest import REPO, blob, loaded, run_script, write_dataset
+from conftest import REAL_DATA, REPO, blob, loaded, run_script, write_dataset
 from lidc_files import entries, write_lidc
 from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
@@ -37,7 +38,6 @@ import verify_data
 SIZE = 32
 NOISE = ("clean", "DE")
 TOGETHER = "all images together"  # what is wrong with none alone
-DATA = REPO.parent / "shared" / "data"
 
 
 class Outcome(NamedTuple):
@@ -703,6 +703,7 @@ def test_workers_do_not_change_the_report(folder, tmp_path, verify):
         (["--datasets", "mmis"], "MMIS2024TASK1: no such folder"),
         (["--datasets", "lidc", "--noise_type", "DE"], "--noise_type has no meaning"),
         (["--datasets", "mmis", "--channels", "3"], "--channels has no meaning"),
+        (["--datasets", "Kvasir", "--raters", "4"], "--raters has no meaning"),
         (["--datasets", "Kvasir", "--data_root", "nowhere"], "--data_root nowhere: no such folder"),
     ],
 )
@@ -838,6 +839,18 @@ def test_clean_lidc(tmp_path, slices, verify):
     assert [facts["images"][part]["count"] for part in ("train", "test")] == [12, 6]
     assert list(facts["class_shares"]) == [f"{part}, rater {n}" for part in ("train", "test") for n in range(1, 5)]
     assert verify("--raters", 3, datasets="lidc").report["errors"] == 18
+
+
+@pytest.mark.parametrize("name", [7, "d/e", "..", "a\nb"])
+def test_names_of_slices_that_training_refuses(tmp_path, slices, verify, name):
+    folder = lidc_dataset(tmp_path / "data", slices)
+    cut(folder, "--lidc_pickle", folder / lidc.PICKLE)
+    (folder / lidc.PICKLE).write_bytes(pickle.dumps(slices | {name: slices[name_of(0, 0)]}))
+    message = f"{name!a}: a slice's name must be text that can name a file"
+    result = verify(datasets="lidc")
+    assert result.found() == {"readable": [("error", ascii(name))]} and result.messages("readable") == message
+    with pytest.raises(UserError, match=re.escape(message)):
+        read_slices(folder / lidc.PICKLE, 4)
 
 
 def test_scaled_lidc_is_read_as_training_reads_it(tmp_path, slices, verify):
@@ -1021,8 +1034,8 @@ def test_mmis_without_folders(tmp_path, verify):
 # --- Real images ------------------------------------------------------------------------------------------------------
 
 real = pytest.mark.skipif(
-    not all((DATA / name).is_dir() for name in ("Kvasir", "shenzhen", "lidc")),
-    reason=f"no real images: {DATA} with Kvasir/, shenzhen/ and lidc/ is not there",
+    not all((REAL_DATA / name).is_dir() for name in ("Kvasir", "shenzhen", "lidc")),
+    reason=f"no real images: {REAL_DATA} with Kvasir/, shenzhen/ and lidc/ is not there",
 )
 
 
@@ -1031,7 +1044,7 @@ def test_a_scene_recorded_twice_is_found_in_kvasir(tmp_path, verify):
     twice = {"train_0510", "train_0593", "train_0300", "train_0667"}
     for kind, count in (("images", 60), ("masks", 60), ("images_test", 30), ("masks_test", 30)):
         (tmp_path / "data" / "Kvasir" / kind).mkdir(parents=True)
-        paths = sorted((DATA / "Kvasir" / kind).iterdir())
+        paths = sorted((REAL_DATA / "Kvasir" / kind).iterdir())
         for path in [*islice(paths, count), *(path for path in paths if path.stem in twice)]:
             (tmp_path / "data" / "Kvasir" / kind / path.name).symlink_to(path)
     result = verify("--image_size", 256)
@@ -1043,7 +1056,7 @@ def test_a_scene_recorded_twice_is_found_in_kvasir(tmp_path, verify):
 
 @real
 def test_radiographs_of_different_people_are_no_copies():
-    paths = [*islice(list_images(DATA / "shenzhen" / "img").values(), 0, None, 2)]
+    paths = [*islice(list_images(REAL_DATA / "shenzhen" / "img").values(), 0, None, 2)]
     prints = [duplicates.fingerprint(read_image(path)) for path in paths]
     hashes = np.array([image.hash for image in prints], np.uint64)
     candidates = np.bitwise_count(hashes[:, None] ^ hashes) <= duplicates.HASH_BITS
@@ -1053,6 +1066,6 @@ def test_radiographs_of_different_people_are_no_copies():
 
 @real
 def test_the_real_lidc_has_no_fault_but_its_superpixels(verify):
-    result = verify("--image_size", 128, datasets="lidc", data_root=DATA)
+    result = verify("--image_size", 128, datasets="lidc", data_root=REAL_DATA)
     assert result.found() == {"segments": [("error", "lidc_slic")]}
     assert result.report["facts"]["images"]["train"]["count"] == 1469

@@ -51,7 +51,8 @@ CHOICES = {  # what each choice of FIDELITY is about
     "inputs": "network inputs of mean 0 and deviation 1, or 0..255",
     "weights": "pixels weigh by their distance to the border, or all alike",
     "label_loss": "loss on the pixels that are kept",
-    "contours": "the masks' contours before training",
+    "contours": "corrected: contours of the masks are moved to the edges that the images show, before training; given "
+    "for clean masks and methods other than gsd unless asked for",
     "optimizer": "optimiser",
     "schedule": "learning rate over the run",
 }
@@ -77,9 +78,10 @@ def number(kind: type, low: float, high: float = float("inf"), below: bool = Fal
     def parse(text: str) -> float:
         try:
             value = kind(text)
-        except ValueError as error:
+            finite = math.isfinite(value)
+        except (ValueError, OverflowError) as error:  # the latter: hundreds of digits
             raise argparse.ArgumentTypeError(f"{text!r} is not a number of type {kind.__name__}") from error
-        if not (math.isfinite(value) and (low <= value < high if below else low <= value <= high)):
+        if not (finite and (low <= value < high if below else low <= value <= high)):
             end = ")" if below or math.isinf(high) else "]"
             raise argparse.ArgumentTypeError(f"{text} is outside [{low:g}, {high:g}{end}")
         return value
@@ -89,6 +91,13 @@ def number(kind: type, low: float, high: float = float("inf"), below: bool = Fal
 
 AUTO = "auto"  # --tau: estimated from the training set
 MOST_SEED = 2**32 - 1  # which every generator takes
+
+
+def _by_fidelity(name: str) -> str:
+    """The default of a choice of `FIDELITY` in words."""
+    values = dict.fromkeys(preset[name] for preset in FIDELITY.values())
+    kinds = {value: [kind for kind, preset in FIDELITY.items() if preset[name] == value] for value in values}
+    return "; ".join(f"{value} with --fidelity {', '.join(kind)}" for value, kind in kinds.items())
 
 
 def add_training_arguments(
@@ -116,7 +125,7 @@ def add_training_arguments(
         help="share of wrong pixels, which the selection drops, in [0, 1)"
         + (
             f"; {AUTO}: estimated from the images and masks, without clean ones (default: 0 where contours are "
-            "corrected, else the paper's for its datasets)"
+            "corrected or masks clean, else the paper's for its datasets)"
             if auto_tau
             else f" (default: {preset['tau']:g}; 0 where contours are corrected)"
         ),
@@ -152,7 +161,7 @@ def add_training_arguments(
     )
     for name in FIDELITY["paper"]:
         choices = VOTES if name == "vote" else tuple(dict.fromkeys(values[name] for values in FIDELITY.values()))
-        add(f"--{name}", choices=choices, help=f"{CHOICES[name]} (default: by --fidelity)")
+        add(f"--{name}", choices=choices, help=f"{CHOICES[name]} (default: {_by_fidelity(name)})")
     add(
         "--warm_up",
         type=number(float, 0, 1),
@@ -195,15 +204,15 @@ def add_training_arguments(
         choices=("auto", "ram", "device", "none"),
         default="auto",
         help="training set: ram, files that are mapped into memory; device, copied to the GPU; auto, device where it "
-        "fits, else ram; none, read anew at each start (default: %(default)s)",
+        "takes no more than half of what is free there, else ram; none, read anew at each start (default: %(default)s)",
     )
     add("--cache_root", default="cache", help="folder of the cached training sets (default: %(default)s)")
     add(
         "--val_fraction",
         type=number(float, 0, 1, below=True),
         default=0.0,
-        help="share of the training images, patients or cases held out to choose an epoch by, never the test set; in a "
-        "folder without one, to score on (default: 0; there, 0.2)",
+        help="share of the training images, patients or cases held out to choose an epoch by, never the test set "
+        "(default: 0; train_GSD-Net.py, where there is no test set: 0.2, to score on)",
     )
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
@@ -225,7 +234,9 @@ def _choose_contours(args: argparse.Namespace) -> None:
 def resolve_arguments(args: argparse.Namespace, settings: Mapping[str, float]) -> argparse.Namespace:
     """Fill in what was not given: the run's name, the choices of --fidelity, and ``settings``, the dataset's.
 
-    settings: tau, jitter and what differs from `PAPER`. Raises `UserError` for a flag that would have no effect.
+    settings: tau, jitter and what differs from `PAPER`. Raises `UserError` for a flag that would have no effect. Two
+    are taken, so that runs compared with each other may share their flags: --tau of a method that selects nothing is
+    set to 0, and with --tau 0 those of refinement stay; `tau_in_words` says so.
     """
     args.exp = args.exp or args.method
     if Path(args.exp).name != args.exp or not is_plain(args.exp):
@@ -239,7 +250,8 @@ def resolve_arguments(args: argparse.Namespace, settings: Mapping[str, float]) -
     for name, value in usual.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if args.tau is None:  # docs/decisions.md: of corrected masks the selection drops what is right more than wrong
+    if args.tau is None or args.method not in USES_TAU:
+        # docs/decisions.md: of corrected masks the selection drops what is right more than wrong
         args.tau = settings["tau"] if args.contours == "given" and args.method in USES_TAU else 0.0
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATE[args.optimizer]
@@ -267,8 +279,6 @@ def resolve_folder_arguments(args: argparse.Namespace, parser: argparse.Argument
     if noise == "clean" and args.contours is None:
         args.contours = "given"
     _choose_contours(args)
-    if args.tau == AUTO and args.method not in USES_TAU:
-        args.tau = None  # not worth an estimate
     tau = 0.0 if noise == "clean" else TAU.get(dataset, {}).get(noise)
     if tau is None:
         if args.tau is None and args.contours == "given" and args.method in USES_TAU:

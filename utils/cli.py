@@ -228,11 +228,7 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
     # Not Path.exists, which raises where a folder may not be looked into; writing to it will say so.
     present = [path for path in outputs if os.path.exists(path)]
     if overwrite:
-        try:
-            for path in present:
-                path.unlink()
-        except OSError as error:
-            raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
+        remove(present)
     elif os.path.isfile(record):
         before = read_json(record, "add --overwrite to make the folder again")
         if before != settings:
@@ -246,6 +242,24 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
             "made: choose another folder, or add --overwrite to replace them"
         )
     write_json(record, settings)
+
+
+def remove(outputs: Iterable[Path]) -> None:
+    """Remove those of the files ``outputs`` that are there. Raises `UserError` if one cannot be removed."""
+    try:
+        for path in outputs:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
+
+
+def name_others(folder: Path, outputs: Iterable[Path]) -> None:
+    """Say on stdout which files of ``folder`` have the suffix of ``outputs``, which go there, and are none of them."""
+    expected = {path.name for path in outputs}
+    suffixes = {Path(name).suffix for name in expected}
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in suffixes and p.name not in expected)
+    if others:
+        print(f"note: {folder}: {len(others)} files of other images stay there: {listed(others)}")
 
 
 class Workers(ProcessPoolExecutor):

@@ -10,6 +10,7 @@ outside; the mask of level l is where the signed distance exceeds l, and level 0
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import cv2
@@ -66,7 +67,8 @@ def _steps(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray
     near = (distance >= -reach) & (distance < reach)
     ring = (np.floor(distance[near]) + reach).astype(np.intp)
     colours = image[near].astype(np.float64)
-    columns = [np.ones(len(ring)), *colours.T, *(one * other for one in colours.T for other in colours.T)]
+    products = (one * other for one in colours.T for other in colours.T)  # one at a time: images may have many channels
+    columns = chain([np.ones(len(ring))], colours.T, products)
     sums = np.stack([np.bincount(ring, column, 2 * reach) for column in columns], axis=1)
     (n_out, mean_out, covariance_out), (n_in, mean_in, covariance_in) = (
         _moments(np.lib.stride_tricks.sliding_window_view(part, width, axis=0).sum(axis=-1), channels)

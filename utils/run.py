@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.cli import UserError, claimed, read_json, write_atomically, write_json, write_table
+from utils.cli import UserError, claimed, listed, read_json, write_atomically, write_json, write_table
 from utils.distributed import ALONE, Team, wait_for_all
 from utils.figures import Figure, learning_curves, pixels, png
 from utils.gsd import Network
@@ -22,6 +22,12 @@ RUN_FILES = (
     *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
     *("curves.png", "panels.png"),
 )
+
+FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
+RESULT = {  # what result.json has at least
+    *("method", "epochs", "averaged_epochs", "last_epoch", "test_cases", "scored_on", "empty_masks", "undefined"),
+    *("seconds_per_epoch", "waiting", "device", "precision"),
+}
 
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
@@ -129,7 +135,7 @@ def _epoch_of(row: object) -> object:
 def _read_history(path: Path, checkpoint: dict) -> list[dict]:
     history = checkpoint.get("history")
     epochs = list(range(checkpoint["epoch"]))
-    if not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
+    if not epochs or not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
         raise UserError(f"{path}: its history is not that of a run; --overwrite starts the run again")
     return history
 
@@ -187,10 +193,19 @@ class Run:
                 f"{folder}: a run is there already; --resume continues it, --overwrite starts it again, "
                 "--exp NAME keeps both"
             )
+        elif not overwrite and self.writes:
+            left = [name for name in FROM_CHECKPOINT if (folder / name).is_file()]
+            if left:  # somebody made room, or copied the results alone
+                raise UserError(
+                    f"{folder}: {listed(left)} of a run whose {path.name} is gone, without which it cannot go on; "
+                    "--overwrite removes them and starts it again, --exp NAME begins another run beside it"
+                )
         if self.writes:
             self._tidy()
             self.write_json("args.json", settings)
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.history))
+            if self.result is None:  # TensorBoard would get an empty file of a complete run each time
+                self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.history))
+                self._claim.callback(self.writer.close)
             wait_for_all()
 
     def _tidy(self) -> None:
@@ -214,14 +229,14 @@ class Run:
         if not path.is_file():
             return None
         result = read_json(path, "remove it, and --resume makes it again")
-        if not isinstance(result, dict):
+        if not isinstance(result, dict) or not result.keys() >= RESULT:
             raise UserError(f"{path}: not a run's result; remove it, and --resume makes it again")
         return result
 
     def restore(self, networks: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator) -> None:
         """Bring everything to the state of the checkpoint; without one, nothing changes.
 
-        Raises `UserError` if it does not fit.
+        Raises `UserError` if it does not fit, or if best.pt should be there and is not.
         """
         if self.checkpoint is None:
             return
@@ -236,6 +251,8 @@ class Run:
                 "another version; --overwrite starts the run again"
             ) from error
         self._keep_best(self.checkpoint)  # the run may have been killed between its checkpoint and best.pt
+        if self.writes and "val_dice" in self.history[-1]:
+            self._read_best()  # not to find it lost when all epochs are done
 
     def close_epoch(
         self,
@@ -277,11 +294,18 @@ class Run:
 
     def load_best(self, networks: nn.Module) -> None:
         """Bring the networks to the state of the best epoch. Raises `UserError` if best.pt is not of that epoch."""
-        path = self.folder / "best.pt"
-        best = read_checkpoint(path)
-        if best["epoch"] != self.best_epoch["epoch"] + 1:
-            raise UserError(f"{path}: of epoch {best['epoch'] - 1}, not {self.best_epoch['epoch']} as log.csv says")
-        networks.load_state_dict(best["networks"])
+        networks.load_state_dict(self._read_best()["networks"])
+
+    def _read_best(self) -> dict:
+        path, epoch = self.folder / "best.pt", self.best_epoch["epoch"]
+        remedy = "bring the file back, or start the run again with --overwrite"
+        try:
+            best = read_checkpoint(path)
+        except UserError as error:
+            raise UserError(f"{error}; epoch {epoch} was the best so far: {remedy}") from error
+        if best["epoch"] != epoch + 1:
+            raise UserError(f"{path}: of epoch {best['epoch'] - 1}, not {epoch} as log.csv says; {remedy}")
+        return best
 
     def _keep_best(self, checkpoint: dict) -> None:
         """Write best.pt if the checkpoint's epoch is the best so far on the validation cases."""
@@ -317,9 +341,7 @@ class Run:
 
     def close(self) -> None:
         """Give the folder back."""
-        if self.writes:
-            self.writer.close()
-            self._claim.close()
+        self._claim.close()
 
     def finish(self, result: dict, per_image: Sequence[dict]) -> None:
         """Write per_image.csv and then result.json, which says that the run is complete."""

@@ -178,9 +178,11 @@ def fit(experiment: Experiment, run: Run) -> dict:
     is not trained again. Raises `UserError` when the loss becomes non-finite; the last checkpoint is then the last
     good one.
     """
-    if run.result:
+    result = run.result
+    if result:
         print(f"{run.folder}: this run is complete already")
-        return run.result
+        run.close()
+        return result
     print(
         f"{run.settings['method']}: {experiment.steps_per_epoch} steps an epoch, {experiment.device}, "
         f"{'bf16' if experiment.bf16 else 'fp32'}; {len(experiment.cases)} cases scored on {experiment.scored_on}; "
