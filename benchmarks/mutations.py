@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,6 +32,7 @@ from networks.unet import two_unets
 from utils.cli import UserError, keep_settings
 from utils.inference import load_model
 from utils.run import Run
+from utils.training import print_result
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 24, 20
@@ -313,17 +314,19 @@ def _resume(path: Path) -> None:
 
 
 def _make_result(folder: Path) -> Path:
-    path = folder / "run" / "result.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"method": "gsd", "final_dice_mean": 0.5, "epochs": 3}))
+    path = _make_checkpoint(folder).with_name("result.json")
+    dice = {"final_dice_mean": 0.5, "final_dice_std": 0.1, "averaged_epochs": 1, "epochs": 1, "method": "gsd"}
+    last = {"last_epoch": {"dice": 0.5, "hd95": None}, "undefined": {"hd95": 2}, "test_cases": 2}
+    empty = {"empty_masks": {"pairs": 2, "one_empty": 1, "both_empty": 0}, "scored_on": "test masks"}
+    run = {"seconds_per_epoch": 1.5, "waiting": 0.01, "device": "cpu", "precision": "fp32"}
+    path.write_text(json.dumps(dice | last | empty | run))
     return path
 
 
 def _read_result(path: Path) -> None:
-    saved = path.read_bytes()
-    with closing(Run(path.parent, SETTINGS, resume=True, overwrite=False)) as run:
-        path.write_bytes(saved)  # which opening a run without a checkpoint removes
-        assert isinstance(run.result, dict)
+    with closing(Run(path.parent, SETTINGS, resume=True, overwrite=False)) as run, redirect_stdout(io.StringIO()):
+        assert run.result is not None
+        print_result(run.result, path.parent)
 
 
 def _make_settings(folder: Path) -> Path:

@@ -30,7 +30,7 @@ from dataloaders.files import list_images, pair_by_stem, read_mask
 from utils.arguments import number
 from utils.cli import UserError, listed, run_jobs, run_main, write_json, write_table
 from utils.metrics import case_scores, overlap_scores
-from utils.training import print_empty, take_counts, titles_of
+from utils.training import empty_lines, take_counts, titles_of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -95,7 +95,8 @@ def print_summary(summary: dict) -> None:
     for name, title in titles_of(summary["mean"]).items():
         values = [summary[kind][name] for kind in ("mean", "std", "median")]
         print(f"  {title:<32}" + "".join(f"{'undefined' if v is None else format(v, '.4f'):>10}" for v in values))
-    print_empty(summary["empty_masks"], summary["undefined"])
+    for line in empty_lines(summary["empty_masks"], summary["undefined"]):
+        print(line)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,10 +24,7 @@ RUN_FILES = (
 )
 
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
-RESULT = {  # what result.json has at least
-    *("method", "epochs", "averaged_epochs", "last_epoch", "test_cases", "scored_on", "empty_masks", "undefined"),
-    *("seconds_per_epoch", "waiting", "device", "precision"),
-}
+
 
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
@@ -229,7 +226,7 @@ class Run:
         if not path.is_file():
             return None
         result = read_json(path, "remove it, and --resume makes it again")
-        if not isinstance(result, dict) or not result.keys() >= RESULT:
+        if not isinstance(result, dict):
             raise UserError(f"{path}: not a run's result; remove it, and --resume makes it again")
         return result
 

@@ -479,37 +479,45 @@ def titles_of(names: Collection[str]) -> dict[str, str]:
     return {name: title for name, title in (single | SCORES | of_raters).items() if name in names}
 
 
-def print_empty(empty: dict[str, int], undefined: dict[str, int]) -> None:
+def empty_lines(empty: dict[str, int], undefined: dict[str, int]) -> Iterator[str]:
     """How many masks were empty, and on how many cases a distance is undefined for that; nothing if none were."""
     if empty["one_empty"] or empty["both_empty"]:
-        print(
+        yield (
             f"  of {empty['pairs']} pairs of prediction and mask, slice by slice, both were empty in "
             f"{empty['both_empty']}, one in {empty['one_empty']}; distances leave these out"
         )
     for name, count in undefined.items():
         if count:
-            print(f"  {name} is undefined on {count} cases, where nothing else is left")
+            yield f"  {name} is undefined on {count} cases, where nothing else is left"
 
 
 def print_result(result: dict, folder: Path) -> None:
-    """The table that ends a run."""
+    """The table that ends a run. Raises `UserError` if ``result``, which may be of an earlier call, is no run's."""
+    try:
+        lines = list(_result_lines(result))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        path = folder / "result.json"
+        raise UserError(f"{path}: not a run's result ({error!a}); remove it, and --resume makes it again") from error
+    print("\n".join(["", *lines, f"  everything is in {folder}"]))
+
+
+def _result_lines(result: dict) -> Iterator[str]:
     last = result["last_epoch"]
-    print(f"\n{result['method']}, {result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}")
-    print(f"  {'':<32}{'last epoch':>12}{'mean of the last ' + str(result['averaged_epochs']):>24}")
+    yield f"{result['method']}, {result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}"
+    yield f"  {'':<32}{'last epoch':>12}{'mean of the last ' + str(result['averaged_epochs']):>24}"
     for name, title in titles_of(last).items():
         value = "undefined" if last[name] is None else f"{last[name]:.4f}"
         mean = result.get(f"final_{name}_mean")
         averaged = "" if mean is None else f"{mean:.4f} +- {result[f'final_{name}_std']:.4f}"
-        print(f"  {title:<32}{value:>12}{averaged:>24}".rstrip())
+        yield f"  {title:<32}{value:>12}{averaged:>24}".rstrip()
     best = result.get("best_validation")
     if best:
-        print(
+        yield (
             f"  epoch {best['epoch']} was best on the validation cases ({best['validated_on']}), "
             f"{best['val_dice']:.4f}; its test Dice is {best['dice']:.4f}"
         )
-    print_empty(result["empty_masks"], result["undefined"])
-    print(
+    yield from empty_lines(result["empty_masks"], result["undefined"])
+    yield (
         f"  {result['seconds_per_epoch']:.1f} s an epoch ({result['device']}, {result['precision']}), "
         f"{result['waiting']:.1%} of it waiting for data"
     )
-    print(f"  everything is in {folder}")
