@@ -409,8 +409,9 @@ def main(argv: list[str] | None = None) -> None:
         elif args.folds:
             predict_folds(args, files, [item.pair for item in looked])
         logits = [file for _, file in files] if model or args.folds else [None] * len(files)
+        unread = {image.stem for image, _ in pairs}.difference(stems)
         for folder in (args.refined_root, wrong_root):
-            remove(folder / f"{image.stem}.png" for image, _ in pairs if image.stem not in stems)  # of an earlier audit
+            remove(folder / f"{stem}.png" for stem in unread)  # what an earlier audit believed of them
             name_others(folder, [folder / f"{stem}.png" for stem in stems])
         judged, unwritten = run_jobs(
             job, list(zip(looked, probabilities, logits, strict=True)), args.workers, "judging"

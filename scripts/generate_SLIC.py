@@ -47,7 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--images_root needs --save_root, the folder of the maps")
     if args.images_root and (args.raters, args.num_classes) != (None, None):
         parser.error("--raters and --num_classes are about the masks of LIDC and MMIS, not about --images_root")
-    args.raters, args.num_classes = args.raters or 4, args.num_classes or 2
+    args.raters = 4 if args.raters is None else args.raters
+    args.num_classes = 2 if args.num_classes is None else args.num_classes
     if args.save_root is None:
         args.save_root = args.mmis_root / "train_2D_slic" if args.mmis_root else args.lidc_pickle.parent / "lidc_slic"
     if args.image_size is None:
