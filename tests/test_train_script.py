@@ -340,6 +340,7 @@ def test_a_single_tiny_image_has_no_deviation_to_normalise_by(train, places, tmp
         (("--fidelity", "high"), ("--fidelity", "published")),
         (("--batch_size", "0"), ("--batch_size", "0")),
         (("--max_epochs", "0"), ("--max_epochs", "0")),
+        (("--max_epochs", "9" * 400), ("--max_epochs", "is not a number of type int")),
         (("--image_size", "8"), ("--image_size", "8")),
         (("--num_classes", "1"), ("--num_classes", "1")),
         (("--learning_rate", "-1"), ("--learning_rate", "-1")),
