@@ -25,7 +25,6 @@ RUN_FILES = (
 
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
 
-
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
 FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
