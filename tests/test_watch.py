@@ -11,9 +11,12 @@ from conftest import TRAIN_SCRIPT, write_dataset
 from PIL import Image
 from test_train_script import script
 
+from dataloaders.files import read_image
 from utils.cli import write_table
+from utils.geometry import resize_image
 from utils.gsd import Batch, Step
-from utils.watch import Watch
+from utils.superpixels import slic_segments
+from utils.watch import Watch, explained
 
 SIZE = 8
 NAMES = ("a", "b")
@@ -100,6 +103,43 @@ def test_superpixels_without_outlines_matter_where_they_vote():
     assert watched([mixed], [batch], votes=False) == {}
 
 
+def images_with_segments(count: int) -> Batch:
+    """Images of two flat colours parted at a random line, and the two segments that they show."""
+    generator = torch.Generator().manual_seed(count)
+    lines = torch.randint(1, SIZE, (count, 1, 1), generator=generator)
+    segments = (torch.arange(SIZE).expand(count, SIZE, SIZE) >= lines).long()
+    image = segments[:, None] + 0.1 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
+    label = torch.arange(SIZE).expand(count, SIZE, SIZE) % 2
+    return Batch(image, image, label, torch.ones(label.shape), segments, 2)
+
+
+@pytest.mark.parametrize(
+    "count, shift, votes, told",
+    [(64, 0, True, False), (64, 1, True, True), (64, 1, False, False), (8, 1, True, False), (1, 0, True, False)],
+    ids=["own", "another's", "none vote", "too few to tell", "one image"],
+)
+def test_superpixels_of_other_images(count, shift, votes, told):
+    batch = images_with_segments(count)
+    batch = batch._replace(segments=batch.segments.roll(shift, dims=0))
+    watch = Watch(1, votes)
+    forward = watch.over([mixed])[0]
+    forward(batch.image)
+    watch.see(batch, step_of(), [str(index) for index in range(count)])
+    found = watch.warnings()
+    assert list(found) == ["superpixels of other images"] * told
+    assert not told or "verify_data.py" in found["superpixels of other images"]
+
+
+def test_explained_is_the_squares_of_the_means_of_segments():
+    image = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    segments = torch.randint(5, (2, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
+    expected = [
+        sum(picture.mean(dim=0)[ids == i].mean() ** 2 * (ids == i).sum() for i in ids.unique())
+        for picture, ids in zip(image, segments, strict=True)
+    ]
+    torch.testing.assert_close(explained(image, segments, 9).float(), torch.stack(expected))
+
+
 @pytest.mark.parametrize("kind", [bool, float])  # co-teaching keeps a pixel for 0, 0.5 or 1 of its networks
 def test_foreground_that_is_dropped_altogether(kind):
     label = half_label()
@@ -148,6 +188,35 @@ def test_a_run_tells_each_kind_once(sick, tmp_path, monkeypatch, capsys):
     for sign in ("one superpixel covers", "every foreground pixel of"):
         assert sum(sign in line for line in lines) == 1
     assert any("epoch 0: one superpixel covers all of 1 image" in line and ": case03." in line for line in lines)
+
+
+def test_a_run_on_the_superpixels_of_other_images(tmp_path, monkeypatch, capsys):
+    folder = write_dataset(tmp_path, train=32, test=1)
+    maps = sorted((folder / "images_SLIC").iterdir())
+    for path in maps:
+        image = read_image(folder / "images" / f"{path.stem}.png")
+        np.save(path, slic_segments(resize_image(image, 32), n_segments=64))
+    flags = (
+        "--datasets",
+        "kvasir",
+        "--tau",
+        0.1,
+        *QUICK,
+        "--data_root",
+        tmp_path,
+        "--max_epochs",
+        1,
+        "--cache",
+        "none",
+    )
+    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
+    for name in ("own", "mixed"):
+        monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, flags), "--output_root", str(tmp_path / name)])
+        script.main()
+        assert ("as if they had been made from other images" in capsys.readouterr().err) == (name == "mixed")
+        former = [path.read_bytes() for path in maps]
+        for path, data in zip(maps, [*former[1:], former[0]], strict=True):
+            path.write_bytes(data)
 
 
 def test_a_run_begun_without_the_column_goes_on(tmp_path):

@@ -10,20 +10,24 @@ from utils.cli import listed
 from utils.distributed import gather
 from utils.gsd import Batch, Network, Step
 
+ENOUGH_IMAGES = 16  # that tell one map from another: by chance 3/4 of so many fall on one side in 1 of 26 sets
+FITTING_SHARE = 0.75  # of those images; maps made from them fit nearly all better, maps of others every second one
+
 
 class Watch:
     """The signs of one epoch. Nothing waits for the device before `warnings` is called.
 
     Collapse: all that a network predicts in the second half of the epoch is one class, and the labels have more.
-    Superpixels without outlines: all of an image is one segment. Foreground lost: of an image with foreground the
-    selection drops every foreground pixel. Source: docs/method.md sections 1 and 3.
+    Superpixels without outlines: all of an image is one segment. Superpixels of other images: they explain the images
+    no better than those of the next image in the batch do (`explained`). Foreground lost: of an image with foreground
+    the selection drops every foreground pixel. Source: docs/method.md sections 1 and 3.
     """
 
     def __init__(self, steps: int, votes: bool):
         """steps: in the epoch. votes: whether superpixels alone vote in this run, at whatever epoch."""
         self.steps, self.votes = steps, votes
         self.names: list[Sequence[str]] = []
-        self.images: list[Tensor] = []  # bool (2,B): one segment, foreground lost
+        self.images: list[Tensor] = []  # bool (4,B): one segment, foreground lost, own superpixels better, worse
         self.labels: list[Tensor] = []  # lowest and highest class
         self.predicted: dict[int, list[Tensor]] = {}  # the same of what each network predicts, by its number
 
@@ -47,7 +51,14 @@ class Watch:
         one_segment = segments.amin(dim=1) == segments.amax(dim=1)
         foreground = label != 0
         kept = step.maps["kept"].flatten(1) > 0 if "kept" in step.maps else torch.ones_like(foreground)
-        self.images.append(torch.stack([one_segment, foreground.any(dim=1) & ~(foreground & kept).any(dim=1)]))
+        lost = foreground.any(dim=1) & ~(foreground & kept).any(dim=1)
+        own, other = one_segment, one_segment  # neither is better
+        if self.votes:
+            own = explained(batch.image, batch.segments, batch.num_segments)
+            other = explained(batch.image, batch.segments.roll(1, dims=0), batch.num_segments)
+        # 1e-6: on a GPU the order of a sum is random, and equal segments must stay equal.
+        better, worse = own > other * (1 + 1e-6), other > own * (1 + 1e-6)
+        self.images.append(torch.stack([one_segment, lost, better, worse]))
         self.labels.append(_range(label))
         self.names.append(names)
 
@@ -57,13 +68,14 @@ class Watch:
         In a team every process must call it; all get all.
         """
         names = [name for batch in self.names for name in batch]
-        one_segment, lost = torch.cat(self.images, dim=1).tolist()
+        one_segment, lost, better, worse = torch.cat(self.images, dim=1).tolist()
         own = (
             [_limits(ranges) for ranges in (self.labels, *self.predicted.values())],
             [name for name, found in zip(names, one_segment, strict=True) if found and self.votes],
             [name for name, found in zip(names, lost, strict=True) if found],
+            (sum(better), sum(worse)),
         )
-        limits, uncut, dropped = zip(*gather([own]), strict=True)
+        limits, uncut, dropped, fits = zip(*gather([own]), strict=True)
         (low, high), *predicted = ((min(lows), max(highs)) for lows, highs in map(_transposed, _transposed(limits)))
         collapsed = {number: low for number, (low, high) in zip(self.predicted, predicted, strict=True) if low == high}
         found = {}
@@ -78,12 +90,32 @@ class Watch:
                 f"{listed(uncut_names)}. Look at the image; make the superpixels again with a smaller --compactness or "
                 "more --n_segments (scripts/generate_SLIC.py --overwrite), or try --vote rings"
             )
+        fitting, failing = map(sum, _transposed(fits))
+        if fitting + failing >= ENOUGH_IMAGES and fitting < FITTING_SHARE * (fitting + failing):
+            found["superpixels of other images"] = (
+                f"the superpixels fit only {fitting} of {fitting + failing} images better than those of another image "
+                "do, as if they had been made from other images. scripts/verify_data.py compares each; make them again "
+                "with scripts/generate_SLIC.py --overwrite"
+            )
         if lost_names := sorted(chain.from_iterable(dropped)):
             found["foreground dropped"] = (
                 f"the selection drops every foreground pixel of {_images(lost_names)}: {listed(lost_names)}. Try a "
                 "smaller --tau: it should stay well below the share of the foreground, unless these masks are wrong"
             )
         return found
+
+
+def explained(image: Tensor, segments: Tensor, num_segments: int) -> Tensor:
+    """How closely segments, (B,*S) ids, follow each image (B,C,*S): the sum of squares, over the pixels, of the mean of
+    the pixel's segment in the mean channel; float64 (B,).
+
+    The squares of an image less this are the squares inside segments: the higher, the better the segments. It compares
+    segments of the same image only.
+    """
+    ids, values = segments.flatten(1), image.mean(dim=1).flatten(1).double()
+    sums = values.new_zeros(len(values), num_segments).scatter_add_(1, ids, values)
+    counts = values.new_zeros(len(values), num_segments).scatter_add_(1, ids, torch.ones_like(values))
+    return (sums.square() / counts.clamp(min=1)).sum(dim=1)
 
 
 def _range(classes: Tensor) -> Tensor:
