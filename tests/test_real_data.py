@@ -12,8 +12,11 @@ import torch
 from conftest import REAL_DATA, TRAIN_SCRIPT, block_segments, folder_cases, folder_recipe, load_program, loaded
 from PIL import Image
 
-from dataloaders.files import list_images, pair_by_stem, read_mask
+from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
+from utils.geometry import resize_image
+from utils.superpixels import slic_segments
+from utils.watch import FITTING_SHARE, explained
 
 pytestmark = pytest.mark.skipif(
     not (REAL_DATA / "Kvasir" / "images").is_dir() or not (REAL_DATA / "shenzhen" / "img").is_dir(),
@@ -69,6 +72,17 @@ def test_shenzhen_test_set_is_read_whole():
     shares = torch.stack([case.masks.float().mean() for case in cases])
     assert len(cases) == 113
     assert shares.min() > 0.02 and shares.max() < 0.6  # lungs, on every X-ray
+
+
+@pytest.mark.parametrize("folder", ["Kvasir/images", "shenzhen/img"])
+def test_superpixels_follow_their_own_image_most_closely(folder):
+    paths = islice(sorted((REAL_DATA / folder).iterdir()), 0, 200, 5)
+    pictures = [resize_image(read_image(path), 128) for path in paths]
+    images = torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float()
+    own = torch.from_numpy(np.stack([slic_segments(picture, 256) for picture in pictures])).long()
+    followed = [explained(images, segments, 256) for segments in (own, own.roll(1, dims=0), own.roll(2, dims=0))]
+    assert (followed[0] > followed[1]).all()
+    assert (followed[1] > followed[2]).float().mean() < FITTING_SHARE
 
 
 def test_one_epoch_on_kvasir(tmp_path, monkeypatch):
