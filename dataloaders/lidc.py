@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from dataloaders.cache import Recipe, Sample
 from dataloaders.files import read_segments
 from dataloaders.raters import label_classes
 from dataloaders.safe_pickle import read_object_array, read_pickle
+from dataloaders.slic import existing_maps
 from utils.cli import UserError, is_plain, listed
 from utils.geometry import resize_image, resize_label
 
@@ -140,13 +142,8 @@ def training_recipe(
 
     Raises `UserError` if superpixels are missing, and when read if they are of another size.
     """
-    files = [segments / f"{piece.name}.npy" for piece in slices]
-    lacking = [file.stem for file in files if not file.is_file()]
-    if lacking:
-        raise UserError(
-            f"{segments}: no superpixels for {len(lacking)} of {len(slices)} slices: {listed(lacking)}; make them with "
-            f"scripts/generate_SLIC.py --lidc_pickle {pickle} --save_root {segments} --image_size {image_size}"
-        )
+    make = f"--lidc_pickle {quote(str(pickle))} --save_root {quote(str(segments))} --image_size {image_size}"
+    files = existing_maps([piece.name for piece in slices], segments, make)
 
     def read(index: int) -> Sample:
         piece = slices[index]

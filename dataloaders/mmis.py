@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import h5py
@@ -19,6 +20,7 @@ from dataloaders.cache import Recipe, Sample
 from dataloaders.files import read_segments
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
+from dataloaders.slic import existing_maps
 from utils.cli import UserError, check_plain, listed, read_json
 from utils.geometry import resize_image, resize_label
 
@@ -243,14 +245,9 @@ def training_recipe(
     Raises `UserError` for missing superpixels, and when read as `read_slice` and for superpixels of another size.
     """
     names = tuple(slices)
-    files = [segments / f"{stem}.npy" for stem in names]
-    lacking = [file.stem for file in files if not file.is_file()]
-    if lacking:
-        root = slices[lacking[0]].parents[1]
-        raise UserError(
-            f"{segments}: no superpixels for {len(lacking)} of {len(slices)} slices: {listed(lacking)}; make them with "
-            f"scripts/generate_SLIC.py --mmis_root {root} --image_size {image_size} --save_root {segments}"
-        )
+    root = next(iter(slices.values())).parents[1]
+    make = f"--mmis_root {quote(str(root))} --save_root {quote(str(segments))} --image_size {image_size}"
+    files = existing_maps(names, segments, make)
 
     def read(index: int) -> Sample:
         image, labels = read_slice(slices[names[index]], num_raters, num_classes)

@@ -4,7 +4,7 @@ import io
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -56,13 +56,22 @@ def find_maps(images: dict[str, Path], folder: Path, image_size: int) -> dict[st
             raise UserError(
                 f"{folder}: superpixels cannot be kept there ({error.strerror}); give another folder by --slic_root"
             ) from error
-    maps = {stem: folder / f"{stem}.npy" for stem in images}
-    lacking = [images[stem].name for stem, path in maps.items() if not path.is_file()]
+    make = f"--images_root {quote(str(root))} --save_root {quote(str(folder))} --image_size {image_size}"
+    hint = f"{make}, or remove the folder to have all made anew"
+    return dict(zip(images, existing_maps(images, folder, hint), strict=True))
+
+
+def existing_maps(names: Iterable[str], folder: Path, hint: str) -> list[Path]:
+    """The superpixel maps of images in ``folder``, by their names. Raises `UserError` if some are not there.
+
+    hint: the flags of scripts/generate_SLIC.py that make them.
+    """
+    maps = [folder / f"{name}.npy" for name in names]
+    lacking = [path.stem for path in maps if not path.is_file()]
     if lacking:
         raise UserError(
-            f"{folder}: no superpixels for {len(lacking)} of {len(images)} images: {listed(lacking, most=10)}; "
-            f"make them with scripts/generate_SLIC.py --images_root {quote(str(root))} "
-            f"--save_root {quote(str(folder))} --image_size {image_size}, or remove the folder to have all made anew"
+            f"{folder}: no superpixels for {len(lacking)} of {len(maps)} images: {listed(lacking, most=10)}; "
+            f"make them with scripts/generate_SLIC.py {hint}"
         )
     return maps
 

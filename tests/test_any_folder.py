@@ -266,7 +266,7 @@ def test_folder_that_lacks_some_superpixels_is_refused(tmp_path, lacking, named,
     for stem in list(images)[lacking:]:
         np.save(maps / f"{stem}.npy", np.zeros((SIZE, SIZE), np.int32))
     message = refusal(find_maps, images, maps, SIZE)
-    names = ", ".join(f"{i:02}.png" for i in range(named))
+    names = ", ".join(f"{i:02}" for i in range(named))
     assert f"{maps}: no superpixels for {lacking} of 14 images: {names}{more}; make them with" in message
 
 

@@ -264,7 +264,7 @@ def test_training_set_holds_the_mask_of_the_chosen_reader(folder):
 def test_missing_superpixels_are_named(folder):
     slices = list(read(folder).values())
     (folder / "lidc_slic" / f"{FIRST}.npy").unlink()
-    with pytest.raises(UserError, match=f"no superpixels for 1 of 18 slices: {FIRST}.*generate_SLIC.py --lidc_pickle"):
+    with pytest.raises(UserError, match=f"no superpixels for 1 of 18 images: {FIRST}.*generate_SLIC.py --lidc_pickle"):
         training_set(folder, slices, [0] * 18)
 
 

@@ -286,7 +286,7 @@ def test_superpixels_elsewhere(tmp_path, call):
     folder = write_lidc(tmp_path, entries())
     (folder / "lidc_slic").rename(tmp_path / "elsewhere")
     missing = call(LIDC, tmp_path, tmp_path / "model")
-    assert_refused(missing, "no superpixels for 12 of 12 slices", "generate_SLIC.py --lidc_pickle")
+    assert_refused(missing, "no superpixels for 12 of 12 images", "generate_SLIC.py --lidc_pickle")
     assert not (tmp_path / "model").exists()
     found = call(LIDC, tmp_path, tmp_path / "model", "--slic_root", tmp_path / "elsewhere", "--max_epochs", 1)
     assert found.returncode == 0, found.stderr
