@@ -96,10 +96,10 @@ def _movement_in_words(levels: list[float], share_moved: float, shown: bool) -> 
     moved = [level for level in levels if level]
     where = "stay where they are"
     if moved:
-        low, middle, high = np.percentile(levels, (5, 50, 95))
+        low, middle, high = np.percentile(levels, (5, 50, 95)).round(1) + 0.0  # no -0
         where = (
-            f"moved in {len(moved)} of {len(levels)} masks, {share_moved:.1%} of all pixels: by {middle:+.0f} px in "
-            f"the median, {low:+.0f} to {high:+.0f} in nine of ten (+ inwards, - outwards)"
+            f"moved in {len(moved)} of {len(levels)} masks, {share_moved:.1%} of all pixels: by {middle:+.1f} px in "
+            f"the median, {low:+.1f} to {high:+.1f} in nine of ten (+ inwards, - outwards)"
         )
     if len(moved) > len(levels) / 2:
         where += "; most masks, so look at some: scripts/audit_labels.py draws them; --contours given leaves them"

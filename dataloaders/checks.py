@@ -307,7 +307,7 @@ def examine(report: Report, look_at: Callable[..., Look], items: list, workers: 
     formats = Counter(picture.format for picture in parts["train"]).most_common(1)
     for picture in parts["train"] + parts["test"]:
         if formats and picture.format != formats[0][0]:
-            report.warn("formats", picture.name, f"{picture.format}, most training images are {formats[0][0]}")
+            report.warn("formats", picture.name, f"{picture.format}; most frequent in training: {formats[0][0]}")
     _collect_shares(report, [share for look in looks for share in look.shares])
     _collect_copies(report, [picture for picture in parts["train"] + parts["test"] if picture.print])
 

@@ -8,7 +8,8 @@ import difflib
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -85,22 +86,29 @@ def pair_by_stem(images: dict[str, Path], partners: dict[str, Path], partner_fol
     Raises `UserError` if an image or a partner stands alone, with the most similar name where there is one.
     """
     alone = [stem for stem in images if stem not in partners]
+    strangers = [stem for stem in partners if stem not in images]
     if alone:
-        free = [stem for stem in partners if stem not in images]
-        similar = difflib.get_close_matches(alone[0], free, n=1, cutoff=0.5)
-        hint = f" (the most similar name there is {partners[similar[0]].name})" if similar else ""
         raise UserError(
             f"{partner_folder}: nothing for {len(alone)} of {len(images)} images: "
-            f"{listed(images[stem].name for stem in alone)}{hint}; files are paired by the name before the suffix"
+            f"{listed(images[stem].name for stem in alone)}{similar_name(alone[0], strangers, partners)}; files are "
+            "paired by the name before the suffix"
         )
-    strangers = [partners[stem].name for stem in partners if stem not in images]
     if strangers:
         image_folder = next(iter(images.values())).parent
         raise UserError(
-            f"{partner_folder}: {listed(strangers)} without an image of that name in {image_folder}; "
-            "add the image or remove the file"
+            f"{partner_folder}: {listed(partners[stem].name for stem in strangers)} without an image of that name in "
+            f"{image_folder}; add the image or remove the file"
         )
     return [(images[stem], partners[stem]) for stem in images]
+
+
+def similar_name(stem: str, strangers: Sequence[str], there: Mapping[str, Path]) -> str:
+    """A remark on which of ``strangers``, stems of files ``there``, has the name most similar to ``stem``, if any."""
+    same = [other for other in strangers if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", stem)]
+    if same:
+        return f"; {there[same[0]].name} there looks the same, but its letters are stored in another Unicode form"
+    close = difflib.get_close_matches(stem, strangers, n=1, cutoff=0.5)
+    return f"; the most similar name there is {there[close[0]].name}" if close else ""
 
 
 def read_image(path: Path, channels: int | None = None) -> np.ndarray:
@@ -149,7 +157,8 @@ def channels_of(path: Path) -> int:
 
 
 def read_mask(path: Path, num_classes: int = 2) -> Mask:
-    """A label mask. Two classes: stored 0/1 or 0/255, or grey soiled by lossy compression, thresholded at 128.
+    """A label mask. Two classes: stored 0/1 or 0/255, or grey soiled by lossy compression, thresholded at 128; of a
+    palette image the colours, where they are black and white, else the indices 0/1.
     More classes: the values 0..K-1, or the indices of a palette image. An array (H,W) of whole numbers is read as grey.
 
     Raises `UserError` if the file is unreadable or its values are ambiguous: a third grey level, colours, values
@@ -162,11 +171,7 @@ def read_mask(path: Path, num_classes: int = 2) -> Mask:
     if num_classes == 2:
         if set(levels.tolist()) <= {0, 255}:
             return Mask((values == 255).astype(np.uint8), False)
-        # Lossy compression leaves many levels near 0 and 255, and in between only a thin seam along the outline.
-        # A third class is a level of its own, or has an interior that a 5x5 square fits into; a photograph has more.
-        between = ((values >= 64) & (values < 192)).astype(np.uint8)
-        seam = between.mean() <= 0.1 and not cv2.erode(between, np.ones((5, 5), np.uint8)).any()
-        if len(levels) > 3 and levels[-1] >= 192 and seam:
+        if len(levels) > 3 and 192 <= levels[-1] <= 255 and _is_soiled(values.astype(np.uint8)):
             return Mask((values >= 128).astype(np.uint8), True)
     shares = ", ".join(f"{level} ({count / values.size:.1%})" for level, count in zip(levels, counts, strict=True))
     found = shares if len(levels) <= 6 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
@@ -175,6 +180,25 @@ def read_mask(path: Path, num_classes: int = 2) -> Mask:
     classes = int(levels[-1]) + 1
     more = f"; if these are classes, give --num_classes {classes}" if len(levels) == classes else ""
     raise UserError(f"{path}: ambiguous mask: found {found}; expected 0/1 or 0/255{more}")
+
+
+def _is_soiled(values: np.ndarray) -> bool:
+    """Whether grey values (H,W) are two classes as lossy compression leaves them: many levels near 0 and 255, constant
+    away from the outline, and in between only a thin seam along it.
+
+    A third class has an interior that a 5x5 square fits into, in between or at a second level on either side.
+    """
+    square = np.ones((5, 5), np.uint8)
+    between = ((values >= 64) & (values < 192)).astype(np.uint8)
+    if between.mean() > 0.1 or cv2.erode(between, square).any():
+        return False
+    # Beyond the edge anything may lie: a seam along it is no interior.
+    lowest, highest = (
+        operation(values, square, borderType=cv2.BORDER_CONSTANT, borderValue=beyond)
+        for operation, beyond in ((cv2.erode, 0), (cv2.dilate, 255))
+    )
+    interiors = np.unique(values[lowest == highest])
+    return (interiors < 128).sum() <= 1 and (interiors >= 128).sum() <= 1
 
 
 def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -207,8 +231,9 @@ def _mask_values(path: Path, num_classes: int) -> np.ndarray:
     image = decode(path)
     values = np.asarray(image)
     as_classes = ""
-    if image.mode == "P" and num_classes == 2 and values.max() > 1:  # perhaps a palette of greys, 0 and 255
-        as_classes = f", or give --num_classes {int(values.max()) + 1} if the indices of its palette are classes"
+    if image.mode == "P" and num_classes == 2 and _palette_counts(image, path):
+        if values.max() > 1:
+            as_classes = f", or give --num_classes {int(values.max()) + 1} if the indices of its palette are classes"
         image = image.convert("RGB")
         values = np.asarray(image)
     if image.mode in {"RGBA", "LA"}:
@@ -225,6 +250,26 @@ def _mask_values(path: Path, num_classes: int) -> np.ndarray:
             raise UserError(f"{path}: a colour mask (channels differ by up to {spread}); {store}{as_classes}")
         values = values[..., 0]
     return _whole_numbers(values, path)
+
+
+def _palette_counts(image: Image.Image, path: Path) -> bool:
+    """Whether a palette image of two classes is to be read by its colours and not by its indices: where it has others
+    than 0 and 1, and where these are black and white, in whatever order.
+
+    Raises `UserError` if index 0, the background, has a lighter colour than index 1 without being white on black.
+    """
+    if np.asarray(image).max() > 1:
+        return True
+    colours = [tuple(colour) for colour in np.reshape(image.getpalette("RGB") or [], (-1, 3))[:2].tolist()]
+    black, white = (0, 0, 0), (255, 255, 255)
+    if set(colours) == {black, white} or colours == [white]:
+        return True
+    if len(colours) == 2 and sum(colours[0]) > sum(colours[1]):
+        raise UserError(
+            f"{path}: ambiguous mask: in its palette, index 0 has a lighter colour {colours[0]} than index 1 "
+            f"{colours[1]}; store it as grey, 0 for the background and 255 for the foreground"
+        )
+    return False
 
 
 def _array_values(path: Path) -> np.ndarray:

@@ -142,8 +142,8 @@ def training_recipe(
 
     Raises `UserError` if superpixels are missing, and when read if they are of another size.
     """
-    make = f"--lidc_pickle {quote(str(pickle))} --save_root {quote(str(segments))} --image_size {image_size}"
-    files = existing_maps([piece.name for piece in slices], segments, make)
+    flags = slic_flags(pickle, segments, len(slices[0].masks), num_classes)
+    files = existing_maps([piece.name for piece in slices], segments, f"{flags} --image_size {image_size}")
 
     def read(index: int) -> Sample:
         piece = slices[index]
@@ -163,6 +163,12 @@ def training_recipe(
         "num_classes": num_classes,
     }
     return Recipe(names, read, [pickle, *files], settings)
+
+
+def slic_flags(pickle: Path, segments: Path, num_raters: int, num_classes: int) -> str:
+    """The flags by which scripts/generate_SLIC.py makes superpixels, at its default size."""
+    folders = f"--lidc_pickle {quote(str(pickle))} --save_root {quote(str(segments))}"
+    return f"{folders} --raters {num_raters} --num_classes {num_classes}"
 
 
 def as_test_cases(slices: Sequence[Slice], image_size: int) -> list[TestCase]:

@@ -245,9 +245,8 @@ def training_recipe(
     Raises `UserError` for missing superpixels, and when read as `read_slice` and for superpixels of another size.
     """
     names = tuple(slices)
-    root = next(iter(slices.values())).parents[1]
-    make = f"--mmis_root {quote(str(root))} --save_root {quote(str(segments))} --image_size {image_size}"
-    files = existing_maps(names, segments, make)
+    flags = slic_flags(next(iter(slices.values())).parents[1], segments, num_raters, num_classes)
+    files = existing_maps(names, segments, f"{flags} --image_size {image_size}")
 
     def read(index: int) -> Sample:
         image, labels = read_slice(slices[names[index]], num_raters, num_classes)
@@ -264,6 +263,12 @@ def training_recipe(
         "image_size": image_size,
     }
     return Recipe(names, read, [*slices.values(), *files], settings)
+
+
+def slic_flags(root: Path, segments: Path, num_raters: int, num_classes: int) -> str:
+    """The flags by which scripts/generate_SLIC.py makes superpixels, at its default size."""
+    folders = f"--mmis_root {quote(str(root))} --save_root {quote(str(segments))}"
+    return f"{folders} --raters {num_raters} --num_classes {num_classes}"
 
 
 def validation_cases(slices: Mapping[str, Path], num_raters: int, num_classes: int, image_size: int) -> list[TestCase]:

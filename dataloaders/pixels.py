@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 import tifffile
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import BmpImagePlugin, Image, ImageOps, TiffImagePlugin
 
 from dataloaders.safe_pickle import array_header
 from utils.cli import UserError
@@ -113,6 +113,11 @@ def decode(path: Path) -> Image.Image:
             bits = sum(image.tag_v2.get(258, (1,)))
             if image.width * image.height * bits > 8 * size:  # libtiff would make up the rest
                 raise ValueError(f"its header promises {image.width} x {image.height} pixels, more than the file holds")
+        if isinstance(image, BmpImagePlugin.BmpImageFile) and _misread(image.mode, data):
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+            if pixels is None:
+                raise ValueError("OpenCV cannot decode it")
+            return Image.fromarray(pixels)
         if frames == 1:
             image.load()
             return ImageOps.exif_transpose(image)
@@ -120,6 +125,13 @@ def decode(path: Path) -> Image.Image:
     except Exception as error:
         raise _unreadable(path, error) from error
     raise UserError(f"{path}: {frames} frames in one file; store one image a file")
+
+
+def _misread(mode: str, bmp: bytes) -> bool:
+    """Whether Pillow would take the pixels of a BMP file for those of another depth: it goes by the palette, where that
+    is of greys alone, and takes bytes that number black and white for bits."""
+    offset = 24 if bmp[14:18] == b"\x0c\0\0\0" else 28
+    return {"1": 1, "L": 8}.get(mode, 0) not in (0, int.from_bytes(bmp[offset : offset + 2], "little"))
 
 
 def load_array(path: Path, mmap_mode: Literal["r"] | None = None, remedy: str = "replace or remove it") -> np.ndarray:

@@ -5,8 +5,6 @@ The loaders stop at the first fault. Here each file goes through the same reader
 a note is what it does by itself.
 """
 
-import difflib
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -36,7 +34,7 @@ from dataloaders.checks import (
     short_name,
     slic_settings,
 )
-from dataloaders.files import as_bytes, read_mask, with_channels
+from dataloaders.files import as_bytes, read_mask, similar_name, with_channels
 from dataloaders.noisy_folder import NOISE_TYPES, VAL_FRACTION, Layout, check_size, common_format
 from dataloaders.pixels import decode, load_array, read_stored
 from dataloaders.raters import split_by_patient
@@ -85,7 +83,10 @@ def verify_folder(
         test = _pair_up(report, folder, test_folders[0], test_folders[1:])
     else:
         report.unchecked.update(check for check in CHECKS if check.endswith(("_test", "_between")))
-        text = f"no test set: {VAL_FRACTION:.0%} of the training images will be held out and scored on their own masks"
+        text = (
+            f"no test set: training will hold images out, by default {VAL_FRACTION:.0%} and at least one "
+            "(--val_fraction), and score on their own masks"
+        )
         report.note("files", layout.images_test, text)
         if images:
             attempt(report.findings, "files", layout.images, split_by_patient, images, VAL_FRACTION, 0)
@@ -192,7 +193,7 @@ def _pair_up(
         if images and there:
             lacking, strangers = ([s for s in a if s not in b] for a, b in ((images, there), (there, images)))
             for number, stem in enumerate(lacking):
-                hint = _similar(stem, strangers, there) if number < _MOST_HINTS else ""
+                hint = similar_name(stem, strangers, there) if number < _MOST_HINTS else ""
                 report.error("names", short_name(images[stem], root), f"nothing in {short_name(folder, root)}{hint}")
             for stem in strangers:
                 report.error("names", short_name(there[stem], root), f"no image of that name in {image_folder.name}")
@@ -201,15 +202,6 @@ def _pair_up(
         ((images or {}).get(stem), tuple(there[stem] for _, there in masks if there and stem in there))
         for stem in sorted(stems)
     ]
-
-
-def _similar(stem: str, strangers: list[str], there: Mapping[str, Path]) -> str:
-    """A remark on the most similar name, if there is one."""
-    same = [other for other in strangers if unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", stem)]
-    if same:
-        return f"; {there[same[0]].name} there looks the same, but its letters are stored in another Unicode form"
-    close = difflib.get_close_matches(stem, strangers, n=1, cutoff=0.5)
-    return f"; the most similar name there is {there[close[0]].name}" if close else ""
 
 
 # --- LIDC -------------------------------------------------------------------------------------------------------------
@@ -251,7 +243,7 @@ def verify_lidc(
     train = [name for name, part in parts.items() if part == "train" and name in entries]
     segment_folder = segment_folder or folder / "lidc_slic"
     segments = list_segments(
-        report, segment_folder, train, f"--lidc_pickle {pickle} --save_root {segment_folder}", known=entries
+        report, segment_folder, train, lidc.slic_flags(pickle, segment_folder, num_raters, num_classes), known=entries
     )
     slic = slic_settings(report, segment_folder, image_size) if segments else None
     scale = 255 if slices and max(float(piece.image.max()) for piece in slices.values()) <= 1 else 1
@@ -349,7 +341,8 @@ def verify_mmis(
         _check_raters(report, folder, slices, num_raters)
 
     segment_folder = segment_folder or folder / "train_2D_slic"
-    segments = list_segments(report, segment_folder, slices, f"--mmis_root {folder} --save_root {segment_folder}")
+    make = mmis.slic_flags(folder, segment_folder, num_raters, num_classes)
+    segments = list_segments(report, segment_folder, slices, make)
     slic = slic_settings(report, segment_folder, image_size) if segments else None
     items = [_CaseItem(path, "train", segments.get(stem)) for stem, path in slices.items()]
     items += [_CaseItem(path, "test", None) for there in tests.values() for path in there.values()]

@@ -9,7 +9,7 @@ Writes
 
 - SAVE_ROOT/audit.csv, worst first: score, the Dice of the given mask that is to be expected, in [0, 1]; wrong_pixels,
   wrong_share: pixels believed wrong; added, removed: pixels that the believed foreground has more and less;
-  shift: by how many pixels the edge lies inside (+) or outside (-) of the given contour;
+  shift: by how many pixels the edge lies inside (+) or outside (-) of the given contour, as training would move it;
 - SAVE_ROOT/audit.html, the same with pictures, sortable: one file, to be opened from disk;
 - SAVE_ROOT/wrong/STEM.png: the probability that each pixel is wrong, 0..255 for 0..1;
 - MASKS_ROOT_refined/STEM.png, with --datasets SAVE_ROOT/masks_refined/STEM.png (--refined_root): the believed masks, of
@@ -67,7 +67,7 @@ from utils.cli import (
     write_table,
 )
 from utils.contours import Steps, edges_shown, levels_of, steps
-from utils.edge_profile import level_probabilities
+from utils.edge_profile import level_probabilities, median_level
 from utils.figures import as_png, contoured
 from utils.geometry import longest_side, resize_image, resize_label
 from utils.inference import Model, load_model
@@ -241,7 +241,7 @@ def judge(
         wrong_share=round(float(wrong.mean()), 6),
         added=int((wrong & (label == 0)).sum()),
         removed=int((wrong & (refined == 0)).sum()),
-        shift=0.0 if probabilities is None else round(float(levels[probabilities.argmax()] * scale), 2),
+        shift=0.0 if probabilities is None else round(float(median_level(probabilities[None], levels)[0] * scale), 2),
     )
 
 
@@ -313,7 +313,11 @@ def train_fold(args: argparse.Namespace, pairs: Sequence[Pair], held_out: set[in
     command += ["--gpu", str(args.gpu), "--amp", args.amp, "--image_size", str(args.image_size)]
     command += ["--overwrite" if args.overwrite else "--resume"]
     command += ["--num_classes", str(args.num_classes)] + (["--channels", str(args.channels)] if args.channels else [])
-    print(f"fold {fold} of {args.folds}: training on {len(pairs) - len(held_out)} images", flush=True)
+    print(
+        f"fold {fold} of {args.folds}: training on {len(pairs) - len(held_out)} images; its test masks are "
+        f"those of the other {len(held_out)}, as given",
+        flush=True,
+    )
     if subprocess.run([*command, *args.training]).returncode:
         raise UserError(f"--folds: training of fold {fold} failed, see above")
     return root / f"{dataset.name}+fold+given" / "checkpoint.pt"
@@ -506,11 +510,11 @@ def report(args: argparse.Namespace, channels: int | None, looked: list[Looked],
         audit_page(f"Audit of {title}", notes, shown).encode("utf-8", "replace"),
     )
     scores = [row.score for row in rows if row.score is not None]
-    share = np.mean([row.wrong_share for row in rows])
     if scores:
+        share = np.mean([row.wrong_share for row in rows if row.score is not None])
         low, middle, high = np.percentile(scores, (5, 50, 95))
         print(f"{len(scores)} masks scored: median {middle:.3f}, nine of ten from {low:.3f} to {high:.3f}")
-    print(f"believed wrong: {share:.2%} of the pixels of a mask in the mean")
+        print(f"believed wrong: {share:.2%} of the pixels of a scored mask in the mean")
     if unjudged:
         print(f"not judged, as they have no boundary (a --checkpoint would): {len(unjudged)} masks: {listed(unjudged)}")
     print(f"{args.save_root}: audit.csv, audit.html, wrong/; {args.refined_root}: the believed masks")

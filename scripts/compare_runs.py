@@ -11,6 +11,7 @@ noisy mask that the networks were given, and each run's prediction, all with the
 """
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
@@ -87,13 +88,32 @@ def print_table(results: dict[Path, dict]) -> None:
         print("  ".join([f"{run.name:<{width}}", *cells, scored_on(result)]))
     print("Dice and IoU: mean of the last epochs (result.json: averaged_epochs); +-: their standard deviation; HD95 in")
     print("pixels of the masks as they were scored, after the last epoch.")
-    if len({(scored_on(result), result.get("test_cases")) for result in results.values()}) > 1:
+    if len({scored_masks(run, result) for run, result in results.items()}) > 1:
         print("note: these runs were not scored on the same masks, so their figures do not compare")
 
 
 def scored_on(result: dict) -> str:
     """What a run was scored on, in words."""
     return str(result.get("scored_on", "not recorded"))
+
+
+def scored_masks(run: Path, result: dict) -> tuple:
+    """What tells the masks apart that runs were scored on, as far as their folders have it. Raises `UserError` if
+    args.json or per_image.csv is damaged."""
+    table, settings = run / "per_image.csv", {}
+    if (run / "args.json").is_file():
+        settings = read_json(run / "args.json", "remove it to compare without it")
+    names = None
+    if table.is_file():
+        try:
+            with open(table, newline="", encoding="utf-8") as file:
+                names = tuple(row["image"] for row in csv.DictReader(file))
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            raise UserError(f"{table}: not readable ({error!a}); remove it to compare without it") from error
+    masks = settings if isinstance(settings, dict) else {}
+    # Held-out masks are those of the training set, so of one kind of noise.
+    kind = masks.get("noise_type") if scored_on(result).startswith("held-out") else None
+    return scored_on(result), result.get("test_cases"), names, str(masks.get("datasets")).lower(), kind
 
 
 def load_models(runs: list[Path]) -> list[Model]:
@@ -122,7 +142,13 @@ def draw(runs: list[Path], count: int, path: Path) -> None:
     """Draw ``count`` training images with their masks and every run's prediction."""
     models = load_models(runs)
     settings, size, classes = models[0].settings, models[0].image_size, models[0].num_classes
-    dataset, layout = find_dataset(Path(settings["data_root"]), settings["datasets"])
+    data_root = Path(settings["data_root"])
+    if not data_root.is_dir():
+        raise UserError(
+            f"--figure: {runs[0]} was trained on --data_root {data_root}, which is not there; start this in the folder "
+            "where it was trained, or leave --figure out"
+        )
+    dataset, layout = find_dataset(data_root, settings["datasets"])
 
     images = list_images(dataset / layout.images)
     folders = {"clean mask": layout.masks, "noisy mask": layout.training_masks(settings["noise_type"])}

@@ -205,6 +205,19 @@ def test_displaced_masks_are_worst_and_are_mended(run, folder):
         assert chance.dtype == np.uint8 and ((chance >= 128) == wrong).mean() > 0.99
 
 
+def test_the_shift_is_by_how_much_training_would_move_the_contour(tmp_path):
+    """The median of the levels, and not the most probable one, which may lie on the other side of the contour."""
+    image, _, given = next(samples())
+    pair = save(tmp_path / "images" / "a.png", image), save(tmp_path / "masks" / "a.png", given * 255)
+    levels = levels_of((SIZE,))
+    chances = 0.4 * (levels == -3) + 0.3 * (levels == 2) + 0.3 * (levels == 3)
+    looked = audit_labels.Looked(pair, steps(image, given), True, False)
+    roots = (tmp_path / "refined", tmp_path / "wrong")
+    judged = audit_labels.judge((looked, chances, None), SIZE, 2, *roots)
+    assert judged.shift == pytest.approx(1.5 + 1 / 3, abs=0.01)
+    assert (judged.added, judged.removed > 0) == (0, True)
+
+
 def test_masks_larger_than_the_audit(run, folder):
     """Masks are judged and refined at their own size."""
     for index, (image, _, given) in enumerate(samples()):
@@ -233,6 +246,8 @@ def test_mask_without_a_boundary(run, folder):
     save(folder / "masks" / "case 05.png", np.zeros((40, SIZE), np.uint8))
     code, out, _ = run()
     assert code == 0 and "not judged" in out and "case 05" in out
+    scored = [float(row["wrong_share"]) for row in rows(folder / "audit" / "audit.csv") if row["score"]]
+    assert f"believed wrong: {np.mean(scored):.2%} of the pixels of a scored mask" in out
     last = rows(folder / "audit" / "audit.csv")[-1]
     assert (last["image"], last["score"], last["wrong_pixels"]) == ("case 05", "", "0")
     assert "not judged" in (folder / "audit" / "audit.html").read_text()

@@ -22,6 +22,21 @@ def test_what_cannot_be_replaced_is_named(tmp_path):
     assert not (tmp_path / "settings.json").exists()
 
 
+def test_files_of_other_settings_do_not_stay_beside_new_ones(tmp_path):
+    outputs = [tmp_path / "a.png", tmp_path / "b.png"]
+    keep_settings(tmp_path, {"seed": 0}, overwrite=False, outputs=outputs)
+    for path in outputs:
+        path.write_text("of seed 0")
+    (tmp_path / "notes.txt").write_text("no output")
+    keep_settings(tmp_path, {"seed": 0}, overwrite=True, outputs=outputs[:1])  # b.png is of these settings
+    outputs[0].write_text("of seed 0")
+    with pytest.raises(UserError, match=r"1 files of other images .*'seed': 0.*'seed': 1.*: b\.png; remove them"):
+        keep_settings(tmp_path, {"seed": 1}, overwrite=True, outputs=outputs[:1])
+    assert outputs[0].is_file() and "0" in (tmp_path / "settings.json").read_text()
+    keep_settings(tmp_path, {"seed": 1}, overwrite=True, outputs=outputs)
+    assert not any(path.exists() for path in outputs)
+
+
 def test_only_own_unfinished_files_are_removed(tmp_path):
     for name in (".a.png.123.tmp", ".notes.tmp", ".tmp.7"):
         (tmp_path / name).write_text("")

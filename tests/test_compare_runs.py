@@ -64,6 +64,12 @@ def test_runs_that_cannot_be_compared_are_named(runs, tmp_path, monkeypatch):
         run(monkeypatch, compare_runs.main, *runs, "--figure", tmp_path / "figure.png")
 
 
+def test_figure_from_another_folder_names_the_run(runs, tmp_path, monkeypatch):
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    with pytest.raises(UserError, match=r"mine\+ce\+given was trained on --data_root .*data, which is not there"):
+        run(monkeypatch, compare_runs.main, *runs, "--figure", tmp_path / "figure.png")
+
+
 @pytest.fixture
 def compare(monkeypatch, capsys):
     """compare_runs.py as a command: exit code, stdout, stderr."""
@@ -114,6 +120,27 @@ def test_each_run_says_what_it_was_scored_on(compare, tmp_path):
     code, out, _ = compare(a, b)
     assert [line.split("  ")[-1] for line in out.splitlines()[1:3]] == ["test masks", held_out]
     assert "not scored on the same masks" in out
+
+
+@pytest.mark.parametrize(
+    ("scored_on", "names", "noise_types", "told"),
+    [
+        ("held-out training masks (noisy)", (("a", "b"), ("a", "b")), ("02", "02"), False),
+        ("held-out training masks (noisy)", (("a", "b"), ("a", "c")), ("02", "02"), True),
+        ("held-out training masks (noisy)", (("a", "b"), ("a", "b")), ("02", "DE"), True),
+        ("test masks", (("a", "b"), ("a", "b")), ("02", "DE"), False),
+        ("test masks", (("a", "b"), ("c", "d")), ("02", "02"), True),
+    ],
+)
+def test_runs_scored_on_other_masks_are_told(compare, tmp_path, scored_on, names, noise_types, told):
+    runs = [finished(tmp_path / name, RESULT | {"scored_on": scored_on, "test_cases": 2}) for name in ("a", "b")]
+    for folder, images, noise_type in zip(runs, names, noise_types, strict=True):
+        (folder / "args.json").write_text(json.dumps({"datasets": "mine", "noise_type": noise_type}))
+        (folder / "per_image.csv").write_text("image,dice\n" + "".join(f"{name},0.5\n" for name in images))
+    code, out, _ = compare(*runs)
+    assert code == 0 and ("not scored on the same masks" in out) == told
+    (runs[0] / "per_image.csv").write_text("name,dice\na,0.5\n")
+    assert_refused(compare(*runs), runs[0] / "per_image.csv", "not readable")
 
 
 @pytest.mark.parametrize("settings", [{"rater_policy": "cycle"}, {"rater_policy": None, "test_folder": "testing"}])

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -175,6 +176,42 @@ def test_other_ways_to_store_a_binary_mask(tmp_path, image):
     np.testing.assert_array_equal(mask.labels, BINARY)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+@pytest.mark.parametrize("pixels", [MASK, 0 * MASK, 0 * MASK + 255], ids=["some", "nothing", "everything"])
+def test_two_colours_that_a_program_reduced_a_mask_to(tmp_path, pixels, suffix):
+    """The lighter colour may come first in the palette."""
+    for number, reduced in enumerate(
+        (
+            Image.fromarray(pixels).quantize(2),
+            Image.fromarray(pixels).convert("RGB").quantize(2),
+            Image.fromarray(pixels).convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE, colors=2),
+            palette_image(pixels // 255, [0, 0, 0, 255, 255, 255]),
+            palette_image(1 - pixels // 255, [255, 255, 255, 0, 0, 0]),
+        )
+    ):
+        mask = read_mask(save(tmp_path / f"{number}{suffix}", reduced))
+        assert not mask.soiled
+        np.testing.assert_array_equal(mask.labels, pixels > 0)
+
+
+@pytest.mark.parametrize("cut", [1, 500, 1910])
+def test_bmp_of_black_and_white_in_bytes(tmp_path, cut):
+    """Which Pillow takes for bits."""
+    path = save(tmp_path / "a.bmp", palette_image(BINARY, [0, 0, 0, 255, 255, 255]))
+    assert Image.open(path).mode == "1" and not np.asarray(Image.open(path)).any()  # else this would test nothing
+    np.testing.assert_array_equal(read_image(path)[..., 0], MASK)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert "not a readable image" in refusal(read_image, path)
+
+
+@pytest.mark.parametrize("indices", [BINARY, 0 * BINARY], ids=["both", "background"])
+def test_palette_with_a_background_lighter_than_the_foreground_is_ambiguous(tmp_path, indices):
+    path = save(tmp_path / "a.png", palette_image(indices, [255, 255, 255, 200, 30, 30]))
+    message = refusal(read_mask, path)
+    assert "ambiguous mask" in message and "(255, 255, 255)" in message and "(200, 30, 30)" in message
+    np.testing.assert_array_equal(read_mask(path, num_classes=3).labels, indices)
+
+
 @pytest.mark.parametrize("pixels", [MASK, MASK[..., None].repeat(3, -1)], ids=["grey", "rgb"])
 def test_mask_soiled_by_jpeg_is_thresholded_and_says_so(tmp_path, pixels):
     path = save(tmp_path / "a.jpg", pixels, quality=75)
@@ -191,6 +228,23 @@ def test_ambiguous_levels_are_named(tmp_path, values):
     assert "ambiguous" in message and "0/1 or 0/255" in message
     for value, share in zip(*np.unique(levels, return_counts=True), strict=True):
         assert f"{value} ({share / levels.size:.1%})" in message
+
+
+@pytest.mark.parametrize("values", [(0, 12, 34, 230), (0, 40, 200, 255), (0, 1, 2, 255), (0, 1, 255, 256)], ids=str)
+def test_four_levels_are_not_taken_for_lossy_compression(tmp_path, values):
+    levels = np.array(values, np.uint16)[np.arange(48)[None].repeat(40, 0) * len(values) // 48]
+    levels = levels.astype(np.uint8) if max(values) < 256 else levels
+    assert "ambiguous" in refusal(read_mask, save(tmp_path / "a.png", levels))
+
+
+@pytest.mark.parametrize("quality", [30, 50, 75, 90, 95, 100])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_masks_soiled_by_jpeg_of_any_quality(tmp_path, quality, mode):
+    row, column = np.mgrid[:160, :200]
+    inside = (row - 70) ** 2 / 40**2 + (column - 120) ** 2 / 90**2 < 1  # over the right edge
+    image = Image.fromarray(inside.astype(np.uint8) * 255).convert(mode)
+    mask = read_mask(save(tmp_path / "a.jpg", image, quality=quality))
+    assert mask.soiled and (mask.labels != inside).mean() < 0.002
 
 
 def test_third_level_with_an_interior_is_ambiguous_even_in_a_jpeg(tmp_path):
@@ -285,6 +339,13 @@ def test_image_without_partner_is_named_with_the_most_similar_file(tmp_path):
     message = str(caught.value)
     assert str(tmp_path / "masks") in message and "1 of 2 images: case1.png" in message
     assert "most similar name there is case1_mask.png" in message
+
+
+def test_names_that_only_look_the_same_are_told(tmp_path):
+    images = touch(tmp_path / "images", unicodedata.normalize("NFC", "é4.png"))
+    masks = touch(tmp_path / "masks", unicodedata.normalize("NFD", "é4.png"))
+    with pytest.raises(UserError, match="stored in another Unicode form"):
+        pair_by_stem(images, masks, tmp_path / "masks")
 
 
 def test_partner_without_image_is_named(tmp_path):

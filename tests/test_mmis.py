@@ -480,7 +480,7 @@ def test_missing_superpixels_come_with_the_command_that_makes_them(tmp_path):
     slices, segments = list_slices(root / "training_2d"), root / "train_2D_slic"
     raters = dict.fromkeys(slices, 0)
     (segments / "case02_1.npy").unlink()
-    command = f"scripts/generate_SLIC.py --mmis_root {root} --save_root {segments} --image_size {SIZE}"
+    command = f"scripts/generate_SLIC.py --mmis_root {root} --save_root {segments} --raters {UNITS[0]} --num_classes "
     refusal(lambda: loaded(training_recipe(slices, raters, segments, *UNITS)), segments, "1 of 12", "case02_1", command)
     none = tmp_path / "none"
     refusal(lambda: loaded(training_recipe(slices, raters, none, *UNITS)), none, "12 of 12", f"--save_root {none}")

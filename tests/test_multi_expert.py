@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shlex
+import shutil
 import signal
 import statistics
 import sys
@@ -290,6 +292,29 @@ def test_superpixels_elsewhere(tmp_path, call):
     assert not (tmp_path / "model").exists()
     found = call(LIDC, tmp_path, tmp_path / "model", "--slic_root", tmp_path / "elsewhere", "--max_epochs", 1)
     assert found.returncode == 0, found.stderr
+
+
+def test_the_command_for_superpixels_works_as_it_is_printed(tmp_path, call):
+    """For other numbers of readers too, and in a folder whose name has a space."""
+    root = tmp_path / "sp ace"
+    slices = {name: entry | {"masks": entry["masks"][:3]} for name, entry in entries().items()}
+    shutil.rmtree(write_lidc(root, slices) / "lidc_slic")
+    mmis = write_mmis(root)
+    shutil.rmtree(mmis / "train_2D_slic")
+    for path in mmis.rglob("*.h5"):
+        with h5py.File(path, "a") as file:
+            del file["label_a3"], file["label_a4"]
+    for script, raters, dataset in ((LIDC, 3, "lidc"), (MMIS, 2, "MMIS2024")):
+        flags = ("--raters", raters, "--max_epochs", 1)
+        refused = call(script, root, tmp_path / "model", *flags).stderr
+        verify = ("--datasets", dataset, "--data_root", root, "--raters", raters, "--image_size", 32)
+        verified = run_script(*verify, script=REPO / "scripts" / "verify_data.py")
+        printed = [text[text.index("scripts/generate_SLIC.py ") :].splitlines()[0] for text in
+                   (refused, verified.stdout + verified.stderr)]  # fmt: skip
+        for command in printed:
+            made = run_script(*shlex.split(command)[1:], script=REPO / "scripts" / "generate_SLIC.py")
+            assert made.returncode == 0, made.stderr
+        assert call(script, root, tmp_path / "model", *flags).returncode == 0
 
 
 def test_superpixels_of_mmis_by_the_script(tmp_path, call):

@@ -204,7 +204,7 @@ def test_missing_test_folder_is_named(folder, missing):
 def test_image_without_superpixels_is_named_with_the_command(folder):
     (folder / "images_SLIC" / "case04.npy").unlink()
     message = refusal(folder)
-    assert "1 of 5 images: case04.png" in message
+    assert "1 of 5 images: case04;" in message
     assert f"scripts/generate_SLIC.py --images_root {folder / 'images'}" in message
 
 

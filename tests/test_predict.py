@@ -485,6 +485,16 @@ def test_folder_holds_the_masks_of_one_checkpoint(run, tmp_path):
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["epochs"] == 9
 
 
+def test_masks_of_another_checkpoint_do_not_stay_beside_those_of_this(run, images, tmp_path):
+    assert run()[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    other = checkpoint_of(tmp_path / "other.pt", epoch=9)
+    one = next(path for path in sorted(images.iterdir()) if path.stem == "a")
+    outcome = run("--images_root", one, "--checkpoint", other, "--overwrite")
+    assert_refused(outcome, str(tmp_path / "out"), "files of other images", "remove them, or choose another folder")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
 def test_save_root_that_is_a_file(run, tmp_path):
     (tmp_path / "file").touch()
     assert_refused(run("--save_root", tmp_path / "file"), str(tmp_path / "file"), "cannot be written")

@@ -16,7 +16,7 @@ from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from utils.geometry import resize_image
 from utils.superpixels import slic_segments
-from utils.watch import FITTING_SHARE, explained
+from utils.watch import explained
 
 pytestmark = pytest.mark.skipif(
     not (REAL_DATA / "Kvasir" / "images").is_dir() or not (REAL_DATA / "shenzhen" / "img").is_dir(),
@@ -74,15 +74,19 @@ def test_shenzhen_test_set_is_read_whole():
     assert shares.min() > 0.02 and shares.max() < 0.6  # lungs, on every X-ray
 
 
-@pytest.mark.parametrize("folder", ["Kvasir/images", "shenzhen/img"])
-def test_superpixels_follow_their_own_image_most_closely(folder):
+@pytest.mark.parametrize(
+    ("folder", "size", "count", "fitting"),
+    [("Kvasir/images", 128, 256, 40), ("shenzhen/img", 128, 256, 40), ("Kvasir/images", 64, 1024, 30)],
+)
+def test_superpixels_follow_their_own_image_most_closely(folder, size, count, fitting):
     paths = islice(sorted((REAL_DATA / folder).iterdir()), 0, 200, 5)
-    pictures = [resize_image(read_image(path), 128) for path in paths]
+    pictures = [resize_image(read_image(path), size) for path in paths]
     images = torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float()
-    own = torch.from_numpy(np.stack([slic_segments(picture, 256) for picture in pictures])).long()
-    followed = [explained(images, segments, 256) for segments in (own, own.roll(1, dims=0), own.roll(2, dims=0))]
-    assert (followed[0] > followed[1]).all()
-    assert (followed[1] > followed[2]).float().mean() < FITTING_SHARE
+    own = torch.from_numpy(np.stack([slic_segments(picture, count) for picture in pictures])).long()
+    maps = (own, own.roll(1, dims=0), own.roll(2, dims=0))
+    followed = [explained(images, segments, int(own.max()) + 1) for segments in maps]
+    assert (followed[0] > followed[1]).sum() >= fitting
+    assert 12 <= (followed[1] > followed[2]).sum() <= 28  # of those of others every second one, by chance
 
 
 def test_one_epoch_on_kvasir(tmp_path, monkeypatch):

@@ -463,7 +463,7 @@ def test_what_training_does_without_is_a_note(folder, verify):
     result = verify()
     assert result.found() == {"files": [("note", "images_test")], "segments": [("note", "images_SLIC")]}
     assert (result.code, result.report["errors"], result.report["warnings"]) == (0, 0, 0)
-    assert "20% of the training images will be held out" in result.messages("files")
+    assert "will hold images out, by default 20% and at least one" in result.messages("files")
     assert "0 errors, 0 warnings: training will read it" in result.text
     unchecked = {check["check"] for check in result.report["checks"] if check["result"] == "-"}
     names = ("stale_segments", "exact_test", "exact_between", "near_test", "near_between")

@@ -32,8 +32,18 @@ def test_estimated_share_of_wrong_pixels(level):
 
 def test_empty_masks_are_taken_as_they_are():
     images, _, given = zip(*samples(0), strict=True)
-    empty = [np.zeros_like(mask) for mask in given]
-    assert estimate_wrong_share(zip(images, empty, strict=True), 2, corrected=False) == 0
+    whole = estimate_wrong_share(zip(images, given, strict=True), 2, corrected=False)
+    twice = [*images, *images], [*given, *(np.zeros_like(mask) for mask in given)]
+    assert estimate_wrong_share(zip(*twice, strict=True), 2, corrected=False) == pytest.approx(whole / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("corrected", [True, False])
+def test_masks_without_a_boundary_give_no_estimate(value, corrected):
+    images, _, given = zip(*samples(0), strict=True)
+    flat = [np.full_like(mask, value) for mask in given]
+    with pytest.raises(UserError, match=r"no mask has a boundary.* give --tau as a number"):
+        estimate_wrong_share(zip(images, flat, strict=True), 2, corrected)
 
 
 @pytest.mark.parametrize("corrected", [True, False])

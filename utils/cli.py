@@ -222,12 +222,14 @@ def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterab
     outputs: the files that are about to be made. With ``overwrite`` those that are there are removed first: after an
     interrupted run, none made with the former settings is left to pass for one made with the new.
     Raises `UserError`, unless ``overwrite``, if the folder was made with other settings, or holds some of ``outputs``
-    without a record of their settings.
+    without a record of their settings; with it, if files of other settings would stay beside ``outputs``.
     """
     record = folder / "settings.json"
+    outputs = list(outputs)
     # Not Path.exists, which raises where a folder may not be looked into; writing to it will say so.
     present = [path for path in outputs if os.path.exists(path)]
     if overwrite:
+        _refuse_others(record, settings, outputs)
         remove(present)
     elif os.path.isfile(record):
         before = read_json(record, "add --overwrite to make the folder again")
@@ -253,11 +255,32 @@ def remove(outputs: Iterable[Path]) -> None:
         raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
 
 
-def name_others(folder: Path, outputs: Iterable[Path]) -> None:
-    """Say on stdout which files of ``folder`` have the suffix of ``outputs``, which go there, and are none of them."""
+def _refuse_others(record: Path, settings: dict, outputs: Sequence[Path]) -> None:
+    """Raise `UserError` if files beside ``outputs`` were made with settings other than those, as ``record`` says."""
+    if not os.path.isfile(record):
+        return
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        before = "settings that cannot be read any more"
+    others = _others(record.parent, outputs)
+    if others and before != settings:
+        raise UserError(
+            f"{record.parent}: {len(others)} files of other images there were made with {before}, and would be taken "
+            f"for files of {settings}: {listed(others)}; remove them, or choose another folder"
+        )
+
+
+def _others(folder: Path, outputs: Iterable[Path]) -> list[str]:
+    """The files of ``folder`` that have the suffix of ``outputs``, which go there, and are none of them."""
     expected = {path.name for path in outputs}
     suffixes = {Path(name).suffix for name in expected}
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in suffixes and p.name not in expected)
+    return sorted(p.name for p in folder.iterdir() if p.suffix in suffixes and p.name not in expected)
+
+
+def name_others(folder: Path, outputs: Iterable[Path]) -> None:
+    """Say on stdout which files of ``folder`` have the suffix of ``outputs``, which go there, and are none of them."""
+    others = _others(folder, outputs)
     if others:
         print(f"note: {folder}: {len(others)} files of other images stay there: {listed(others)}")
 

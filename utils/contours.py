@@ -162,7 +162,7 @@ def normalised(log_probability: np.ndarray) -> np.ndarray:
 def move_contour(label: np.ndarray, level: float) -> np.ndarray:
     """The label with its foreground shrunk (level > 0) or grown (level < 0) to ``level``, like ``label``.
 
-    Pixels that the foreground gains take the class of the nearest foreground pixel.
+    Pixels that the foreground gains take the class of the nearest foreground pixel (`nearest_class`).
     """
     if level == 0:
         return label
@@ -171,7 +171,11 @@ def move_contour(label: np.ndarray, level: float) -> np.ndarray:
 
 def nearest_class(label: np.ndarray) -> np.ndarray:
     """The class of each foreground pixel, and for the others that of the foreground pixel nearest to them, like
-    ``label`` (H,W); 0 everywhere if there is none."""
+    ``label`` (H,W); 0 everywhere if there is none.
+
+    Nearest by steps in a 5x5 neighbourhood, which OpenCV's labelled transform has in place of the Euclidean distance;
+    where two classes are about as far, the other one may be taken, in some pixels of a thousand.
+    """
     background = (label == 0).astype(np.uint8)
     if background.all():
         return label

@@ -17,8 +17,9 @@ def contour_beliefs(
     """The probability of each class at each pixel, float32 (K,H,W), if the contour lies at each level as probable.
 
     label: (H,W) classes 0..K-1; probabilities (L,) of the levels (L,), counted in units of ``scale`` pixels of
-    the label (`utils.contours.level_probabilities`). A pixel is foreground if the contour's level is below its signed
-    distance; it then has the class of the nearest foreground pixel.
+    the label (`utils.edge_profile.level_probabilities`). A pixel is foreground if the contour's level, each whole level
+    spread evenly over an interval of length 1, is below its signed distance; it then has the class of the nearest
+    foreground pixel (`nearest_class`).
     """
     knots = np.append(levels[0] - 0.5, levels + 0.5) * scale
     chances = np.append(0, probabilities.cumsum()).clip(0, 1)

@@ -83,9 +83,10 @@ class Experiment:
     bf16: bool
 
     @property
-    def superpixels_vote(self) -> bool:
-        """Whether the method refines labels by superpixels alone, at whatever epoch."""
-        return self.step is gsd_step and self.config.vote == "superpixels" and self.config.warm_up < 1
+    def vote(self) -> str | None:
+        """Which regions vote on the pixels that are dropped, at whatever epoch; None if none is dropped or refined."""
+        refining = self.step is gsd_step and self.config.tau > 0 and self.config.warm_up < 1
+        return self.config.vote if refining else None
 
     @property
     def weighs_by_distance(self) -> bool:
@@ -239,7 +240,7 @@ def train_one_epoch(
     Raises `UserError` naming epoch, step and images when the loss is not finite.
     """
     experiment.networks.train()
-    watch = Watch(experiment.steps_per_epoch, experiment.superpixels_vote)
+    watch = Watch(experiment.steps_per_epoch, experiment.vote)
     forwards = watch.over(experiment.forwards(experiment.trained))
     names: list[Sequence[str]] = []
     values: list[Tensor] = []  # on the device until looked at

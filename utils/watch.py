@@ -10,22 +10,23 @@ from utils.cli import listed
 from utils.distributed import gather
 from utils.gsd import Batch, Network, Step
 
-ENOUGH_IMAGES = 16  # that tell one map from another: by chance 3/4 of so many fall on one side in 1 of 26 sets
-FITTING_SHARE = 0.75  # of those images; maps made from them fit nearly all better, maps of others every second one
+ENOUGH_IMAGES = 64  # that tell their superpixels from others; of fewer, true ones may be ahead by no more than chance
+CHANCE = 2.0  # standard deviations by which they are to be ahead in more than half of the images
 
 
 class Watch:
     """The signs of one epoch. Nothing waits for the device before `warnings` is called.
 
     Collapse: all that a network predicts in the second half of the epoch is one class, and the labels have more.
-    Superpixels without outlines: all of an image is one segment. Superpixels of other images: they explain the images
-    no better than those of the next image in the batch do (`explained`). Foreground lost: of an image with foreground
-    the selection drops every foreground pixel. Source: docs/method.md sections 1 and 3.
+    Superpixels without outlines: all of an image is one segment. Superpixels that do not fit: they follow the images no
+    better than those of the next image in the batch do (`explained`); this takes batches of several images, and 64 in
+    an epoch. Foreground lost: of an image with foreground the selection drops every foreground pixel.
+    Source: docs/method.md sections 1 and 3.
     """
 
-    def __init__(self, steps: int, votes: bool):
-        """steps: in the epoch. votes: whether superpixels alone vote in this run, at whatever epoch."""
-        self.steps, self.votes = steps, votes
+    def __init__(self, steps: int, vote: str | None):
+        """steps: in the epoch. vote: which regions vote in this run (`utils.gsd.vote_of`), at whatever epoch."""
+        self.steps, self.vote = steps, vote
         self.names: list[Sequence[str]] = []
         self.images: list[Tensor] = []  # bool (4,B): one segment, foreground lost, own superpixels better, worse
         self.labels: list[Tensor] = []  # lowest and highest class
@@ -53,7 +54,7 @@ class Watch:
         kept = step.maps["kept"].flatten(1) > 0 if "kept" in step.maps else torch.ones_like(foreground)
         lost = foreground.any(dim=1) & ~(foreground & kept).any(dim=1)
         own, other = one_segment, one_segment  # neither is better
-        if self.votes:
+        if self.vote in ("superpixels", "intersections"):
             own = explained(batch.image, batch.segments, batch.num_segments)
             other = explained(batch.image, batch.segments.roll(1, dims=0), batch.num_segments)
         # 1e-6: on a GPU the order of a sum is random, and equal segments must stay equal.
@@ -71,7 +72,7 @@ class Watch:
         one_segment, lost, better, worse = torch.cat(self.images, dim=1).tolist()
         own = (
             [_limits(ranges) for ranges in (self.labels, *self.predicted.values())],
-            [name for name, found in zip(names, one_segment, strict=True) if found and self.votes],
+            [name for name, found in zip(names, one_segment, strict=True) if found and self.vote == "superpixels"],
             [name for name, found in zip(names, lost, strict=True) if found],
             (sum(better), sum(worse)),
         )
@@ -91,11 +92,13 @@ class Watch:
                 "more --n_segments (scripts/generate_SLIC.py --overwrite), or try --vote rings"
             )
         fitting, failing = map(sum, _transposed(fits))
-        if fitting + failing >= ENOUGH_IMAGES and fitting < FITTING_SHARE * (fitting + failing):
-            found["superpixels of other images"] = (
-                f"the superpixels fit only {fitting} of {fitting + failing} images better than those of another image "
-                "do, as if they had been made from other images. scripts/verify_data.py compares each; make them again "
-                "with scripts/generate_SLIC.py --overwrite"
+        compared = fitting + failing
+        if compared >= ENOUGH_IMAGES and fitting - failing < CHANCE * compared**0.5:
+            found["superpixels do not fit"] = (
+                f"the superpixels fit only {fitting} of {compared} images better than those of another image do. "
+                "Either they were made from other images (scripts/verify_data.py compares each, "
+                "scripts/generate_SLIC.py --overwrite makes them again), or they do not follow the outlines: try "
+                "another --n_segments"
             )
         if lost_names := sorted(chain.from_iterable(dropped)):
             found["foreground dropped"] = (

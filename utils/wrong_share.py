@@ -27,7 +27,7 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
     probability that a pixel is on the wrong side of the contour, to which comes the mask's unevenness: as smoothing the
     given mask shows it; after correction, when no displacement hides the larger part of it, `UNSEEN` times that.
 
-    Raises `UserError` where the images show no edges to measure displacement against.
+    Raises `UserError` where no mask has a boundary, and where the images show no edges to measure displacement against.
     """
     found, labels = [], []
     for image, label in samples:
@@ -35,6 +35,8 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
         labels.append(label)
     side = max(labels[0].shape)
     levels = levels_of((side,))
+    if all((label != 0).all() or not label.any() for label in labels):
+        raise UserError("--tau auto: no mask has a boundary, so nothing says how far it is off; give --tau as a number")
     if not edges_shown(found, levels):
         raise UserError(
             "--tau auto: the images show no more of an edge at the contours of their masks than elsewhere, so they do "
