@@ -22,6 +22,7 @@ from dataloaders.pixels import decode, format_of, load_array, read_stored, to_by
 from utils.cli import UserError, check_plain, listed
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"}
+LOSSY = 16  # grey levels by which lossy compression may change the inside of an area
 NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scripts or by file managers
 
 
@@ -171,7 +172,7 @@ def read_mask(path: Path, num_classes: int = 2) -> Mask:
     if num_classes == 2:
         if set(levels.tolist()) <= {0, 255}:
             return Mask((values == 255).astype(np.uint8), False)
-        if len(levels) > 3 and 192 <= levels[-1] <= 255 and _is_soiled(values.astype(np.uint8)):
+        if len(levels) > 3 and 192 <= levels[-1] <= 255 and _is_soiled(values.astype(np.uint8), levels):
             return Mask((values >= 128).astype(np.uint8), True)
     shares = ", ".join(f"{level} ({count / values.size:.1%})" for level, count in zip(levels, counts, strict=True))
     found = shares if len(levels) <= 6 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
@@ -182,12 +183,15 @@ def read_mask(path: Path, num_classes: int = 2) -> Mask:
     raise UserError(f"{path}: ambiguous mask: found {found}; expected 0/1 or 0/255{more}")
 
 
-def _is_soiled(values: np.ndarray) -> bool:
-    """Whether grey values (H,W) are two classes as lossy compression leaves them: many levels near 0 and 255, constant
-    away from the outline, and in between only a thin seam along it.
+def _is_soiled(values: np.ndarray, levels: np.ndarray) -> bool:
+    """Whether grey values (H,W), whose ``levels`` are given, are two classes as lossy compression leaves them: many
+    levels near black and white, and in between only a thin seam along the outline.
 
-    A third class has an interior that a 5x5 square fits into, in between or at a second level on either side.
+    A third class has an interior that a 5x5 square fits into, of levels in between, or of one level that is far from
+    the most frequent one on its side of 128; or it is numbered, with 255 for what is to be ignored.
     """
+    if levels[-1] == 255 and levels[-2] == len(levels) - 2 < 64:  # 0, 1, 2, ... and 255
+        return False
     square = np.ones((5, 5), np.uint8)
     between = ((values >= 64) & (values < 192)).astype(np.uint8)
     if between.mean() > 0.1 or cv2.erode(between, square).any():
@@ -197,8 +201,12 @@ def _is_soiled(values: np.ndarray) -> bool:
         operation(values, square, borderType=cv2.BORDER_CONSTANT, borderValue=beyond)
         for operation, beyond in ((cv2.erode, 0), (cv2.dilate, 255))
     )
-    interiors = np.unique(values[lowest == highest])
-    return (interiors < 128).sum() <= 1 and (interiors >= 128).sum() <= 1
+    interiors, counts = np.unique(values[lowest == highest].astype(np.intp), return_counts=True)
+    for side in (interiors < 128, interiors >= 128):
+        near = interiors[side]
+        if len(near) and np.abs(near - near[counts[side].argmax()]).max() > LOSSY:
+            return False
+    return True
 
 
 def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
@@ -231,11 +239,14 @@ def _mask_values(path: Path, num_classes: int) -> np.ndarray:
     image = decode(path)
     values = np.asarray(image)
     as_classes = ""
-    if image.mode == "P" and num_classes == 2 and _palette_counts(image, path):
-        if values.max() > 1:
+    if image.mode == "P" and num_classes == 2:
+        greys = _greys_of(image, path)
+        if values.max() < len(greys):
+            return greys[values]
+        if values.max() > 1:  # perhaps a palette of greys, 0 and 255
             as_classes = f", or give --num_classes {int(values.max()) + 1} if the indices of its palette are classes"
-        image = image.convert("RGB")
-        values = np.asarray(image)
+            image = image.convert("RGB")
+            values = np.asarray(image)
     if image.mode in {"RGBA", "LA"}:
         if values[..., -1].min() != values[..., -1].max():
             raise UserError(f"{path}: a mask whose transparency varies is ambiguous; store it as grey 0/255")
@@ -252,24 +263,22 @@ def _mask_values(path: Path, num_classes: int) -> np.ndarray:
     return _whole_numbers(values, path)
 
 
-def _palette_counts(image: Image.Image, path: Path) -> bool:
-    """Whether a palette image of two classes is to be read by its colours and not by its indices: where it has others
-    than 0 and 1, and where these are black and white, in whatever order.
+def _greys_of(image: Image.Image, path: Path) -> np.ndarray:
+    """What the first colours of a palette stand for, 0 and 255, where they are black and white, in whatever order;
+    nothing where they are not.
 
-    Raises `UserError` if index 0, the background, has a lighter colour than index 1 without being white on black.
+    Raises `UserError` if the first alone is white, and so the background of an image that is read by its indices.
     """
-    if np.asarray(image).max() > 1:
-        return True
-    colours = [tuple(colour) for colour in np.reshape(image.getpalette("RGB") or [], (-1, 3))[:2].tolist()]
-    black, white = (0, 0, 0), (255, 255, 255)
-    if set(colours) == {black, white} or colours == [white]:
-        return True
-    if len(colours) == 2 and sum(colours[0]) > sum(colours[1]):
+    colours = np.reshape(image.getpalette("RGB") or [], (-1, 3))[:2]
+    white, black = (colours >= 240).sum(axis=1) == 3, (colours < 16).sum(axis=1) == 3
+    if white.any() and (white | black).all():
+        return np.where(white, 255, 0).astype(np.uint8)
+    if white[:1].any() and not white.all():
         raise UserError(
-            f"{path}: ambiguous mask: in its palette, index 0 has a lighter colour {colours[0]} than index 1 "
-            f"{colours[1]}; store it as grey, 0 for the background and 255 for the foreground"
+            f"{path}: ambiguous mask: in its palette, index 0 is white and index 1 is {tuple(colours[1].tolist())}; "
+            "store it as grey, 0 for the background and 255 for the foreground"
         )
-    return False
+    return np.zeros(0, np.uint8)
 
 
 def _array_values(path: Path) -> np.ndarray:

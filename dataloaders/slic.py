@@ -111,7 +111,7 @@ def make_maps(
     images = os.path.relpath(origin.resolve(), (named or folder).resolve())
     settings = {"images": images, **slic, "image_size": image_size}
     with claimed(folder):
-        keep_settings(folder, settings, overwrite, [folder / f"{name}.npy" for name in sources])
+        keep_settings(folder, settings, overwrite, [folder / f"{name}.npy" for name in sources], exclusive=True)
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # the processes take the cores
         job = partial(_make_map, folder=folder, size=image_size, slic=slic)

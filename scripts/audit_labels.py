@@ -55,6 +55,7 @@ from utils.arguments import number
 from utils.audit_page import SIDE, Entry, audit_page
 from utils.cli import (
     UserError,
+    check_settings,
     keep_settings,
     listed,
     name_others,
@@ -397,7 +398,7 @@ def main(argv: list[str] | None = None) -> None:
     probabilities = probabilities_of([item.steps for item in looked], levels, args)
     wrong_root = args.save_root / "wrong"
     stems = [item.pair[0].stem for item in looked]
-    keep_all_settings(args, stems, wrong_root)
+    keep_all_settings(args, [image.stem for image, _ in pairs], wrong_root)
 
     job = partial(
         judge,
@@ -475,8 +476,10 @@ def keep_all_settings(args: argparse.Namespace, stems: list[str], wrong_root: Pa
         args.save_root: [args.save_root / name for name in ("audit.csv", "audit.html")],
         wrong_root: [wrong_root / f"{stem}.png" for stem in stems],
     }
-    for folder, files in outputs.items():
-        keep_settings(folder, settings, args.overwrite, files)
+    # All are looked at before anything is removed from one.
+    for change in (check_settings, keep_settings):
+        for folder, files in outputs.items():
+            change(folder, settings, args.overwrite, files, exclusive=folder != args.save_root)
 
 
 def report(args: argparse.Namespace, channels: int | None, looked: list[Looked], judged: list[Judged]) -> None:

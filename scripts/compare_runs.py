@@ -88,7 +88,8 @@ def print_table(results: dict[Path, dict]) -> None:
         print("  ".join([f"{run.name:<{width}}", *cells, scored_on(result)]))
     print("Dice and IoU: mean of the last epochs (result.json: averaged_epochs); +-: their standard deviation; HD95 in")
     print("pixels of the masks as they were scored, after the last epoch.")
-    if len({scored_masks(run, result) for run, result in results.items()}) > 1:
+    masks = [scored_masks(run, result) for run, result in results.items()]
+    if any(len(set(found) - {None}) > 1 for found in zip(*masks, strict=True)):  # what is not known is no difference
         print("note: these runs were not scored on the same masks, so their figures do not compare")
 
 
@@ -98,22 +99,21 @@ def scored_on(result: dict) -> str:
 
 
 def scored_masks(run: Path, result: dict) -> tuple:
-    """What tells the masks apart that runs were scored on, as far as their folders have it. Raises `UserError` if
-    args.json or per_image.csv is damaged."""
-    table, settings = run / "per_image.csv", {}
-    if (run / "args.json").is_file():
-        settings = read_json(run / "args.json", "remove it to compare without it")
+    """What tells the masks apart that runs were scored on, each None where the run's folder does not have it: what they
+    are, their number, their names, the dataset, and of held-out masks, which are those of training, the kind of noise.
+
+    Raises `UserError` if args.json is damaged."""
+    table, record = run / "per_image.csv", run / "args.json"
+    settings = read_json(record, "remove it to compare without it") if record.is_file() else {}
+    settings = settings if isinstance(settings, dict) else {}
     names = None
     if table.is_file():
-        try:
-            with open(table, newline="", encoding="utf-8") as file:
-                names = tuple(row["image"] for row in csv.DictReader(file))
-        except (OSError, ValueError, KeyError, csv.Error) as error:
-            raise UserError(f"{table}: not readable ({error!a}); remove it to compare without it") from error
-    masks = settings if isinstance(settings, dict) else {}
-    # Held-out masks are those of the training set, so of one kind of noise.
-    kind = masks.get("noise_type") if scored_on(result).startswith("held-out") else None
-    return scored_on(result), result.get("test_cases"), names, str(masks.get("datasets")).lower(), kind
+        with open(table, newline="", encoding="utf-8-sig", errors="replace") as file:
+            rows = csv.DictReader(file)
+            names = tuple(sorted(row["image"] for row in rows)) if "image" in (rows.fieldnames or ()) else None
+    dataset = str(settings["datasets"]).lower() if settings.get("datasets") else None
+    noise = settings.get("noise_type") if scored_on(result).startswith("held-out") else None
+    return result.get("scored_on"), result.get("test_cases"), names, dataset, noise
 
 
 def load_models(runs: list[Path]) -> list[Model]:

@@ -202,7 +202,8 @@ def main(argv: list[str] | None = None) -> None:
     cv2.setNumThreads(1)  # the processes take the cores
     job = partial(make_noisy, save_root=args.save_root, noise=noise, seed=args.seed, num_classes=args.num_classes)
     with claimed(args.save_root):
-        keep_settings(args.save_root, settings, args.overwrite, [args.save_root / f"{stem}.png" for stem in sources])
+        outputs = [args.save_root / f"{stem}.png" for stem in sources]
+        keep_settings(args.save_root, settings, args.overwrite, outputs, exclusive=True)
         results, failures = run_jobs(job, list(sources.items()), args.workers, "noise")
     outcomes = [result for result in results if result is not None]
     if outcomes:

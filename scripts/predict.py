@@ -41,7 +41,7 @@ from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import list_images, read_image
 from dataloaders.pixels import format_of
 from utils.arguments import number
-from utils.cli import UserError, keep_settings, listed, name_others, remove, run_main, write_atomically
+from utils.cli import UserError, check_settings, keep_settings, listed, name_others, remove, run_main, write_atomically
 from utils.figures import as_png, contoured
 from utils.geometry import resize_image
 from utils.inference import Model, load_model
@@ -217,7 +217,9 @@ def main(argv: list[str] | None = None) -> None:
     settings = {"checkpoint_sha256": digest, "epochs": model.epochs, "tta": args.tta, "precision": precision}
     files = {folder: [folders.files(stem)[folder] for stem in images] for folder in filter(None, folders)}
     for folder, outputs in files.items():
-        keep_settings(folder, settings, args.overwrite, outputs)
+        check_settings(folder, settings, args.overwrite, outputs, exclusive=True)
+    for folder, outputs in files.items():
+        keep_settings(folder, settings, args.overwrite, outputs, exclusive=True)
         if args.images_root.is_dir():
             name_others(folder, outputs)
     print(

@@ -9,7 +9,7 @@ from utils.cli import UserError, claimed, keep_settings, run_main
 
 def test_a_broken_record_of_settings_is_named(tmp_path):
     (tmp_path / "settings.json").write_text('{"seed": ')
-    with pytest.raises(UserError, match=r"settings\.json: not readable as JSON .*; add --overwrite"):
+    with pytest.raises(UserError, match=r"settings\.json: not readable as JSON .*; .*add --overwrite"):
         keep_settings(tmp_path, {"seed": 0}, overwrite=False)
     keep_settings(tmp_path, {"seed": 0}, overwrite=True)
     keep_settings(tmp_path, {"seed": 0}, overwrite=False)
@@ -28,12 +28,17 @@ def test_files_of_other_settings_do_not_stay_beside_new_ones(tmp_path):
     for path in outputs:
         path.write_text("of seed 0")
     (tmp_path / "notes.txt").write_text("no output")
-    keep_settings(tmp_path, {"seed": 0}, overwrite=True, outputs=outputs[:1])  # b.png is of these settings
+    keep_settings(tmp_path, {"seed": 0}, overwrite=True, outputs=outputs[:1], exclusive=True)  # b.png is of these too
     outputs[0].write_text("of seed 0")
-    with pytest.raises(UserError, match=r"1 files of other images .*'seed': 0.*'seed': 1.*: b\.png; remove them"):
-        keep_settings(tmp_path, {"seed": 1}, overwrite=True, outputs=outputs[:1])
-    assert outputs[0].is_file() and "0" in (tmp_path / "settings.json").read_text()
-    keep_settings(tmp_path, {"seed": 1}, overwrite=True, outputs=outputs)
+    record = tmp_path / "settings.json"
+    for former in (record.read_text(), "{", None):  # it may be damaged, or lost
+        record.unlink() if former is None else record.write_text(former)
+        with pytest.raises(UserError, match=r"1 files there are not of these.*'seed': 1.*: b\.png; move or remove"):
+            keep_settings(tmp_path, {"seed": 1}, overwrite=True, outputs=outputs[:1], exclusive=True)
+        assert outputs[0].is_file() and (record.read_text() if record.exists() else None) == former
+    keep_settings(tmp_path, {"seed": 1}, overwrite=True, outputs=outputs[:1])  # where nobody takes b.png for an output
+    assert outputs[1].is_file()
+    keep_settings(tmp_path, {"seed": 2}, overwrite=True, outputs=outputs, exclusive=True)
     assert not any(path.exists() for path in outputs)
 
 

@@ -139,8 +139,23 @@ def test_runs_scored_on_other_masks_are_told(compare, tmp_path, scored_on, names
         (folder / "per_image.csv").write_text("image,dice\n" + "".join(f"{name},0.5\n" for name in images))
     code, out, _ = compare(*runs)
     assert code == 0 and ("not scored on the same masks" in out) == told
-    (runs[0] / "per_image.csv").write_text("name,dice\na,0.5\n")
-    assert_refused(compare(*runs), runs[0] / "per_image.csv", "not readable")
+    (runs[0] / "per_image.csv").write_text("\ufeffimage,dice\n" + "".join(f"{name},1\n" for name in names[0][::-1]))
+    assert ("not scored on the same masks" in compare(*runs)[1]) == told  # in another order, by another program
+    # What is not known is no difference.
+    (runs[0] / "per_image.csv").write_text("name;dice\na;0.5\n")
+    (runs[0] / "args.json").unlink()
+    assert "not scored on the same masks" not in compare(*runs)[1]
+
+
+def test_runs_on_sets_of_equal_names_are_told(compare, tmp_path):
+    runs = [finished(tmp_path / name) for name in ("a", "b")]
+    for folder, dataset in zip(runs, ("mine", "other"), strict=True):
+        (folder / "args.json").write_text(json.dumps({"datasets": dataset}))
+    assert "not scored on the same masks" in compare(*runs)[1]
+    (runs[1] / "args.json").write_text('{"datasets": "Mine"}')
+    assert "not scored on the same masks" not in compare(*runs)[1]
+    (runs[1] / "args.json").write_text("{")
+    assert_refused(compare(*runs), runs[1] / "args.json", "remove it")
 
 
 @pytest.mark.parametrize("settings", [{"rater_policy": "cycle"}, {"rater_policy": None, "test_folder": "testing"}])

@@ -489,9 +489,14 @@ def test_masks_of_another_checkpoint_do_not_stay_beside_those_of_this(run, image
     assert run()[0] == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     other = checkpoint_of(tmp_path / "other.pt", epoch=9)
+    # Nothing is removed from one folder where another is refused.
+    save(tmp_path / "overlays" / "montage.png", picture())
+    outcome = run("--checkpoint", other, "--overlays_root", tmp_path / "overlays", "--overwrite")
+    assert_refused(outcome, str(tmp_path / "overlays"), "montage.png")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     one = next(path for path in sorted(images.iterdir()) if path.stem == "a")
     outcome = run("--images_root", one, "--checkpoint", other, "--overwrite")
-    assert_refused(outcome, str(tmp_path / "out"), "files of other images", "remove them, or choose another folder")
+    assert_refused(outcome, str(tmp_path / "out"), "not of these images", "move or remove them")
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 

@@ -138,11 +138,41 @@ def test_superpixels_of_other_images(count, shift, vote, told):
     assert not told or "verify_data.py" in found["superpixels do not fit"]
 
 
+def test_the_processes_of_a_team_count_together(monkeypatch):
+    batch = images_with_segments(48)
+    watches = []
+    for shift in (0, 1):
+        watches.append(Watch(1, "superpixels"))
+        watches[-1].over([mixed])[0](batch.image)
+        watches[-1].see(batch._replace(segments=batch.segments.roll(shift, dims=0)), step_of(), ["x"] * 48)
+    assert watches[1].warnings() == {}  # too few by themselves
+    shares = []
+    monkeypatch.setattr("utils.watch.gather", lambda own: shares.extend(own) or own)
+    for watch in watches:
+        watch.warnings()
+    monkeypatch.setattr("utils.watch.gather", lambda own: [shares[1], shares[1]])
+    assert list(watches[0].warnings()) == ["superpixels do not fit"]
+    monkeypatch.setattr("utils.watch.gather", lambda own: shares)
+    assert watches[0].warnings() == watches[1].warnings() == {}
+
+
+def test_equal_segments_stay_equal_whatever_the_order_of_a_sum():
+    batch = images_with_segments(128)
+    same = batch._replace(segments=batch.segments[:1].expand_as(batch.segments), image=1e3 + batch.image)
+    watch = Watch(1, "superpixels")
+    watch.over([mixed])[0](batch.image)
+    noise = iter((1 + 1e-12, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("utils.watch.explained", lambda *args: next(noise) * explained(*args))
+        watch.see(same, step_of(), ["x"] * 128)
+    assert not torch.cat(watch.images, dim=1)[2:].any()
+
+
 def test_explained_is_the_squares_of_the_means_of_segments():
     image = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     segments = torch.randint(5, (2, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
     expected = [
-        sum(picture.mean(dim=0)[ids == i].mean() ** 2 * (ids == i).sum() for i in ids.unique())
+        sum((picture[:, ids == i].mean(dim=1) ** 2).sum() * (ids == i).sum() for i in ids.unique())
         for picture, ids in zip(image, segments, strict=True)
     ]
     torch.testing.assert_close(explained(image, segments, 9).float(), torch.stack(expected))
@@ -196,6 +226,15 @@ def test_a_run_tells_each_kind_once(sick, tmp_path, monkeypatch, capsys):
     for sign in ("one superpixel covers", "every foreground pixel of"):
         assert sum(sign in line for line in lines) == 1
     assert any("epoch 0: one superpixel covers all of 1 image" in line and ": case03." in line for line in lines)
+
+
+def test_superpixels_do_not_matter_where_nothing_is_dropped(sick, tmp_path, monkeypatch, capsys):
+    flags = ("--datasets", "kvasir", "--fidelity", "paper", "--tau", 0, *QUICK[:-2], "--max_epochs", 1)
+    places = ("--data_root", sick, "--output_root", tmp_path, "--cache", "none")
+    monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, (*flags, *places))])
+    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
+    script.main()
+    assert "superpixel" not in "".join(warned(capsys.readouterr().err))
 
 
 def test_a_run_on_the_superpixels_of_other_images(tmp_path, monkeypatch, capsys):

@@ -216,34 +216,68 @@ def _remove_unfinished(*folders: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def keep_settings(folder: Path, settings: dict, overwrite: bool, outputs: Iterable[Path] = ()) -> None:
+def keep_settings(
+    folder: Path, settings: dict, overwrite: bool, outputs: Iterable[Path] = (), exclusive: bool = False
+) -> None:
     """Remember in ``folder``/settings.json what its files were made with, so that no folder mixes two settings.
 
     outputs: the files that are about to be made. With ``overwrite`` those that are there are removed first: after an
     interrupted run, none made with the former settings is left to pass for one made with the new.
-    Raises `UserError`, unless ``overwrite``, if the folder was made with other settings, or holds some of ``outputs``
-    without a record of their settings; with it, if files of other settings would stay beside ``outputs``.
+    Raises `UserError` as `check_settings`.
+    """
+    outputs = list(outputs)
+    check_settings(folder, settings, overwrite, outputs, exclusive)
+    if overwrite:
+        remove(path for path in outputs if os.path.exists(path))
+    write_json(folder / "settings.json", settings)
+
+
+def check_settings(
+    folder: Path, settings: dict, overwrite: bool, outputs: Sequence[Path], exclusive: bool = False
+) -> None:
+    """Raise `UserError`, unless ``overwrite``, if ``folder`` was made with other settings, or holds some of ``outputs``
+    without a record of their settings. Nothing is changed.
+
+    exclusive: whoever finds a file with the suffix of ``outputs`` there takes it for one of them. With ``overwrite``
+    others then may not stay beside files of new settings.
     """
     record = folder / "settings.json"
-    outputs = list(outputs)
-    # Not Path.exists, which raises where a folder may not be looked into; writing to it will say so.
-    present = [path for path in outputs if os.path.exists(path)]
+    remedy = "choose another folder, or add --overwrite"
+    before = None
+    if os.path.isfile(record):
+        try:
+            before = read_json(record, f"{remedy} to make the folder again")
+        except UserError:
+            if not overwrite:
+                raise
     if overwrite:
-        _refuse_others(record, settings, outputs)
-        remove(present)
+        others = _others(folder, outputs) if exclusive and before != settings else []
+        if others:
+            raise UserError(
+                f"{folder}: {len(others)} files there are not of these images, and would be taken for files of "
+                f"{settings}, as which nothing says they were made: {listed(others)}; move or remove them, or choose "
+                "another folder"
+            )
     elif os.path.isfile(record):
-        before = read_json(record, "add --overwrite to make the folder again")
         if before != settings:
             raise UserError(
-                f"{folder} was made with {before}, now asked for {settings}: "
-                "choose another folder, or add --overwrite to make all its files again"
+                f"{folder} was made with {before}, now asked for {settings}: {remedy} to make all its files again"
             )
-    elif present:
+    # Not Path.exists, which raises where a folder may not be looked into; writing to it will say so.
+    elif present := [path.name for path in outputs if os.path.exists(path)]:
         raise UserError(
-            f"{folder} holds {listed(path.name for path in present)} and no {record.name} that says how they were "
-            "made: choose another folder, or add --overwrite to replace them"
+            f"{folder} holds {listed(present)} and no {record.name} that says how they were made: {remedy} to replace "
+            "them"
         )
-    write_json(record, settings)
+
+
+def _others(folder: Path, outputs: Iterable[Path]) -> list[str]:
+    """The files of ``folder`` that have the suffix of ``outputs``, which go there, and are none of them."""
+    expected = {path.name for path in outputs}
+    suffixes = {Path(name).suffix for name in expected}
+    if not folder.is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.suffix in suffixes and p.name not in expected)
 
 
 def remove(outputs: Iterable[Path]) -> None:
@@ -253,29 +287,6 @@ def remove(outputs: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be replaced ({error.strerror})") from error
-
-
-def _refuse_others(record: Path, settings: dict, outputs: Sequence[Path]) -> None:
-    """Raise `UserError` if files beside ``outputs`` were made with settings other than those, as ``record`` says."""
-    if not os.path.isfile(record):
-        return
-    try:
-        before = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        before = "settings that cannot be read any more"
-    others = _others(record.parent, outputs)
-    if others and before != settings:
-        raise UserError(
-            f"{record.parent}: {len(others)} files of other images there were made with {before}, and would be taken "
-            f"for files of {settings}: {listed(others)}; remove them, or choose another folder"
-        )
-
-
-def _others(folder: Path, outputs: Iterable[Path]) -> list[str]:
-    """The files of ``folder`` that have the suffix of ``outputs``, which go there, and are none of them."""
-    expected = {path.name for path in outputs}
-    suffixes = {Path(name).suffix for name in expected}
-    return sorted(p.name for p in folder.iterdir() if p.suffix in suffixes and p.name not in expected)
 
 
 def name_others(folder: Path, outputs: Iterable[Path]) -> None:

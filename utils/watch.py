@@ -11,6 +11,7 @@ from utils.distributed import gather
 from utils.gsd import Batch, Network, Step
 
 ENOUGH_IMAGES = 64  # that tell their superpixels from others; of fewer, true ones may be ahead by no more than chance
+MOST_IMAGES = 256  # of an epoch that are compared in each process: enough, and the cost stays small
 CHANCE = 2.0  # standard deviations by which they are to be ahead in more than half of the images
 
 
@@ -54,7 +55,7 @@ class Watch:
         kept = step.maps["kept"].flatten(1) > 0 if "kept" in step.maps else torch.ones_like(foreground)
         lost = foreground.any(dim=1) & ~(foreground & kept).any(dim=1)
         own, other = one_segment, one_segment  # neither is better
-        if self.vote in ("superpixels", "intersections"):
+        if self.vote in ("superpixels", "intersections") and sum(map(len, self.names)) < MOST_IMAGES:
             own = explained(batch.image, batch.segments, batch.num_segments)
             other = explained(batch.image, batch.segments.roll(1, dims=0), batch.num_segments)
         # 1e-6: on a GPU the order of a sum is random, and equal segments must stay equal.
@@ -110,15 +111,15 @@ class Watch:
 
 def explained(image: Tensor, segments: Tensor, num_segments: int) -> Tensor:
     """How closely segments, (B,*S) ids, follow each image (B,C,*S): the sum of squares, over the pixels, of the mean of
-    the pixel's segment in the mean channel; float64 (B,).
+    the pixel's segment; float64 (B,).
 
     The squares of an image less this are the squares inside segments: the higher, the better the segments. It compares
     segments of the same image only.
     """
-    ids, values = segments.flatten(1), image.mean(dim=1).flatten(1).double()
-    sums = values.new_zeros(len(values), num_segments).scatter_add_(1, ids, values)
-    counts = values.new_zeros(len(values), num_segments).scatter_add_(1, ids, torch.ones_like(values))
-    return (sums.square() / counts.clamp(min=1)).sum(dim=1)
+    ids, values = segments.flatten(1).unsqueeze(1), image.flatten(2).double()
+    sums = values.new_zeros(*values.shape[:2], num_segments).scatter_add_(2, ids.expand_as(values), values)
+    counts = values.new_zeros(len(values), 1, num_segments).scatter_add_(2, ids, torch.ones_like(values[:, :1]))
+    return (sums.square() / counts.clamp(min=1)).sum(dim=(1, 2))
 
 
 def _range(classes: Tensor) -> Tensor:
