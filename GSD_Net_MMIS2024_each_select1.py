@@ -75,6 +75,8 @@ def main() -> None:
     train, held_out = map(dict, hold_out(slices.items(), cases, args.val_fraction, args.seed))
     segments = Path(args.slic_root or dataset / "train_2D_slic")
     recipe = training_recipe(train, raters, segments, args.raters, args.num_classes, args.image_size)
+    # Before they are read: of files that change now, it tells later.
+    digest = contents_of([*recipe.sources, *held_out.values(), *test.paths], selection_json(raters))
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
@@ -106,8 +108,7 @@ def main() -> None:
         validation=validation_cases(held_out, args.raters, args.num_classes, args.image_size),
     )
     folder = Path(args.output_root) / f"MMIS2024+{args.exp}+{args.rater_policy or 'select1'}"
-    read = [*recipe.sources, *held_out.values(), *test.paths]
-    found = {"intensity": intensity.stated(READING), "data": contents_of(read, selection_json(raters))}
+    found = {"intensity": intensity.stated(READING), "data": digest}
     run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
     run.write_json(SELECTION, selection_json(raters))
     if held_out:

@@ -18,7 +18,7 @@ from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_spl
 from dataloaders.raters import choose_raters, hold_out
 from networks.unet import two_unets
 from utils.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
-from utils.cli import run_main
+from utils.cli import UserError, run_main
 from utils.distributed import join_team, leave_team
 from utils.intensity import Intensity
 from utils.run import Run, choose_device
@@ -48,6 +48,7 @@ def main() -> None:
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
     dataset = Path(args.data_root) / "lidc"
+    pickled = contents_of([dataset / PICKLE])
     slices = read_slices(dataset / PICKLE, args.raters, args.num_classes)
     train, test = read_split(dataset, slices)
     # Before the hold-out, so that a slice's reader does not depend on it.
@@ -57,6 +58,9 @@ def main() -> None:
     validation = [piece for piece, _ in held_out]
     segments = Path(args.slic_root or dataset / "lidc_slic")
     recipe = training_recipe(dataset / PICKLE, train, raters, segments, args.image_size, args.num_classes)
+    digest = contents_of([*recipe.sources, *(dataset / name for name in SPLIT)])
+    if contents_of([dataset / PICKLE]) != pickled:
+        raise UserError(f"{dataset / PICKLE}: has changed while it was read; start again when it is complete")
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
@@ -78,7 +82,6 @@ def main() -> None:
         validation=as_test_cases(validation, args.image_size),
     )
     folder = Path(args.output_root) / f"lidc+{args.exp}+{args.rater_policy}"
-    digest = contents_of([*recipe.sources, *(dataset / name for name in SPLIT)])
     found = {"intensity": intensity.stated("0..255, as stored"), "data": digest}
     run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
     run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})

@@ -19,8 +19,16 @@ run() { # dataset noise_type [flags]; ratecp, jitter and, where it is used, tau 
     dataset=$1 noise_type=$2
     shift 2
     echo "== $dataset, noise $noise_type"
-    "$PYTHON" train_GSD-Net.py --datasets "$dataset" --noise_type "$noise_type" --data_root "$data_root" --resume "$@"
+    "$PYTHON" train_GSD-Net.py --datasets "$dataset" --noise_type "$noise_type" --data_root "$data_root" --resume "$@" &
+    child=$!
+    trap 'kill -TERM $child' HUP INT TERM # or a signal to this script would leave the run behind
+    wait $child
     status=$?
+    while kill -0 $child 2>/dev/null; do # a signal ends the wait, the run in its own time
+        wait $child
+        status=$?
+    done
+    trap - HUP INT TERM
     [ $status -ge 130 ] && exit $status # Ctrl-C, or another signal, stops all of them
     [ $status -eq 0 ] || failed="$failed $dataset/$noise_type"
 }

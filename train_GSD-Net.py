@@ -69,6 +69,8 @@ def main() -> None:
     recipe = training_recipe(parts.train, maps, args.image_size, channels, args.num_classes)
     if args.tau == AUTO:
         estimate_tau(args, ((sample.image, sample.label) for sample in map(recipe.read, range(len(recipe.names)))))
+    scored = [path for pair in (*parts.validation, *parts.cases) for path in pair]
+    digest = contents_of([*recipe.sources, *scored])  # before they are read: of files that change now, it tells later
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     print(f"{dataset}: {len(data)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")
@@ -89,8 +91,7 @@ def main() -> None:
         scored_on=parts.scored_on,
     )
     folder = Path(args.output_root) / f"{args.datasets}+{args.exp}+{args.noise_type}"
-    scored = [path for pair in (*parts.validation, *parts.cases) for path in pair]
-    found = {"intensity": intensity.stated(reading), "data": contents_of([*recipe.sources, *scored])}
+    found = {"intensity": intensity.stated(reading), "data": digest}
     run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
     if parts.split:
         run.write_json("split.json", parts.split)

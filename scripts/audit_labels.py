@@ -30,14 +30,13 @@ or not be written.
 """
 
 import argparse
-import hashlib
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -56,11 +55,13 @@ from utils.audit_page import SIDE, Entry, audit_page
 from utils.cli import (
     UserError,
     check_settings,
+    claimed,
     keep_settings,
     listed,
     name_others,
     read_json,
     remove,
+    run_child,
     run_jobs,
     run_main,
     write_atomically,
@@ -81,6 +82,7 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED = ("image_size", "num_classes", "channels", "device", "gpu", "amp", "overwrite")
 FIXED = ("datasets", "noise_type", "data_root", "output_root", "slic_root", "cache_root", "exp", "resume")
 FORMS = (("images_root", "masks_root"), ("datasets", "noise_type"))  # of saying which masks to judge
+LOGITS = ".logits"  # how folders of the networks' logits begin, while they are needed
 WRONG = (40, 120, 255)  # the colour of pixels believed wrong, RGB: neither tissue nor X-ray has it
 
 Pair = tuple[Path, Path]  # an image and its mask
@@ -319,7 +321,7 @@ def train_fold(args: argparse.Namespace, pairs: Sequence[Pair], held_out: set[in
         f"those of the other {len(held_out)}, as given",
         flush=True,
     )
-    if subprocess.run([*command, *args.training]).returncode:
+    if run_child([*command, *args.training]):
         raise UserError(f"--folds: training of fold {fold} failed, see above")
     return root / f"{dataset.name}+fold+given" / "checkpoint.pt"
 
@@ -396,10 +398,29 @@ def main(argv: list[str] | None = None) -> None:
     looked, failures = see_all(pairs, args, channels)
     levels = levels_of((args.image_size,))
     probabilities = probabilities_of([item.steps for item in looked], levels, args)
-    wrong_root = args.save_root / "wrong"
-    stems = [item.pair[0].stem for item in looked]
-    keep_all_settings(args, [image.stem for image, _ in pairs], wrong_root)
+    with ExitStack() as claims:
+        for folder in (args.save_root, args.refined_root):
+            claims.enter_context(claimed(folder))
+        judged = judge_all(args, model, looked, probabilities, [image.stem for image, _ in pairs])
+        report(args, channels, looked, judged)
+    if failures:
+        print(f"error: {len(failures)} of {len(pairs)} images were left out:\n" + "\n".join(failures), file=sys.stderr)
+        sys.exit(1)
 
+
+def judge_all(
+    args: argparse.Namespace,
+    model: Model | None,
+    looked: Sequence[Looked],
+    probabilities: Sequence[np.ndarray | None],
+    stems: list[str],
+) -> list[Judged]:
+    """`judge` every image that was looked at, and write its believed mask; ``stems``: of all images, the others too.
+
+    Raises `UserError` as `keep_all_settings`, and if a file cannot be written.
+    """
+    wrong_root = args.save_root / "wrong"
+    keep_all_settings(args, model, stems, wrong_root)
     job = partial(
         judge,
         size=args.image_size,
@@ -407,26 +428,25 @@ def main(argv: list[str] | None = None) -> None:
         refined_root=args.refined_root,
         wrong_root=wrong_root,
     )
-    with tempfile.TemporaryDirectory(dir=args.save_root, prefix=".logits") as folder:
+    for left in args.save_root.glob(f"{LOGITS}*"):  # of an audit that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=args.save_root, prefix=LOGITS) as folder:
         files = [(item.pair[0], Path(folder) / f"{index}.npy") for index, item in enumerate(looked)]
         if model:
             write_logits(model, files, args.batch_size)
         elif args.folds:
             predict_folds(args, files, [item.pair for item in looked])
         logits = [file for _, file in files] if model or args.folds else [None] * len(files)
-        unread = {image.stem for image, _ in pairs}.difference(stems)
-        for folder in (args.refined_root, wrong_root):
-            remove(folder / f"{stem}.png" for stem in unread)  # what an earlier audit believed of them
-            name_others(folder, [folder / f"{stem}.png" for stem in stems])
+        judgeable = [item.pair[0].stem for item in looked]
+        for root in (args.refined_root, wrong_root):
+            remove(root / f"{stem}.png" for stem in set(stems).difference(judgeable))  # what was believed of them once
+            name_others(root, [root / f"{stem}.png" for stem in judgeable])
         judged, unwritten = run_jobs(
             job, list(zip(looked, probabilities, logits, strict=True)), args.workers, "judging"
         )
     if unwritten:
         raise UserError("\n".join(unwritten[:3]))
-    report(args, channels, looked, judged)
-    if failures:
-        print(f"error: {len(failures)} of {len(pairs)} images were left out:\n" + "\n".join(failures), file=sys.stderr)
-        sys.exit(1)
+    return judged
 
 
 def probabilities_of(
@@ -461,14 +481,14 @@ def see_all(pairs: list[Pair], args: argparse.Namespace, channels: int | None) -
     return looked, failures
 
 
-def keep_all_settings(args: argparse.Namespace, stems: list[str], wrong_root: Path) -> None:
+def keep_all_settings(args: argparse.Namespace, model: Model | None, stems: list[str], wrong_root: Path) -> None:
     """Record what the folders' files are made with. Raises `UserError` if they hold others, or cannot be written to."""
     settings = {
         "images": str(args.images_root.resolve()),
         "masks": str(args.masks_root.resolve()),
         "image_size": args.image_size,
         "num_classes": args.num_classes,
-        "checkpoint_sha256": args.checkpoint and hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
+        "checkpoint_sha256": model and model.sha256,
         "folds": args.folds and {"number": args.folds, "seed": args.seed, "flags": args.training},
     }
     outputs = {

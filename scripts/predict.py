@@ -19,14 +19,13 @@ or not be written.
 """
 
 import argparse
-import hashlib
 import io
 import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +40,17 @@ from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import list_images, read_image
 from dataloaders.pixels import format_of
 from utils.arguments import number
-from utils.cli import UserError, check_settings, keep_settings, listed, name_others, remove, run_main, write_atomically
+from utils.cli import (
+    UserError,
+    check_settings,
+    claimed,
+    keep_settings,
+    listed,
+    name_others,
+    remove,
+    run_main,
+    write_atomically,
+)
 from utils.figures import as_png, contoured
 from utils.geometry import resize_image
 from utils.inference import Model, load_model
@@ -205,16 +214,13 @@ def in_turn(pool: Executor, job: Callable, items: Iterable, ahead: int) -> Itera
         yield running.popleft().result()
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    folders = Folders(args.save_root, args.probabilities_root, args.overlays_root)
-    images = find_images(args.images_root, folders)
-    device = choose_device(args.device, args.gpu)
-    model = load_model(args.checkpoint, device, args.amp)
-    check_formats(images.values(), model, args.checkpoint)
+def predict(args: argparse.Namespace, model: Model, images: dict[str, Path], folders: Folders) -> list[str]:
+    """Predict every image and write what is wanted of it; returns why images were left out, one message each.
+
+    Raises `UserError` if a folder holds what another checkpoint or program made, unless --overwrite.
+    """
     precision = "bf16" if model.bf16 else "fp32"
-    digest = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
-    settings = {"checkpoint_sha256": digest, "epochs": model.epochs, "tta": args.tta, "precision": precision}
+    settings = {"checkpoint_sha256": model.sha256, "epochs": model.epochs, "tta": args.tta, "precision": precision}
     files = {folder: [folders.files(stem)[folder] for stem in images] for folder in filter(None, folders)}
     for folder, outputs in files.items():
         check_settings(folder, settings, args.overwrite, outputs, exclusive=True)
@@ -224,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
             name_others(folder, outputs)
     print(
         f"{args.checkpoint}: {model.settings.get('method')}, {model.epochs} epochs, {model.image_size} pixels, "
-        f"{in_words(model.channels)}, {model.num_classes} classes; {len(images)} images, {device}, {precision}"
+        f"{in_words(model.channels)}, {model.num_classes} classes; {len(images)} images, {model.device}, {precision}"
     )
 
     unread = []
@@ -240,6 +246,20 @@ def main(argv: list[str] | None = None) -> None:
         for outcome in tqdm(written, total=len(images), desc="predicting", unit="image"):
             if outcome:
                 unread.append(outcome.reason)
+    return unread
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    folders = Folders(args.save_root, args.probabilities_root, args.overlays_root)
+    images = find_images(args.images_root, folders)
+    device = choose_device(args.device, args.gpu)
+    model = load_model(args.checkpoint, device, args.amp)
+    check_formats(images.values(), model, args.checkpoint)
+    with ExitStack() as claims:
+        for folder in filter(None, folders):
+            claims.enter_context(claimed(folder))
+        unread = predict(args, model, images, folders)
     print(
         f"{len(images) - len(unread)} of {len(images)} images predicted -> {', '.join(map(str, filter(None, folders)))}"
     )

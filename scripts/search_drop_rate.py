@@ -17,7 +17,6 @@ here: that is what contour correction and --tau auto are for (docs/method.md sec
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from dataloaders.cache import load_training_set
 from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, common_format, find_dataset, find_parts, training_recipe
 from dataloaders.slic import find_maps
 from utils.arguments import number
-from utils.cli import UserError, run_main, write_atomically, write_json
+from utils.cli import UserError, run_child, run_main, write_atomically, write_json
 from utils.figures import png
 from utils.inference import Model, load_model
 from utils.passed_flags import check_passed
@@ -95,7 +94,7 @@ def train(args: argparse.Namespace, tau: float) -> Path:
         if getattr(args, name) is not None:
             command += [f"--{name}", str(getattr(args, name))]
     print(f"training with tau {tau}", flush=True)
-    if subprocess.run([*command, *args.training]).returncode:
+    if run_child([*command, *args.training]):
         raise UserError(f"--candidates {tau}: training failed, see above")
     return args.save_root / "runs" / f"{args.datasets}+tau{tau}+{args.noise_type}" / "checkpoint.pt"
 

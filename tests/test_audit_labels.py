@@ -2,6 +2,8 @@
 
 import csv
 import errno
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,7 +20,7 @@ from PIL import Image
 from networks.unet import two_unets
 from scripts import audit_labels
 from utils.audit_page import Entry, audit_page
-from utils.cli import run_main
+from utils.cli import claimed, run_main
 from utils.contours import levels_of, move_contour, steps
 from utils.edge_profile import _moved, level_probabilities
 from utils.label_quality import contour_beliefs, label_quality, wrong_probability
@@ -218,6 +220,37 @@ def test_the_shift_is_by_how_much_training_would_move_the_contour(tmp_path):
     assert (judged.added, judged.removed > 0) == (0, True)
 
 
+@pytest.mark.parametrize("name", ["audit", "masks_refined"])
+def test_two_audits_do_not_share_a_folder(run, folder, name):
+    with claimed(folder / name):
+        assert_refused(run("--overwrite"), folder / name, "another process is writing there")
+    assert not list(folder.glob("masks_refined/*.png"))
+
+
+def test_settings_name_the_checkpoint_that_judged(run, folder, monkeypatch):
+    """And not the one that has taken its place since; a training run that goes on replaces it each epoch."""
+    networks = checkpoint_of(folder / "model" / "checkpoint.pt")
+    digest = hashlib.sha256(networks.read_bytes()).hexdigest()
+    see_all = audit_labels.see_all
+
+    def meanwhile(*args):
+        networks.write_bytes(checkpoint_of(folder / "other" / "checkpoint.pt", num_classes=3).read_bytes())
+        return see_all(*args)
+
+    monkeypatch.setattr(audit_labels, "see_all", meanwhile)
+    assert run("--checkpoint", networks)[0] == 0
+    assert hashlib.sha256(networks.read_bytes()).hexdigest() != digest
+    settings = json.loads((folder / "audit" / "settings.json").read_text())
+    assert settings["checkpoint_sha256"] == digest
+
+
+def test_logits_of_an_audit_that_was_killed_go(run, folder):
+    left = folder / "audit" / ".logitsabc"
+    left.mkdir(parents=True)
+    (left / "0.npy").touch()
+    assert run()[0] == 0 and not left.exists()
+
+
 def test_masks_larger_than_the_audit(run, folder):
     """Masks are judged and refined at their own size."""
     for index, (image, _, given) in enumerate(samples()):
@@ -382,14 +415,13 @@ def test_stale_folds_are_refused(run, folder, monkeypatch):
 
     # Training itself refuses, where the audit has no record of the files.
     said = []
-    start = subprocess.run
 
     def listen(command):
-        said.append(start(command, capture_output=True, text=True))
-        return said[-1]
+        said.append(subprocess.run(command, capture_output=True, text=True))
+        return said[-1].returncode
 
     with monkeypatch.context() as patch:
-        patch.setattr(audit_labels.subprocess, "run", listen)
+        patch.setattr(audit_labels, "run_child", listen)
         save(mask, pixels(mask)[::-1])
         (folder / "audit" / "folds" / "files.json").unlink()
         assert_refused(run(*folds), "--folds", "fold 1")

@@ -1,10 +1,16 @@
 """What every command shares."""
 
 import errno
+import io
+import os
+import shlex
+import subprocess
+import sys
 
 import pytest
+from conftest import REPO
 
-from utils.cli import UserError, claimed, keep_settings, run_main
+from utils.cli import UserError, claimed, keep_settings, run_jobs, run_main, warn
 
 
 def test_a_broken_record_of_settings_is_named(tmp_path):
@@ -40,6 +46,49 @@ def test_files_of_other_settings_do_not_stay_beside_new_ones(tmp_path):
     assert outputs[1].is_file()
     keep_settings(tmp_path, {"seed": 2}, overwrite=True, outputs=outputs, exclusive=True)
     assert not any(path.exists() for path in outputs)
+
+
+class Gone(io.StringIO):
+    """A terminal that has been closed, or a full disk."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+    def write(self, text: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE, errno.ENOSPC])
+def test_warnings_that_nobody_can_read_end_nothing(monkeypatch, number):
+    monkeypatch.setattr(sys, "stderr", Gone(number))
+    warn("the network predicts one class")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_errors_that_nobody_can_read_have_their_code(monkeypatch, number):
+    def main() -> None:
+        raise UserError("no such folder")
+
+    monkeypatch.setattr(sys, "stderr", Gone(number))
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    assert stop.value.code == 2
+
+
+def test_commands_run_with_standard_error_closed(tmp_path):
+    command = (sys.executable, "scripts/make_phantoms.py", "--save_root", str(tmp_path), "--train", "2", "--test", "1")
+    assert subprocess.run(["sh", "-c", f"{shlex.join(command)} 2>&-"], cwd=REPO).returncode == 0
+    assert len(list(tmp_path.rglob("*.png"))) == 6
+
+
+def test_processes_that_cannot_be_started_are_told(monkeypatch):
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("utils.cli.ProcessPoolExecutor.__init__", refuse)
+    with pytest.raises(UserError, match=r"processes cannot be started \(Read-only file system\).*/dev/shm"):
+        run_jobs(str, [1, 2], 2, "jobs")
 
 
 def test_only_own_unfinished_files_are_removed(tmp_path):

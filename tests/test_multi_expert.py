@@ -219,7 +219,7 @@ def test_best_weights_lost_between_two_writes_come_back(data_root, tmp_path, cal
     assert_same_run(tmp_path / "whole" / "lidc+gsd+cycle", tmp_path / "broken" / "lidc+gsd+cycle")
 
 
-@pytest.mark.parametrize("damage", ["removed", "cut", "of another epoch"])
+@pytest.mark.parametrize("damage", ["removed", "cut", "of another epoch", "of another run"])
 def test_best_weights_lost_are_noticed_before_training_goes_on(data_root, tmp_path, call, monkeypatch, damage):
     flags, folder = ("--val_fraction", 0.3), tmp_path / "lidc+gsd+cycle"
     keep_best = Run._keep_best
@@ -241,6 +241,8 @@ def test_best_weights_lost_are_noticed_before_training_goes_on(data_root, tmp_pa
     torch.save(contents | {"epoch": 1}, folder / "best.pt")
     if damage == "removed":
         (folder / "best.pt").unlink()
+    elif damage == "of another run":
+        torch.save(contents | {"epoch": 1, "args": contents["args"] | {"seed": 1}}, folder / "best.pt")
     elif damage == "cut":
         (folder / "best.pt").write_bytes((folder / "best.pt").read_bytes()[:1000])
     else:

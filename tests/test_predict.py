@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from networks.unet import two_unets, unets_of
 from scripts import evaluate, predict
-from utils.cli import run_main
+from utils.cli import claimed, run_main
 from utils.geometry import resize_image
 from utils.inference import load_model
 from utils.intensity import Intensity
@@ -483,6 +483,14 @@ def test_folder_holds_the_masks_of_one_checkpoint(run, tmp_path):
     assert_refused(run("--tta"), str(tmp_path / "out"), "--overwrite")
     assert run("--checkpoint", other, "--overwrite")[0] == 0
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["epochs"] == 9
+
+
+@pytest.mark.parametrize("name", ["out", "overlays"])
+def test_two_predictions_do_not_share_a_folder(run, tmp_path, name):
+    with claimed(tmp_path / name):
+        outcome = run("--overlays_root", tmp_path / "overlays", "--overwrite")
+        assert_refused(outcome, str(tmp_path / name), "another process is writing there")
+    assert not list(tmp_path.glob("out/*.png"))
 
 
 def test_masks_of_another_checkpoint_do_not_stay_beside_those_of_this(run, images, tmp_path):

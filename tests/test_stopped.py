@@ -151,6 +151,44 @@ with claimed(Path({str(tmp_path)!r})):
         pass
 
 
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_command_ends_with_its_parent(tmp_path, end):
+    child = tmp_path / "child.py"
+    child.write_text(
+        f"""
+import sys, time
+sys.path.insert(0, {str(REPO)!r})
+from pathlib import Path
+from utils.cli import run_main
+
+def main():
+    Path("started").touch()
+    try:
+        time.sleep(60)
+    finally:
+        Path("ended").touch()
+
+run_main(main)
+"""
+    )
+    parent = tmp_path / "parent.py"
+    parent.write_text(
+        f"""
+import sys
+sys.path.insert(0, {str(REPO)!r})
+from utils.cli import run_child, run_main
+
+run_main(lambda: sys.exit(run_child([sys.executable, {str(child)!r}])))
+"""
+    )
+    process = start(parent, cwd=tmp_path)
+    wait_for((tmp_path / "started").exists, process)
+    process.send_signal(end)
+    process.wait(timeout=20)
+    assert group_is_gone(process.pid, seconds=20) and (tmp_path / "ended").exists()
+    process.communicate()
+
+
 def test_left_overs_go_when_a_folder_is_claimed(tmp_path):
     other = tmp_path / "other"
     other.mkdir()

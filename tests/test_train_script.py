@@ -1,6 +1,7 @@
 """train_GSD-Net.py as a user meets it: runs, bad inputs, resuming, and the whole chain from phantoms to figures."""
 
 import csv
+import errno
 import json
 import math
 import shutil
@@ -574,6 +575,33 @@ def test_results_without_their_checkpoint_are_not_lost(train, places, copied, fl
 def test_resume_starts_a_run_where_there_is_none(train, places, tmp_path):
     assert_succeeded(train(*GIVEN, *places, "--max_epochs", 1, "--resume"))
     assert_complete(tmp_path / "kvasir+gsd+given", 1, [f"case{i:02}" for i in range(4)])
+
+
+def test_masks_that_change_while_they_are_read_are_told_by_resume(train, tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data", train=8, test=2)
+    flags = (*GIVEN, "--data_root", tmp_path / "data", "--output_root", tmp_path, *QUICK, "--cache", "none")
+    load = script.load_training_set
+
+    def meanwhile(*args: object) -> object:
+        path = folder / "masks" / "case03.png"
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        return load(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "load_training_set", meanwhile)
+        assert_succeeded(train(*flags, "--max_epochs", 1))
+    assert_refused(train(*flags, "--max_epochs", 1, "--resume"), "no longer those of the run")
+
+
+def test_a_full_disk_of_tensorboard_is_named(train, places, tmp_path, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.flush", full)
+    assert_refused(
+        train(*GIVEN, *places), f"{tmp_path / 'kvasir+gsd+given' / 'tensorboard'}: cannot be written (No space"
+    )
+    assert torch.load(tmp_path / "kvasir+gsd+given" / "checkpoint.pt", weights_only=True)["epoch"] == 1
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "foreign"])

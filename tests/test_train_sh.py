@@ -1,7 +1,10 @@
 """train.sh: the nine runs on the paper's sets, datasets that are absent, runs that fail."""
 
 import os
+import signal
 import subprocess
+import sys
+import time
 
 import pytest
 from conftest import REPO
@@ -51,6 +54,42 @@ def test_failed_runs_are_named_and_the_others_still_run(tmp_path, noise):
     assert done.returncode == 1
     assert done.stdout.splitlines().count("ran") == 2
     assert done.stderr.strip().endswith(f"failed: BUSUC/{noise}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_the_script_stops_its_run_and_all_further_ones(tmp_path, number):
+    (tmp_path / "BUSUC").mkdir()
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!{sys.executable}
+import sys, time
+sys.path.insert(0, {str(REPO)!r})
+from pathlib import Path
+from utils.cli import run_main
+
+def main():
+    folder = Path({str(tmp_path)!r})
+    with open(folder / "runs", "a") as file:
+        file.write("run\\n")
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(0.3)  # a checkpoint is written to its end
+        (folder / "ended").touch()
+
+run_main(main)
+"""
+    )
+    python.chmod(0o755)
+    environment = {**os.environ, "DATA_ROOT": str(tmp_path), "PYTHON": str(python)}
+    process = subprocess.Popen(["sh", REPO / "train.sh"], env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, (tmp_path / "runs").read_text()) == (143, "run\n")
+    assert (tmp_path / "ended").exists() and err.count("stopped by") == 1
 
 
 def test_folders_are_found_whatever_their_case(tmp_path):

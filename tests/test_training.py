@@ -3,10 +3,12 @@
 import os
 from functools import partial
 
+import pytest
 import torch
 
 from dataloaders import batches
-from utils.training import _score, _scored
+from utils.cli import UserError
+from utils.training import _check_finite, _score, _scored
 
 
 def test_scores_from_several_processes_are_those_of_one():
@@ -32,3 +34,18 @@ def test_scores_from_several_processes_are_those_of_one():
     first = [next(together) for _ in range(3)]
     assert len(read) <= 2 + 2 * processes + 1
     assert first + list(together) == alone
+
+
+def test_a_loss_that_is_not_finite_in_one_process_is_told_alike_by_all(monkeypatch):
+    """Gradients are averaged, so one step later no loss of any process is finite."""
+    fine, bad = torch.zeros(2), torch.tensor([float("nan"), 0])
+    parts = [([fine, fine, bad], [["a"], ["b"], ["c"]]), ([fine, bad, bad], [["x"], ["y"], ["z"]])]
+    shares: list = []
+    monkeypatch.setattr("utils.training.gather", lambda own: shares.extend(own) or own)
+    for values, names in parts:
+        with pytest.raises(UserError, match=r"step [12], on [cy]"):
+            _check_finite(values, names, 7)
+    monkeypatch.setattr("utils.training.gather", lambda own: shares)
+    for values, names in [*parts, ([fine] * 3, [["a"], ["b"], ["c"]])]:
+        with pytest.raises(UserError, match=r"epoch 7, step 1, on y;"):
+            _check_finite(values, names, 7)

@@ -12,15 +12,16 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -34,8 +35,9 @@ class _Terminated(KeyboardInterrupt):
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says, of a GPU and of the CPU
-# What print raises on a full disk, and where the reader of a pipe has gone (`... | head`).
-_NOWHERE_TO_PRINT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EPIPE)
+# What print raises on a full disk, and where the reader of a pipe (`... | head`) or the terminal has gone.
+_NOWHERE_TO_PRINT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EPIPE, errno.EIO)
+_PARENT = "GSD_NET_PARENT"  # environment variable: the process that this one is to end with
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -45,6 +47,9 @@ def run_main(main: Callable[[], None]) -> None:
     half-written.
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
+    if sys.stderr is None:  # closed by `2>&-`; progress bars need one
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    _end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the command
     try:
@@ -52,24 +57,20 @@ def run_main(main: Callable[[], None]) -> None:
         if sys.stdout is not None:  # of several processes one prints, the others have none
             sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except PermissionError as error:  # of a folder or file anywhere below those that were named
         reason = f"not permitted ({error.strerror}); check who may read and write it"
-        print(f"error: {error.filename}: {reason}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"{error.filename}: {reason}")
     except OSError as error:
         if error.errno not in _NOWHERE_TO_PRINT or error.filename is not None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries it once more at its end, and complains
-        print(f"error: standard output: cannot be written ({error.strerror})", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"standard output or standard error: cannot be written ({error.strerror})")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise
         reason = (str(error).splitlines() or ["nothing left"])[0][:200]
-        print(f"error: out of memory ({reason}); try a smaller --batch_size or --image_size", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"out of memory ({reason}); try a smaller --batch_size or --image_size")
     except KeyboardInterrupt as stop:
         # torchrun sends a second signal after the terminal's own; the end is near, and needs no traceback.
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -84,8 +85,40 @@ def run_main(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, previous)
 
 
+def _refuse(reason: str) -> NoReturn:
+    with suppress(OSError):  # where nobody can be told, the exit code tells
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
 def _terminate(*_: object) -> None:
     raise _Terminated
+
+
+def warn(text: str) -> None:
+    """Print ``text`` on stderr, above progress bars. A terminal that has gone does not end what runs unattended."""
+    with suppress(OSError):
+        tqdm.write(text, file=sys.stderr)
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run another command of this project (`run_main`), which gets SIGTERM when this process ends, however it does;
+    returns its exit code."""
+    with subprocess.Popen(command, env=os.environ | {_PARENT: str(os.getpid())}) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()  # which it takes its time for, unlike being killed
+            process.wait()
+            raise
+
+
+def _end_with_parent() -> None:
+    parent = os.environ.pop(_PARENT, None)  # not for the processes that this one starts
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if str(os.getppid()) != parent:
+            sys.exit("the process that started this one has ended")
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:
@@ -103,7 +136,9 @@ def is_plain(name: str) -> bool:
 def check_plain(path: Path) -> None:
     """Raises `UserError` if the name of a file is not `is_plain`."""
     if not is_plain(path.name):
-        raise UserError(f"{path.parent}: {path.name!a} has control characters or bytes that are not UTF-8; rename it")
+        coding = sys.getfilesystemencoding()
+        remedy = "rename it" if coding == "utf-8" else f"set a UTF-8 locale (this one is {coding}), or rename it"
+        raise UserError(f"{path.parent}: {path.name!a} has control characters or bytes that are not UTF-8; {remedy}")
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -351,9 +386,16 @@ def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list
                 collect(index, lambda item=item: job(item))
                 bar.update()
         else:
-            with Workers(workers) as pool:
+            with ExitStack() as stack:
                 try:
+                    pool = stack.enter_context(Workers(workers))
                     futures = {pool.submit(job, item): index for index, item in enumerate(items)}
+                except OSError as error:
+                    raise UserError(
+                        f"processes cannot be started ({error.strerror}); is /dev/shm there, and not full? --workers 1 "
+                        "does without, where there is that flag"
+                    ) from error
+                try:
                     for future in as_completed(futures):
                         collect(futures[future], future.result)
                         bar.update()

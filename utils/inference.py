@@ -11,7 +11,7 @@ from networks.unet import unets_of
 from utils.cli import UserError
 from utils.gsd import Network
 from utils.intensity import Intensity
-from utils.run import at_precision, read_checkpoint, uses_bf16
+from utils.run import at_precision, read_checkpoint_and_digest, uses_bf16
 from utils.training import mean_logits
 
 # The symmetries of the square: flipped or not, then turned by quarters.
@@ -31,6 +31,7 @@ class Model:
     image_size: int  # side of the square that images are resized to
     stored: str  # how the values of training's files became 0..255, in words
     settings: dict  # of the run that trained it
+    sha256: str  # of the checkpoint
     epochs: int  # that it was trained for
     device: torch.device
     bf16: bool
@@ -66,7 +67,7 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
     The file need not be trusted: only tensors and plain values are read from it. Raises `UserError` if it is missing,
     broken, no checkpoint of this project, or one whose parts do not fit together.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint, sha256 = read_checkpoint_and_digest(path)
     try:
         networks, model = unets_of(checkpoint), checkpoint["model"]
         intensity = Intensity(**{name: tuple(map(float, values)) for name, values in model["intensity"].items()})
@@ -87,4 +88,4 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
     networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     bf16 = uses_bf16(amp, device)
     forwards = [at_precision(network, device, bf16) for network in networks]
-    return Model(forwards, intensity, num_classes, image_size, stored, settings, epochs, device, bf16)
+    return Model(forwards, intensity, num_classes, image_size, stored, settings, sha256, epochs, device, bf16)

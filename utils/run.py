@@ -1,12 +1,13 @@
 """One training run on disk and on its device: run folder, log, checkpoints, device and precision."""
 
 import ctypes
+import hashlib
 import io
 import os
 import platform
 import zipfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ RUN_FILES = (
     *("curves.png", "panels.png"),
 )
 
+TENSORBOARD = "tensorboard"
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
 
 # Settings that say where a run happens, not what it computes: --resume may change them.
@@ -105,23 +107,29 @@ def read_checkpoint(path: Path) -> dict:
 
     Raises `UserError` if the file is missing, broken or not a checkpoint of this project.
     """
+    return read_checkpoint_and_digest(path)[0]
+
+
+def read_checkpoint_and_digest(path: Path) -> tuple[dict, str]:
+    """As `read_checkpoint`, and the SHA-256 of the very bytes that were read: a running training replaces the file."""
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
+        data = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             # torch.load neither compares checksums nor minds members that expand to any size.
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("it is compressed")
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} is damaged")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # broken bytes raise nearly any, and all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason[:200]!a})") from error
     kinds = {"networks": dict, "args": dict, "epoch": int}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
         raise UserError(f"{path}: not a checkpoint of this project")
-    return checkpoint
+    return checkpoint, hashlib.sha256(data).hexdigest()
 
 
 def _epoch_of(row: object) -> object:
@@ -134,6 +142,20 @@ def _read_history(path: Path, checkpoint: dict) -> list[dict]:
     if not epochs or not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
         raise UserError(f"{path}: its history is not that of a run; --overwrite starts the run again")
     return history
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Name TensorBoard's ``folder`` where it cannot be written to: its writer only gives the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); free some space, then --resume") from error
+
+
+def _close(writer: SummaryWriter) -> None:
+    with _writing(Path(writer.get_logdir())):
+        writer.close()
 
 
 class Run:
@@ -170,7 +192,7 @@ class Run:
             self.checkpoint = read_checkpoint(path)
             self.history = _read_history(path, self.checkpoint)
             before = {PROCESSES: 1, **self.checkpoint["args"]}
-            changed = [k for k in settings if k not in PLACE_SETTINGS | FOUND and before.get(k) != settings[k]]
+            changed = self._differing(before)
             flags = [k for k in changed if k != DATA]  # a flag may change what is read, too
             if changed and not flags:  # held-out images might else be trained on, and the result be of other masks
                 raise UserError(
@@ -200,9 +222,14 @@ class Run:
             self._tidy()
             self.write_json("args.json", settings)
             if self.result is None:  # TensorBoard would get an empty file of a complete run each time
-                self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.history))
-                self._claim.callback(self.writer.close)
+                self.writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=len(self.history))
+                self._claim.callback(_close, self.writer)
             wait_for_all()
+
+    def _differing(self, before: dict) -> list[str]:
+        """The settings that say what a run computes and are not as ``before``."""
+        before = {PROCESSES: 1, **before}
+        return [k for k, v in self.settings.items() if k not in PLACE_SETTINGS | FOUND and before.get(k) != v]
 
     def _tidy(self) -> None:
         """Remove what a run that starts again, or one that was killed, has left."""
@@ -210,7 +237,7 @@ class Run:
             # The run may have been killed between its checkpoint and its log.
             self.write_table("log.csv", self.history)
         else:
-            for old in (*map(self.folder.joinpath, RUN_FILES), *(self.folder / "tensorboard").glob("events.*")):
+            for old in (*map(self.folder.joinpath, RUN_FILES), *(self.folder / TENSORBOARD).glob("events.*")):
                 old.unlink(missing_ok=True)
 
     @property
@@ -278,10 +305,11 @@ class Run:
         self._save("checkpoint.pt", checkpoint)
         self._keep_best(checkpoint)
         self.write_table("log.csv", self.history)
-        for name, value in row.items():
-            if name != "epoch" and isinstance(value, int | float):
-                self.writer.add_scalar(name, value, row["epoch"])
-        self.writer.flush()
+        with _writing(self.folder / TENSORBOARD):
+            for name, value in row.items():
+                if name != "epoch" and isinstance(value, int | float):
+                    self.writer.add_scalar(name, value, row["epoch"])
+            self.writer.flush()
 
     @property
     def best_epoch(self) -> dict:
@@ -290,7 +318,10 @@ class Run:
 
     def load_best(self, networks: nn.Module) -> None:
         """Bring the networks to the state of the best epoch. Raises `UserError` if best.pt is not of that epoch."""
-        networks.load_state_dict(self._read_best()["networks"])
+        try:
+            networks.load_state_dict(self._read_best()["networks"])
+        except RuntimeError as error:
+            raise UserError(f"{self.folder / 'best.pt'}: does not fit this run ({str(error)[:200]!a})") from error
 
     def _read_best(self) -> dict:
         path, epoch = self.folder / "best.pt", self.best_epoch["epoch"]
@@ -301,6 +332,8 @@ class Run:
             raise UserError(f"{error}; epoch {epoch} was the best so far: {remedy}") from error
         if best["epoch"] != epoch + 1:
             raise UserError(f"{path}: of epoch {best['epoch'] - 1}, not {epoch} as log.csv says; {remedy}")
+        if differ := self._differing(best["args"]):
+            raise UserError(f"{path}: of a run with other settings ({listed(differ)}); {remedy}")
         return best
 
     def _keep_best(self, checkpoint: dict) -> None:
@@ -319,7 +352,8 @@ class Run:
             return
         self.draw_curves()
         write_atomically(self.folder / "panels.png", png(panels))
-        self.writer.add_image("panels", pixels(panels), self.epochs_done - 1, dataformats="HWC")
+        with _writing(self.folder / TENSORBOARD):
+            self.writer.add_image("panels", pixels(panels), self.epochs_done - 1, dataformats="HWC")
 
     def draw_curves(self) -> None:
         """Draw curves.png from the history."""

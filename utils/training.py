@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import statistics
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from utils.arguments import gsd_config
 from utils.baselines import METHODS, USES_TAU
-from utils.cli import UserError, Workers, listed
+from utils.cli import UserError, Workers, listed, warn
 from utils.distributed import Team, average, average_buffers, gather, shared
 from utils.figures import method_panels
 from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, gsd_step, highest_weight
@@ -200,7 +199,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
             told = {name for row in run.history for name in row.get("warnings", "").split("; ")}
             for name, warning in warnings.items():
                 if name not in told and experiment.team.leads:
-                    tqdm.write(f"warning: epoch {epoch}: {warning}", file=sys.stderr)
+                    warn(f"warning: epoch {epoch}: {warning}")
             row = {
                 "epoch": epoch,
                 **losses,
@@ -275,10 +274,13 @@ def train_one_epoch(
 
 
 def _check_finite(values: list[Tensor], names: list[Sequence[str]], epoch: int) -> None:
+    """Raise `UserError` at the first step whose loss is not finite in some process of the team; all of it must ask."""
     finite = torch.stack(values).isfinite().all(dim=1).tolist()
-    if not all(finite):
-        index = finite.index(False)
-        raise _diverged(f"the loss became non-finite in epoch {epoch}, step {index}", names[index])
+    index = finite.index(False) if not all(finite) else len(finite)
+    # The gradients are everybody's: in the next step all processes have the fault of one.
+    first, at_fault = min(gather([(index, list(names[index]) if index < len(names) else [])]), key=lambda own: own[0])
+    if first < len(finite):
+        raise _diverged(f"the loss became non-finite in epoch {epoch}, step {first}", at_fault)
 
 
 def _diverged(what: str, names: Sequence[str]) -> UserError:
