@@ -75,8 +75,7 @@ def main() -> None:
     train, held_out = map(dict, hold_out(slices.items(), cases, args.val_fraction, args.seed))
     segments = Path(args.slic_root or dataset / "train_2D_slic")
     recipe = training_recipe(train, raters, segments, args.raters, args.num_classes, args.image_size)
-    # Before they are read: of files that change now, it tells later.
-    digest = contents_of([*recipe.sources, *held_out.values(), *test.paths], selection_json(raters))
+    digest = contents_of([*recipe.sources, *held_out.values(), *test.paths], selection_json(raters))  # before reading
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):

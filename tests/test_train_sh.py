@@ -82,7 +82,15 @@ run_main(main)
     )
     python.chmod(0o755)
     environment = {**os.environ, "DATA_ROOT": str(tmp_path), "PYTHON": str(python)}
-    process = subprocess.Popen(["sh", REPO / "train.sh"], env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["sh", REPO / "train.sh"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            number, signal.SIG_DFL
+        ),  # tests may run in the background, where it is ignored
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "runs").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
