@@ -64,7 +64,7 @@ def find_maps(images: dict[str, Path], folder: Path, image_size: int) -> dict[st
 def existing_maps(names: Iterable[str], folder: Path, hint: str) -> list[Path]:
     """The superpixel maps of images in ``folder``, by their names. Raises `UserError` if some are not there.
 
-    hint: the flags of scripts/generate_SLIC.py that make them.
+    hint: the flags of scripts/generate_SLIC.py that make them, and what else would help.
     """
     maps = [folder / f"{name}.npy" for name in names]
     lacking = [path.stem for path in maps if not path.is_file()]

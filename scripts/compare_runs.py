@@ -102,18 +102,23 @@ def scored_masks(run: Path, result: dict) -> tuple:
     """What tells the masks apart that runs were scored on, each None where the run's folder does not have it: what they
     are, their number, their names, the dataset, and of held-out masks, which are those of training, the kind of noise.
 
-    Raises `UserError` if args.json is damaged."""
+    Raises `UserError` if args.json or per_image.csv is damaged.
+    """
     table, record = run / "per_image.csv", run / "args.json"
     settings = read_json(record, "remove it to compare without it") if record.is_file() else {}
     settings = settings if isinstance(settings, dict) else {}
     names = None
     if table.is_file():
-        with open(table, newline="", encoding="utf-8-sig", errors="replace") as file:
-            rows = csv.DictReader(file)
-            names = tuple(sorted(row["image"] for row in rows)) if "image" in (rows.fieldnames or ()) else None
+        try:
+            with open(table, newline="", encoding="utf-8-sig", errors="replace") as file:
+                rows = csv.DictReader(file)
+                names = sorted(str(row["image"]) for row in rows) if "image" in (rows.fieldnames or ()) else None
+        except csv.Error as error:
+            raise UserError(f"{table}: not readable as a table ({error}); remove it to compare without it") from error
     dataset = str(settings["datasets"]).lower() if settings.get("datasets") else None
     noise = settings.get("noise_type") if scored_on(result).startswith("held-out") else None
-    return result.get("scored_on"), result.get("test_cases"), names, dataset, noise
+    found = (result.get("scored_on"), result.get("test_cases"), names, dataset, noise)
+    return tuple(None if value is None else str(value) for value in found)  # damaged files may hold anything
 
 
 def load_models(runs: list[Path]) -> list[Model]:

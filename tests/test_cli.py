@@ -53,16 +53,19 @@ class Gone(io.StringIO):
 
     def __init__(self, number: int):
         super().__init__()
-        self.number = number
+        self.number, self.tried = number, 0
 
     def write(self, text: str) -> int:
+        self.tried += 1
         raise OSError(self.number, os.strerror(self.number))
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE, errno.ENOSPC])
 def test_warnings_that_nobody_can_read_end_nothing(monkeypatch, number):
-    monkeypatch.setattr(sys, "stderr", Gone(number))
+    gone = Gone(number)
+    monkeypatch.setattr(sys, "stderr", gone)
     warn("the network predicts one class")
+    assert gone.tried
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])

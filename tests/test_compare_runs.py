@@ -154,6 +154,12 @@ def test_runs_on_sets_of_equal_names_are_told(compare, tmp_path):
     assert "not scored on the same masks" in compare(*runs)[1]
     (runs[1] / "args.json").write_text('{"datasets": "Mine"}')
     assert "not scored on the same masks" not in compare(*runs)[1]
+    (runs[1] / "args.json").write_text('{"datasets": ["mine"], "noise_type": {}}')  # which is no text, and no traceback
+    assert "not scored on the same masks" in compare(*runs)[1]
+    (runs[1] / "per_image.csv").write_text("dice,image\n0.5\n")
+    assert compare(*runs)[0] == 0
+    (runs[1] / "per_image.csv").write_text(f"image,dice\n{'x' * 200_000},0.5\n")
+    assert_refused(compare(*runs), runs[1] / "per_image.csv", "remove it")
     (runs[1] / "args.json").write_text("{")
     assert_refused(compare(*runs), runs[1] / "args.json", "remove it")
 

@@ -192,7 +192,7 @@ class Run:
             self.checkpoint = read_checkpoint(path)
             self.history = _read_history(path, self.checkpoint)
             before = {PROCESSES: 1, **self.checkpoint["args"]}
-            changed = self._differing(before)
+            changed = self._differing(self.checkpoint["args"])
             flags = [k for k in changed if k != DATA]  # a flag may change what is read, too
             if changed and not flags:  # held-out images might else be trained on, and the result be of other masks
                 raise UserError(
