@@ -322,7 +322,7 @@ def train_fold(args: argparse.Namespace, pairs: Sequence[Pair], held_out: set[in
         flush=True,
     )
     if run_child([*command, *args.training]):
-        raise UserError(f"--folds: training of fold {fold} failed, see above")
+        raise UserError(f"--folds: training of fold {fold} failed, see above (for --exp, give another --save_root)")
     return root / f"{dataset.name}+fold+given" / "checkpoint.pt"
 
 

@@ -149,7 +149,7 @@ def step_by_loop(matrices, batch, epoch, config, mixing, permutation):
     weight = np.array([min(max(d, 1), cap) for d in distance.flat]).reshape(distance.shape)
     if config.weights == "even":
         weight = np.ones(distance.shape)
-    parts = {"gda": sum(weight[i] * loss[i] for i in kept) / len(kept)}
+    parts = {"pixel_loss": loss.mean(), "gda": sum(weight[i] * loss[i] for i in kept) / len(kept)}
     if config.label_loss == "ce+dice":
         parts["dice_loss"] = sum(1 - foreground_dice_by_loop(p, label, kept) for p in (p1, p2))
     maps = {"kept": np.array([i in set(kept) for i in pixels]).reshape(label.shape), "weight": weight}
@@ -468,10 +468,11 @@ def test_a_step_equals_loops(shape, classes, epoch, options):
     matrices, batch, mixing, permutation = tiny_problem(shape, classes)
     step = run_step(matrices, batch, epoch, config, mixing, permutation)
     parts, maps = step_by_loop(matrices, batch, epoch, config, mixing, permutation)
-    factors = {"dice_loss": config.dice_weight}
+    factors = {"dice_loss": config.dice_weight, "pixel_loss": 0}  # the latter is for the log alone
     assert step.loss.item() == pytest.approx(sum(factors.get(name, 1) * part for name, part in parts.items()))
     assert {name: step.parts[name].item() for name in parts} == pytest.approx(parts)
-    assert step.parts.keys() == {"pixel_loss", "kept", *parts}
+    assert step.parts.keys() == {"kept", *parts}
+    assert not any(part.shape for part in step.parts.values())
     assert step.parts["kept"].item() == pytest.approx(maps["kept"].mean())
     assert step.maps.keys() == maps.keys()
     for name, expected in maps.items():
@@ -550,7 +551,7 @@ def test_config_rejects(name, value):
         GSDConfig(**{"tau": 0.1, name: value})
 
 
-def test_config_takes_the_ends_of_its_ranges_and_the_papers_defaults():
+def test_config_takes_the_ends_of_its_ranges_and_the_documented_defaults():
     for ends in (
         {"tau": 0, "max_epochs": 1, "ratecp": 0, "consistency": 0, "weight_decay_rate": 0, "dice_weight": 0},
         {"tau": 0.99, "ratecp": 1, "consistency": 1, **PUBLISHED, **EXTENDED},
@@ -558,3 +559,4 @@ def test_config_takes_the_ends_of_its_ranges_and_the_papers_defaults():
         GSDConfig(**ends)
     config = GSDConfig(tau=0.1)
     assert (config.max_epochs, config.ratecp, config.consistency, config.weight_decay_rate) == (100, 0.5, 0.5, 10)
+    assert (config.warm_up, config.dice_weight) == (0.3, 3)

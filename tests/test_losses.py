@@ -12,6 +12,7 @@ from utils.losses import (
     bounded_cross_entropy_map,
     co_regularised_map,
     cross_entropy_map,
+    foreground_dice,
     generalised_cross_entropy_map,
     reverse_cross_entropy_map,
     soft_dice,
@@ -196,7 +197,21 @@ def test_soft_dice_equals_a_loop(shape, classes, smoothing):
 
 def test_soft_dice_smooths_by_one():
     """One wrong pixel of one: (2 * 0 + 1) / (1 + 1) for either class."""
-    assert soft_dice(torch.tensor([[[1.0], [0.0]]]), torch.tensor([[1]])).item() == 0.5
+    probability, label = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[1]])
+    assert soft_dice(probability, label).item() == 0.5
+    assert foreground_dice(probability, label, torch.ones_like(label).bool()).item() == 0.5
+
+
+@any_rank_and_classes
+def test_foreground_dice_is_soft_dice_of_the_pixels_in_the_mask_without_the_background(shape, classes):
+    probability, label = random_log_p(shape, classes, 0).exp(), random_label(shape, classes)
+    inside = torch.rand(label.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    scores = []
+    for p, y, kept in zip(probability, label, inside, strict=True):
+        for k in range(1, classes):
+            of_class, wanted = p[k][kept], (y[kept] == k).float()
+            scores.append((2 * (of_class * wanted).sum() + 0.5) / ((of_class + wanted).sum() + 0.5))
+    assert foreground_dice(probability, label, inside, 0.5).item() == pytest.approx(np.mean(scores), rel=1e-5)
 
 
 @any_rank_and_classes
