@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from utils.geometry import resize_image, resize_label, squared_boundary_distance
+from utils.geometry import longest_side, resize_image, resize_label, squared_boundary_distance
 
 
 def random_label(shape, classes, seed, block=1):
@@ -95,7 +95,7 @@ sizes = pytest.mark.parametrize(
 
 
 @sizes
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 3, 4, 5, 9])
 def test_resized_images_keep_their_type_and_channels(height, width, size, channels):
     image = random_image(height, width, channels)
     resized = resize_image(image, size)
@@ -153,3 +153,17 @@ def test_image_and_label_stay_aligned(height, width, size):
     uncertain = (image > 60) & (image < 195)
     assert uncertain.mean() < 0.05
     np.testing.assert_array_equal((image > 127)[~uncertain], label[~uncertain] == 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "expected"),
+    [
+        ((60, 40), 30, (30, 20)),
+        ((40, 60, 3), 90, (60, 90)),
+        ((7, 7), 3, (3, 3)),
+        ((400, 3), 40, (40, 1)),  # 0.3 of a pixel is one
+        ((5, 2, 100), 10, (10, 4)),  # channels are no side
+    ],
+)
+def test_the_longest_side_becomes_the_size(shape, size, expected):
+    assert longest_side(shape, size) == expected

@@ -289,6 +289,10 @@ def test_masked_mean():
     torch.testing.assert_close(values.grad, torch.tensor([[1.0, 1.0], [1.0, 0.0]]) / 3)
 
 
+def test_masked_mean_of_one_pixel_is_that_pixel():
+    assert masked_mean(torch.tensor([3.0, 5.0]), torch.tensor([False, True])).item() == 5
+
+
 def test_masked_mean_of_nothing_is_0():
     values = torch.ones(2, 3, requires_grad=True)
     mean = masked_mean(values, torch.zeros(2, 3, dtype=torch.bool))
@@ -553,8 +557,16 @@ def test_config_rejects(name, value):
 
 def test_config_takes_the_ends_of_its_ranges_and_the_documented_defaults():
     for ends in (
-        {"tau": 0, "max_epochs": 1, "ratecp": 0, "consistency": 0, "weight_decay_rate": 0, "dice_weight": 0},
-        {"tau": 0.99, "ratecp": 1, "consistency": 1, **PUBLISHED, **EXTENDED},
+        {
+            "tau": 0,
+            "max_epochs": 1,
+            "ratecp": 0,
+            "consistency": 0,
+            "weight_decay_rate": 0,
+            "dice_weight": 0,
+            "warm_up": 0,
+        },
+        {"tau": 0.99, "ratecp": 1, "consistency": 1, "warm_up": 1, **PUBLISHED, **EXTENDED},
     ):
         GSDConfig(**ends)
     config = GSDConfig(tau=0.1)
