@@ -97,6 +97,17 @@ def test_markov_takes_bool_masks():
     np.testing.assert_array_equal(noisy, markov_noise(mask, np.random.default_rng(0)))
 
 
+def test_the_defaults_are_those_of_the_paper():
+    """S_E for the wandering outline, 9 to 11 pixels for dilation and erosion; seed 1 erodes, seed 2 dilates."""
+    mask = disk(96, 96)
+    for seed in (1, 2):
+        rngs = [np.random.default_rng(seed) for _ in range(4)]
+        np.testing.assert_array_equal(markov_noise(mask, rngs[0]), naive_markov_noise(mask, rngs[1], 200, 0.8, 0.05))
+        np.testing.assert_array_equal(
+            dilation_erosion_noise(mask, rngs[2]), dilation_erosion_noise(mask, rngs[3], 9, 11)
+        )
+
+
 def test_theta1_above_a_half_grows_and_below_shrinks():
     mask = disk(96, 96)
     assert markov_noise(mask, np.random.default_rng(0), theta1=0.8).sum() > 1.2 * mask.sum()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.ndimage import label
+from skimage.segmentation import slic
 
 from utils.superpixels import slic_segments
 
@@ -44,6 +45,20 @@ def test_segments_are_many_connected_and_follow_edges(channels):
     assert all(label(segments == i)[1] == 1 for i in range(segments.max() + 1))
     grid = slic_segments(np.zeros_like(image), n_segments=256)
     assert wrong_share(segments, square(128)) < 0.01 < 0.02 < wrong_share(grid, square(128))
+
+
+def test_colour_is_cut_by_skimage_as_documented():
+    image = np.random.default_rng(0).integers(256, size=(64, 48, 3), dtype=np.uint8)
+    expected = slic(image, n_segments=1024, compactness=10, sigma=1, start_label=0)
+    np.testing.assert_array_equal(slic_segments(image), expected)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_channels_that_are_no_colours_count_by_their_root_mean_square(channels):
+    """skimage adds their squares, of numbers from 0 to 1, to that of the distance in pixels times the compactness."""
+    image = np.random.default_rng(0).integers(256, size=(64, 48, channels), dtype=np.uint8)
+    expected = slic(image, n_segments=64, compactness=5 / 100 * channels**0.5, sigma=1, start_label=0, channel_axis=-1)
+    np.testing.assert_array_equal(slic_segments(image, n_segments=64, compactness=5), expected)
 
 
 def test_grey_is_cut_as_the_same_grey_in_three_channels():
