@@ -3,14 +3,14 @@
 #
 #     sh train.sh [flags for every run, such as --fidelity paper --exp paper for the paper's method]
 #
-# Datasets are looked for in DATA_ROOT (default: data). Safe to run again: complete runs are not repeated and broken ones
+# Datasets are looked for in DATA_ROOT (default: data), and runs written to model, of the folder it is called in. Safe to run again: complete runs are not repeated and broken ones
 # are continued. PYTHON chooses the interpreter (default: .venv's, else python).
 set -u
-cd "$(dirname "$0")" || exit 2
+here=$(dirname "$0")
 data_root=${DATA_ROOT:-data}
 if [ -z "${PYTHON:-}" ]; then
     PYTHON=python
-    [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
+    [ -x "$here/.venv/bin/python" ] && PYTHON=$here/.venv/bin/python
 fi
 found=0
 failed=""
@@ -19,7 +19,8 @@ run() { # dataset noise_type [flags]; ratecp, jitter and, where it is used, tau 
     dataset=$1 noise_type=$2
     shift 2
     echo "== $dataset, noise $noise_type"
-    "$PYTHON" train_GSD-Net.py --datasets "$dataset" --noise_type "$noise_type" --data_root "$data_root" --resume "$@" &
+    "$PYTHON" "$here/train_GSD-Net.py" --datasets "$dataset" --noise_type "$noise_type" \
+        --data_root "$data_root" --resume "$@" &
     child=$!
     trap 'kill -TERM $child' HUP INT TERM # or a signal to this script would leave the run behind
     wait $child

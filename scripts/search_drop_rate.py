@@ -99,9 +99,10 @@ def train(args: argparse.Namespace, tau: float) -> Path:
     return args.save_root / "runs" / f"{args.datasets}+tau{tau}+{args.noise_type}" / "checkpoint.pt"
 
 
-def pixel_losses(model: Model, data: TrainingSet, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """-log p(label) and -log(1 - p(label)) of every pixel, two float32 (pixels,)."""
-    kept, dropped = [], []
+def pixel_losses(model: Model, data: TrainingSet, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """-log p(label) and -log(1 - p(label)) of every pixel, float32 (pixels,), and whether another class is more
+    probable than the label, bool (pixels,)."""
+    kept, dropped, wrong = [], [], []
     for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
         logits = model.logits(images).float().cpu()
         own = logits.gather(1, labels[:, None].long())
@@ -109,7 +110,8 @@ def pixel_losses(model: Model, data: TrainingSet, batch_size: int) -> tuple[np.n
         total = logits.logsumexp(dim=1, keepdim=True)
         kept.append((total - own).flatten().numpy())
         dropped.append((total - others).flatten().numpy())
-    return np.concatenate(kept), np.concatenate(dropped)
+        wrong.append((logits.amax(dim=1, keepdim=True) > own).flatten().numpy())
+    return np.concatenate(kept), np.concatenate(dropped), np.concatenate(wrong)
 
 
 def objective(kept: np.ndarray, dropped: np.ndarray, tau: float) -> float:
@@ -140,9 +142,9 @@ def main(argv: list[str] | None = None) -> None:
     values: dict[float, float] = {}
     disagree: dict[float, float] = {}
     for tau in args.candidates:
-        kept, dropped = pixel_losses(load_model(train(args, tau), device), data, args.batch_size)
+        kept, dropped, wrong = pixel_losses(load_model(train(args, tau), device), data, args.batch_size)
         values[tau] = objective(kept, dropped, tau)
-        disagree[tau] = float((kept > dropped).mean())
+        disagree[tau] = float(wrong.mean())
     print_table(values, disagree)
     write_results(args, values, disagree)
 

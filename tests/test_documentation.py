@@ -5,13 +5,14 @@ import ast
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import REPO, load_program
 
 from utils.cli import UserError
 
-DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+DOCUMENTS = [REPO / "README.md", REPO / "scripts" / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 PROGRAMS = sorted(path for folder in (".", "scripts", "benchmarks") for path in (REPO / folder).glob("*.py"))
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -20,6 +21,10 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 class Understood(Exception):
     """The flags were read."""
+
+
+def short(path: Path) -> str:
+    return path.relative_to(REPO).as_posix()
 
 
 def python_commands(shell: str) -> list[list[str]]:
@@ -42,11 +47,13 @@ def documented() -> list[tuple[str, list[str]]]:
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         lines = [line.replace("\n", " ") for line in re.findall(r"`(python [^`]*)`", SHELL.sub("", text))]
-        found += [(path.name, command) for part in (*SHELL.findall(text), *lines) for command in python_commands(part)]
+        found += [
+            (short(path), command) for part in (*SHELL.findall(text), *lines) for command in python_commands(part)
+        ]
     for path in PROGRAMS:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         lines = re.findall(r"^ +(python .*)$", docstring, re.MULTILINE)
-        found += [(path.name, command) for line in lines for command in python_commands(line)]
+        found += [(short(path), command) for line in lines for command in python_commands(line)]
     return found
 
 
@@ -89,7 +96,7 @@ def test_command_is_understood(where, command, tmp_path, monkeypatch):
 
 def test_every_program_is_documented():
     told = {command[0] for where, command in documented()}
-    programs = {path.relative_to(REPO).as_posix() for path in PROGRAMS if "def main(" in path.read_text()}
+    programs = {short(path) for path in PROGRAMS if "def main(" in path.read_text()}
     assert programs - told == set()
 
 
@@ -104,14 +111,14 @@ def test_commands_of_a_block():
     assert python_commands(block) == [["a.py", "--x", "1", "--y"], ["b.py", "--z", "two words"]]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=short)
 def test_links_lead_somewhere(document):
     for link in LINK.findall(document.read_text(encoding="utf-8")):
         if re.match(r"\w+:", link):
             continue
         name, _, anchor = link.partition("#")
         target = document.parent / name if name else document
-        assert target.exists(), f"{document.name}: {link}"
+        assert target.exists(), f"{short(document)}: {link}"
         if anchor:
             anchors = {slug(heading) for heading in HEADING.findall(target.read_text(encoding="utf-8"))}
-            assert anchor in anchors, f"{document.name}: {link}"
+            assert anchor in anchors, f"{short(document)}: {link}"

@@ -68,7 +68,8 @@ def test_objective_is_lowest_at_the_share_of_wrong_labels():
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_losses_of_label_and_of_all_others(classes):
+def test_losses_of_label_and_of_all_others_and_which_labels_are_held_for_wrong(classes):
+    """Wrong is a label that is not the most probable class, be it below one half or not."""
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(3, classes, 4, 4, generator=rng)
     labels = torch.randint(classes, (3, 4, 4), generator=rng, dtype=torch.uint8)
@@ -79,9 +80,10 @@ def test_losses_of_label_and_of_all_others(classes):
 
     images = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 1, 4, 4)
     data = TrainingSet(("a", "b", "c"), images, labels, labels, labels, 1)
-    kept, dropped = search.pixel_losses(Known(), data, batch_size=2)
+    kept, dropped, wrong = search.pixel_losses(Known(), data, batch_size=2)
     p = logits.softmax(dim=1).gather(1, labels[:, None].long()).flatten().numpy()
     assert np.allclose(kept, -np.log(p), atol=1e-5) and np.allclose(dropped, -np.log(1 - p), atol=1e-5)
+    np.testing.assert_array_equal(wrong, (logits.argmax(dim=1) != labels).flatten().numpy())
 
 
 def test_search_end_to_end(run, folder):

@@ -21,12 +21,21 @@ def test_the_nine_runs_of_the_paper(tmp_path):
         (tmp_path / folder).mkdir()
     done = train_sh(tmp_path, "echo", "--max_epochs", "7")
     assert done.returncode == 0, done.stderr
-    commands = [line.split() for line in done.stdout.splitlines() if line.startswith("train_GSD-Net.py")]
+    commands = [line.split() for line in done.stdout.splitlines() if "train_GSD-Net.py" in line]
     runs = [
         tuple(command[command.index(f"--{name}") + 1] for name in ("datasets", "noise_type")) for command in commands
     ]
     assert runs == [(name, noise) for name in ("kvasir", "shenzhen", "BUSUC") for noise in ("02", "08", "DE")]
     assert all("--resume" in command and command[-2:] == ["--max_epochs", "7"] for command in commands)
+
+
+def test_folders_are_those_of_where_it_is_called(tmp_path):
+    (tmp_path / "mine" / "BUSUC").mkdir(parents=True)
+    environment = {**os.environ, "DATA_ROOT": "mine", "PYTHON": sys.executable}
+    command = ["sh", REPO / "train.sh", "--output_root", "runs"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1  # the folder is empty
+    assert done.stderr.count("error: mine/BUSUC/") == 3
 
 
 def test_absent_datasets_are_skipped_with_a_line(tmp_path):
