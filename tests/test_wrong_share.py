@@ -5,10 +5,13 @@ import argparse
 import numpy as np
 import pytest
 from conftest import blob
+from scipy.ndimage import gaussian_filter
 
 from utils.arguments import add_training_arguments
 from utils.cli import UserError
-from utils.contours import move_contour
+from utils.contours import levels_of, move_contour, steps
+from utils.edge_profile import level_probabilities, median_level
+from utils.label_quality import contour_beliefs, wrong_probability
 from utils.wrong_share import estimate_tau, estimate_wrong_share, unevenness
 
 
@@ -62,6 +65,27 @@ def test_uneven_masks_count_as_wrong():
     assert unevenness(mask) < 0.01 < unevenness(np.random.default_rng(0).integers(0, 2, (64, 64)))
     assert unevenness(ragged) >= unevenness(mask) + 0.0015
     assert unevenness(mask * 0) == unevenness(mask * 0 + 1) == 0
+
+
+def test_unevenness_is_the_documented_smoothing():
+    rough = np.random.default_rng(0).random((96, 64)) < np.linspace(0, 1, 64)
+    smooth = gaussian_filter(rough.astype(float), 1.5 / 128 * 96, mode="nearest") > 0.5
+    assert unevenness(rough.astype(np.uint8)) == pytest.approx((smooth != rough).mean(), abs=1e-3)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_estimate_is_the_documented_sum(corrected):
+    """The mean chance that a pixel is wrong, after contour correction of the mask that is left, and the unevenness."""
+    images, _, given = zip(*samples(3), strict=True)
+    given = [mask ^ (np.random.default_rng(index).random(mask.shape) < 0.02) for index, mask in enumerate(given)]
+    levels = levels_of((48, 48))
+    found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], levels, 48)
+    shares = []
+    for mask, probabilities, move in zip(given, found, median_level(found, levels), strict=True):
+        left = move_contour(mask, move) if corrected else mask
+        wrong = wrong_probability(left, contour_beliefs(mask, levels, probabilities))
+        shares.append(wrong.mean() + (1.7 if corrected else 1) * unevenness(mask))
+    assert estimate_wrong_share(zip(images, given, strict=True), 2, corrected) == pytest.approx(np.mean(shares))
 
 
 def test_estimate_counts_unevenness():
