@@ -1,5 +1,6 @@
 """Contour correction: on phantoms whose contours are known, on degenerate masks, and on real images."""
 
+import math
 import tracemalloc
 
 import numpy as np
@@ -8,8 +9,18 @@ from conftest import REAL_DATA
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from dataloaders.files import list_images, read_image, read_mask
-from utils.contours import edges_shown, levels_of, move_contour, signed_distance, steps
-from utils.edge_profile import displacements
+from utils.contours import (
+    Steps,
+    edges_shown,
+    evidence_of,
+    levels_of,
+    move_contour,
+    normalised,
+    probabilities,
+    signed_distance,
+    steps,
+)
+from utils.edge_profile import displacements, level_probabilities, median_level
 from utils.geometry import resize_image, resize_label
 from utils.noise import dilation_erosion_noise, file_generator, markov_noise
 
@@ -68,6 +79,9 @@ def test_steps(size, width):
         values, vectors = np.linalg.eigh((np.cov(one.T, bias=True) + np.cov(two.T, bias=True)) / 2 + np.eye(2))
         expected = vectors @ np.diag(values**-0.5) @ vectors.T @ (one.mean(0) - two.mean(0))
         np.testing.assert_allclose(found.step[index], expected, atol=1e-6)
+    elsewhere = steps(image, np.roll(mask, (size // 2, size // 2), axis=(0, 1)))
+    np.testing.assert_array_equal(found.chance_step, elsewhere.step)
+    np.testing.assert_array_equal(found.chance_pixels, elsewhere.pixels)
 
 
 def test_many_channels_take_little_memory():
@@ -181,6 +195,178 @@ def test_gained_pixels_take_the_nearest_class():
     np.testing.assert_array_equal(grown > 0, signed_distance(label) > -6)
     shrunk = move_contour(label, 3)
     np.testing.assert_array_equal(shrunk, np.where(signed_distance(label) > 3, label, 0))
+
+
+@pytest.mark.parametrize(
+    ("side", "last"), [(8, 1), (20, 1), (27, 2), (48, 4), (96, 9), (128, 13), (192, 19), (256, 26), (512, 52)]
+)
+def test_levels_lie_within_about_a_tenth_of_the_side(side, last):
+    """14/128 of the side less the width of a ring, 1/128 of it, both in whole pixels."""
+    for shape in ((side, 3), (5, side)):
+        assert levels_of(shape).tolist() == list(range(-last, last + 1))
+
+
+# --- docs/method.md section 8 once more, in loops ---------------------------------------------------------------------
+
+
+def unit(vector):
+    return vector / np.linalg.norm(vector) if vector.any() else vector
+
+
+def evidence_by_loop(images):
+    own = [unit(sum(image.step)) for image in images]
+    common = unit(sum(own))
+    inward = [unit(direction + common) for direction in own]
+    return np.array(
+        [
+            [0.3 * math.sqrt(n) * float(u @ step) for step, n in zip(image.step, image.pixels, strict=True)]
+            for u, image in zip(inward, images, strict=True)
+        ]
+    )
+
+
+def normalised_by_loop(values):
+    return [value / sum(values) for value in values]
+
+
+def prior_by_loop(posterior, levels):
+    prior = []
+    for index, level in enumerate(levels):
+        below, above = max(index - 1, 0), min(index + 1, len(levels) - 1)
+        smooth = sum(q[below] / 4 + q[index] / 2 + q[above] / 4 for q in posterior)
+        prior.append((smooth + (level == 0) + 1 / len(levels)) / (len(posterior) + 2))
+    return prior
+
+
+def posterior_by_loop(likelihood, levels):
+    """``likelihood`` of each image that has a boundary; 0 where a level is impossible."""
+    prior = prior_by_loop([], levels)
+    for _ in range(30):
+        posterior = [normalised_by_loop([p * x for p, x in zip(prior, row, strict=True)]) for row in likelihood]
+        prior = prior_by_loop(posterior, levels)
+    return posterior
+
+
+def fitted_by_loop(evidence, possible, start, levels, side):
+    """The profile of the edges, and the levels by it, of images that have a boundary."""
+    count, last = len(evidence), len(levels) - 1
+    reach, habit = max(2, round(side / 16)), max(1, round(side / 128))
+    offsets = range(-reach, reach + 1)
+
+    def at(row, index):
+        return row[min(max(index, 0), last)]
+
+    strength = [math.sqrt(np.mean(row**2)) + 1e-3 for row in evidence]
+    posterior, prior = start, prior_by_loop([], levels)
+    for _ in range(30):
+        profile = [
+            sum(
+                q[m] * at(row, m + d) / scale
+                for q, row, scale in zip(posterior, evidence, strength, strict=True)
+                for m in range(last + 1)
+            )
+            / count
+            for d in offsets
+        ]
+        peak = int(np.argmax(profile)) - reach
+        commonest = levels[int(np.argmax(np.sum(posterior, axis=0)))]
+        free = habit if commonest == 0 else 0
+        shift = peak - min(max(peak, -free), free)
+        profile = [profile[min(max(d + shift, -reach), reach) + reach] for d in offsets]
+        profile = [value - np.mean(profile) for value in profile]
+        explained, squares = np.zeros(evidence.shape), np.zeros(evidence.shape)
+        for i, row in enumerate(evidence):
+            for m in range(last + 1):
+                window = np.array([at(row, m + d) for d in offsets])
+                explained[i, m] = max(0, window @ profile) ** 2 / (np.array(profile) @ profile)
+                squares[i, m] = ((window - window.mean()) ** 2).sum()
+        left = np.sum(posterior * (squares - explained)) + 2 / count * np.sum(posterior * squares)
+        v = left / ((count + 2) * len(offsets))
+        fit = np.where(possible, np.exp(explained / (4 * v)), 0)
+        posterior = np.array([normalised_by_loop(prior * row) for row in fit])
+        prior = np.array(prior_by_loop(posterior, levels))
+    # Which of three kinds a mask is, the evidence says; how far it is off, the set rather.
+    calm = np.where(possible, np.exp(explained / (4 * v) / 8), 0) * prior
+    for kind in (levels < -habit, abs(levels) <= habit, levels > habit):
+        for i, row in enumerate(posterior):
+            if calm[i, kind].any():
+                posterior[i, kind] = row[kind].sum() * calm[i, kind] / calm[i, kind].sum()
+    return posterior
+
+
+def random_set(levels, seed, channels=3, count=9):
+    """Steps of images with an edge somewhere, some levels impossible; the last two images have no boundary."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for index in range(count):
+        step = rng.normal(0, 0.3, (len(levels), channels))
+        edge = rng.choice([0, 0, 0, -2, 3]) + rng.normal(0, 0.3)
+        step += np.exp(-((levels - edge) ** 2) / 2)[:, None] * np.array([1, -0.5, 0.2])[:channels]
+        pixels = rng.choice([3, 4, 5, 20, 60, 90], len(levels), p=[0.05, 0.1, 0.05, 0.2, 0.3, 0.3])
+        if index >= count - 2:
+            pixels = np.full(len(levels), 3 * (index % 2))
+        step[pixels < 4] = 0
+        images.append(Steps(step, pixels, 0.1 * step[::-1], pixels))
+    return images
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_estimate_equals_loops(side, channels, seed):
+    levels = levels_of((side,))
+    images = random_set(levels, seed, channels)
+    evidence, possible = evidence_of(images, levels)
+    np.testing.assert_allclose(evidence, evidence_by_loop(images), atol=1e-9)
+    expected = [[n >= 4 or level == 0 for n, level in zip(image.pixels, levels, strict=True)] for image in images]
+    np.testing.assert_array_equal(possible, expected)
+
+    bounded = slice(len(images) - 2)
+    likelihood = np.where(possible, np.exp(evidence), 0)[bounded]
+    found = probabilities(evidence, possible, levels)
+    np.testing.assert_allclose(found[bounded], posterior_by_loop(likelihood, levels), atol=1e-9)
+    np.testing.assert_array_equal(found[-2:], [levels == 0] * 2)
+
+    assert edges_shown(images, levels)
+    masked = np.where(possible, evidence, 0)[bounded]
+    expected = fitted_by_loop(masked, possible[bounded], found[bounded], levels, side)
+    found = level_probabilities(images, levels, side)
+    np.testing.assert_allclose(found[bounded], expected, atol=1e-6)
+    np.testing.assert_array_equal(found[-2:], [levels == 0] * 2)
+
+
+def test_normalised_takes_logarithms_of_any_size():
+    rows = np.array([[-1e4, -1e4 + np.log(3)], [1e4 + np.log(3), 1e4], [-np.inf, 5]])
+    np.testing.assert_allclose(normalised(rows), [[0.25, 0.75], [0.75, 0.25], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([0, 0, 1, 0, 0], 0),
+        ([0, 0, 0, 1, 0], 1),
+        ([1, 0, 0, 0, 0], -2),
+        ([0, 0, 0, 0.5, 0.5], 1.5),
+        ([0.25, 0.75, 0, 0, 0], -1.5 + 1 / 3),
+        ([0, 0, 0.5, 0.5, 0], 0.5),
+        ([0, 0, 0.51, 0.49, 0], 0),  # within half a pixel nothing moves
+    ],
+)
+def test_median_level_spreads_each_level_over_a_pixel(row, expected):
+    assert median_level(np.array([row], float), np.arange(-2, 3)) == pytest.approx([expected])
+
+
+@pytest.mark.parametrize(("count", "needed"), [(1, 1), (5, 5), (6, 6), (7, 7), (20, 16), (40, 30), (100, 75)])
+def test_edges_are_shown_by_three_quarters_and_by_more_than_chance_gives(count, needed):
+    """Of 20 images 15 are three quarters, but no more than chance gives in one set of a hundred."""
+    levels = levels_of((64,))
+    strong, weak = np.zeros((2, len(levels), 1))
+    strong[5], weak[5] = 2, 1
+    pixels = np.full(len(levels), 30)
+    nothing = Steps(0 * weak, 0 * pixels, 0 * weak, 0 * pixels)
+    for shown, expected in ((needed, True), (needed - 1, False)):
+        images = [Steps(strong, pixels, weak, pixels)] * shown + [Steps(weak, pixels, strong, pixels)] * (count - shown)
+        assert edges_shown([*images, nothing, nothing], levels) is expected
 
 
 @pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"no real images: {REAL_DATA} is not there")
