@@ -299,7 +299,7 @@ def random_set(levels, seed, channels=3, count=9):
     rng = np.random.default_rng(seed)
     images = []
     for index in range(count):
-        step = rng.normal(0, 0.3, (len(levels), channels))
+        step = rng.normal(0, 0.1, (len(levels), channels))
         edge = rng.choice([0, 0, 0, -2, 3]) + rng.normal(0, 0.3)
         step += np.exp(-((levels - edge) ** 2) / 2)[:, None] * np.array([1, -0.5, 0.2])[:channels]
         pixels = rng.choice([3, 4, 5, 20, 60, 90], len(levels), p=[0.05, 0.1, 0.05, 0.2, 0.3, 0.3])
@@ -311,7 +311,7 @@ def random_set(levels, seed, channels=3, count=9):
     return images
 
 
-@pytest.mark.parametrize("side", [16, 64, 128, 256])
+@pytest.mark.parametrize("side", [32, 64, 128, 256])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_estimate_equals_loops(side, channels, seed):
