@@ -21,7 +21,7 @@ from networks.unet import two_unets
 from scripts import audit_labels
 from utils.audit_page import Entry, audit_page
 from utils.cli import claimed, run_main
-from utils.contours import levels_of, move_contour, steps
+from utils.contours import levels_of, move_contour, nearest_class, signed_distance, steps
 from utils.edge_profile import _moved, level_probabilities
 from utils.label_quality import contour_beliefs, label_quality, wrong_probability
 
@@ -125,6 +125,39 @@ def test_beliefs_by_hand():
     expected = 2 * (inner + rim) / (16 + inner + rim + outer + (corners if beliefs[1, 2, 2] >= 0.1 else 0))
     assert label_quality(label, beliefs) == pytest.approx(expected, rel=1e-5)
     assert np.allclose(wrong_probability(label, beliefs)[4, [2, 3, 4]], [0.2, 0.3, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_beliefs_and_quality_of_three_classes_equal_loops(scale):
+    """docs/method.md section 9: each level is spread over an interval of length 1; gained pixels have a class."""
+    rng = np.random.default_rng(0)
+    label = np.zeros((20, 30), np.uint8)
+    label[4:15, 3:12], label[6:17, 18:26] = 1, 2
+    levels, probabilities = np.arange(-3, 4), rng.dirichlet(np.ones(7))
+    beliefs = contour_beliefs(label, levels, probabilities, 3, scale)
+    assert beliefs.dtype == np.float32
+    distance, nearest = signed_distance(label), nearest_class(label)
+    expected = np.zeros((3, *label.shape))
+    for place in np.ndindex(*label.shape):
+        below = [min(max(distance[place] / scale - level + 0.5, 0), 1) for level in levels]
+        expected[nearest[place]][place] = probabilities @ below
+        expected[0][place] = 1 - probabilities @ below
+    np.testing.assert_allclose(beliefs, expected, atol=1e-6)
+
+    scores = []
+    for k in (1, 2):
+        considered = (label == k) | (expected[k] >= 0.1)
+        together = (expected[k] * (label == k)).sum()
+        scores.append(2 * together / ((label == k).sum() + expected[k][considered].sum()))
+    assert label_quality(label, beliefs) == pytest.approx(np.mean(scores), rel=1e-5)
+
+
+@pytest.mark.parametrize(("faint", "expected"), [(0.095, 1), (0.105, 2 / (1 + 1 + 10 * 0.105))])
+def test_quality_leaves_out_what_is_fainter_than_a_tenth(faint, expected):
+    label = np.zeros((1, 11), np.uint8)
+    label[0, 0] = 1
+    belief = np.where(label == 1, 1, faint)
+    assert label_quality(label, np.stack([1 - belief, belief])) == pytest.approx(expected)
 
 
 def test_beliefs_follow_the_scale():
