@@ -199,7 +199,8 @@ def test_a_missing_index_names_the_script_that_makes_it(folder):
 
 def test_rater_policies():
     assert choose_raters(6, "cycle", 4, seed=0) == [0, 1, 2, 3, 0, 1]
-    assert choose_raters(3, "2", 4, seed=0) == [1, 1, 1]
+    for number in range(1, 5):
+        assert choose_raters(3, str(number), 4, seed=0) == [number - 1] * 3
     drawn = choose_raters(4000, "random", 4, seed=1)
     assert drawn == choose_raters(4000, "random", 4, seed=1) != choose_raters(4000, "random", 4, seed=2)
     assert np.bincount(drawn, minlength=4).min() > 900 and set(drawn) == {0, 1, 2, 3}
@@ -217,6 +218,7 @@ def test_split_by_patient_keeps_patients_whole():
     assert split_by_patient(patients, 0.3, seed=0) == (stay, out) != split_by_patient(patients, 0.3, seed=1)
     assert len({patients[i] for i in split_by_patient(patients, 0.001, seed=0)[1]}) == 1
     assert len({patients[i] for i in split_by_patient(patients, 0.999, seed=0)[0]}) == 1
+    assert sorted(map(len, split_by_patient(["a", "a", "b"], 0.5, seed=0))) == [1, 2]  # two can be split
     with pytest.raises(UserError, match="only one patient"):
         split_by_patient(["a", "a"], 0.5, seed=0)
 
