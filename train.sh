@@ -3,8 +3,9 @@
 #
 #     sh train.sh [flags for every run, such as --fidelity paper --exp paper for the paper's method]
 #
-# Datasets are looked for in DATA_ROOT (default: data), and runs written to model, of the folder it is called in. Safe to run again: complete runs are not repeated and broken ones
-# are continued. PYTHON chooses the interpreter (default: .venv's, else python).
+# Datasets are looked for in DATA_ROOT (default: data), and runs written to model, of the folder where it is called. Safe
+# to run again: complete runs are not repeated and broken ones are continued. PYTHON chooses the interpreter (default:
+# that of .venv beside this script, else python).
 set -u
 here=$(dirname "$0")
 data_root=${DATA_ROOT:-data}
