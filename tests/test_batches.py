@@ -325,6 +325,12 @@ def test_noise_is_gaussian_cut_at_two_sigma_on_half_of_the_images():
     assert torch.corrcoef(channels).fill_diagonal_(0).abs().max() < 0.02  # every pixel and channel by itself
 
 
+def test_half_of_many_images_get_noise():
+    grey = torch.full((10_000, 1, 2, 2), 0.5)
+    noisy = (noise_half(grey, 0.1, seeded()) != grey).flatten(1).any(dim=1)
+    assert noisy.float().mean().item() == pytest.approx(0.5, abs=0.02)  # four standard deviations
+
+
 def test_noisy_images_stay_in_range():
     images = random_images(32)
     noisy = noise_half(images, 0.5, seeded())
