@@ -54,9 +54,8 @@ from utils.arguments import number
 from utils.audit_page import SIDE, Entry, audit_page
 from utils.cli import (
     UserError,
-    check_settings,
     claimed,
-    keep_settings,
+    keep_all_settings,
     listed,
     name_others,
     read_json,
@@ -322,7 +321,7 @@ def train_fold(args: argparse.Namespace, pairs: Sequence[Pair], held_out: set[in
         flush=True,
     )
     if run_child([*command, *args.training]):
-        raise UserError(f"--folds: training of fold {fold} failed, see above (for --exp, give another --save_root)")
+        raise UserError(f"--folds: training of fold {fold} failed, see above (in place of --exp, another --save_root)")
     return root / f"{dataset.name}+fold+given" / "checkpoint.pt"
 
 
@@ -417,10 +416,10 @@ def judge_all(
 ) -> list[Judged]:
     """`judge` every image that was looked at, and write its believed mask; ``stems``: of all images, the others too.
 
-    Raises `UserError` as `keep_all_settings`, and if a file cannot be written.
+    Raises `UserError` as `record_settings`, and if a file cannot be written.
     """
     wrong_root = args.save_root / "wrong"
-    keep_all_settings(args, model, stems, wrong_root)
+    record_settings(args, model, stems, wrong_root)
     job = partial(
         judge,
         size=args.image_size,
@@ -481,7 +480,7 @@ def see_all(pairs: list[Pair], args: argparse.Namespace, channels: int | None) -
     return looked, failures
 
 
-def keep_all_settings(args: argparse.Namespace, model: Model | None, stems: list[str], wrong_root: Path) -> None:
+def record_settings(args: argparse.Namespace, model: Model | None, stems: list[str], wrong_root: Path) -> None:
     """Record what the folders' files are made with. Raises `UserError` if they hold others, or cannot be written to."""
     settings = {
         "images": str(args.images_root.resolve()),
@@ -496,10 +495,7 @@ def keep_all_settings(args: argparse.Namespace, model: Model | None, stems: list
         args.save_root: [args.save_root / name for name in ("audit.csv", "audit.html")],
         wrong_root: [wrong_root / f"{stem}.png" for stem in stems],
     }
-    # All are looked at before anything is removed from one.
-    for change in (check_settings, keep_settings):
-        for folder, files in outputs.items():
-            change(folder, settings, args.overwrite, files, exclusive=folder != args.save_root)
+    keep_all_settings(outputs, settings, args.overwrite, exclusive=(args.refined_root, wrong_root))
 
 
 def report(args: argparse.Namespace, channels: int | None, looked: list[Looked], judged: list[Judged]) -> None:

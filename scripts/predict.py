@@ -42,9 +42,8 @@ from dataloaders.pixels import format_of
 from utils.arguments import number
 from utils.cli import (
     UserError,
-    check_settings,
     claimed,
-    keep_settings,
+    keep_all_settings,
     listed,
     name_others,
     remove,
@@ -222,11 +221,9 @@ def predict(args: argparse.Namespace, model: Model, images: dict[str, Path], fol
     precision = "bf16" if model.bf16 else "fp32"
     settings = {"checkpoint_sha256": model.sha256, "epochs": model.epochs, "tta": args.tta, "precision": precision}
     files = {folder: [folders.files(stem)[folder] for stem in images] for folder in filter(None, folders)}
-    for folder, outputs in files.items():
-        check_settings(folder, settings, args.overwrite, outputs, exclusive=True)
-    for folder, outputs in files.items():
-        keep_settings(folder, settings, args.overwrite, outputs, exclusive=True)
-        if args.images_root.is_dir():
+    keep_all_settings(files, settings, args.overwrite, exclusive=files)
+    if args.images_root.is_dir():
+        for folder, outputs in files.items():
             name_others(folder, outputs)
     print(
         f"{args.checkpoint}: {model.settings.get('method')}, {model.epochs} epochs, {model.image_size} pixels, "

@@ -95,7 +95,7 @@ def train(args: argparse.Namespace, tau: float) -> Path:
             command += [f"--{name}", str(getattr(args, name))]
     print(f"training with tau {tau}", flush=True)
     if run_child([*command, *args.training]):
-        raise UserError(f"--candidates {tau}: training failed, see above (for --exp, give another --save_root)")
+        raise UserError(f"--candidates {tau}: training failed, see above (in place of --exp, another --save_root)")
     return args.save_root / "runs" / f"{args.datasets}+tau{tau}+{args.noise_type}" / "checkpoint.pt"
 
 

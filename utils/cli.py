@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
@@ -254,28 +254,32 @@ def _remove_unfinished(*folders: Path) -> None:
 def keep_settings(
     folder: Path, settings: dict, overwrite: bool, outputs: Iterable[Path] = (), exclusive: bool = False
 ) -> None:
-    """Remember in ``folder``/settings.json what its files were made with, so that no folder mixes two settings.
-
-    outputs: the files that are about to be made. With ``overwrite`` those that are there are removed first: after an
-    interrupted run, none made with the former settings is left to pass for one made with the new.
-    Raises `UserError` as `check_settings`.
-    """
-    outputs = list(outputs)
-    check_settings(folder, settings, overwrite, outputs, exclusive)
-    if overwrite:
-        remove(path for path in outputs if os.path.exists(path))
-    write_json(folder / "settings.json", settings)
+    """`keep_all_settings` of one folder."""
+    keep_all_settings({folder: list(outputs)}, settings, overwrite, [folder] if exclusive else [])
 
 
-def check_settings(
-    folder: Path, settings: dict, overwrite: bool, outputs: Sequence[Path], exclusive: bool = False
+def keep_all_settings(
+    outputs: Mapping[Path, Sequence[Path]], settings: dict, overwrite: bool, exclusive: Collection[Path]
 ) -> None:
-    """Raise `UserError`, unless ``overwrite``, if ``folder`` was made with other settings, or holds some of ``outputs``
-    without a record of their settings. Nothing is changed.
+    """Remember in settings.json of each folder what its files were made with, so that no folder mixes two settings.
 
-    exclusive: whoever finds a file with the suffix of ``outputs`` there takes it for one of them. With ``overwrite``
-    others then may not stay beside files of new settings.
+    outputs: for each folder the files that are about to be made. With ``overwrite`` those that are there are removed
+    first: after an interrupted run, none made with the former settings is left to pass for one made with the new.
+    exclusive: the folders where a file with the suffix of the outputs is taken for one of them by whoever finds it.
+
+    Raises `UserError`, unless ``overwrite``, if a folder was made with other settings, or holds some of its outputs
+    without a record of their settings; with it, if files of other settings would stay beside the outputs of an
+    ``exclusive`` folder. Then nothing is removed from any folder.
     """
+    for folder, files in outputs.items():
+        _check_settings(folder, settings, overwrite, files, folder in exclusive)
+    for folder, files in outputs.items():
+        if overwrite:
+            remove(path for path in files if os.path.exists(path))
+        write_json(folder / "settings.json", settings)
+
+
+def _check_settings(folder: Path, settings: dict, overwrite: bool, outputs: Sequence[Path], exclusive: bool) -> None:
     record = folder / "settings.json"
     remedy = "choose another folder, or add --overwrite"
     before = None
