@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import REPO
 
-from utils.cli import UserError, claimed, keep_settings, run_jobs, run_main, warn
+from utils.cli import UserError, claimed, keep_all_settings, keep_settings, run_jobs, run_main, warn
 
 
 def test_a_broken_record_of_settings_is_named(tmp_path):
@@ -46,6 +46,20 @@ def test_files_of_other_settings_do_not_stay_beside_new_ones(tmp_path):
     assert outputs[1].is_file()
     keep_settings(tmp_path, {"seed": 2}, overwrite=True, outputs=outputs, exclusive=True)
     assert not any(path.exists() for path in outputs)
+
+
+def test_what_one_folder_refuses_changes_none(tmp_path):
+    outputs = {folder: [folder / "a.png"] for folder in (tmp_path / "first", tmp_path / "second")}
+    keep_all_settings(outputs, {"seed": 0}, overwrite=False, exclusive=outputs)
+    files = [path for paths in outputs.values() for path in paths]
+    for path in (*files, tmp_path / "second" / "b.png"):
+        path.write_text("of seed 0")
+    with pytest.raises(UserError, match=r"second: 1 files there are not of these.*b\.png"):
+        keep_all_settings(outputs, {"seed": 1}, overwrite=True, exclusive=outputs)
+    assert all(path.exists() for path in files)
+    assert {(folder / "settings.json").read_text() for folder in outputs} == {'{\n  "seed": 0\n}\n'}
+    keep_all_settings(outputs, {"seed": 1}, overwrite=True, exclusive=[tmp_path / "first"])
+    assert not any(path.exists() for path in files)
 
 
 class Gone(io.StringIO):
