@@ -37,13 +37,19 @@ DATA = "data"  # the setting that is a digest of the files that are read
 def choose_device(device: str, gpu: int) -> torch.device:
     """auto, cpu or cuda -> the device; auto takes GPU number ``gpu`` where there is one.
 
-    Of several processes on a machine, started by torchrun, each takes the GPU of its own number.
+    Of several processes on a machine, started by torchrun, each takes the GPU of its own number. Where ``gpu`` is
+    not 0 and does not decide, a line on stdout says so.
     Raises `UserError` if CUDA is asked for and absent, or has no such GPU.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        if gpu:
+            why = "as --device cpu says" if device == "cpu" else "for PyTorch finds no GPU"
+            print(f"note: --gpu {gpu}: not used; this runs on the CPU, {why}")
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
+    if gpu and "LOCAL_RANK" in os.environ:
+        print(f"note: --gpu {gpu}: not used; of several processes each takes the GPU of its own number")
     gpu = int(os.environ.get("LOCAL_RANK", gpu))
     if not 0 <= gpu < torch.cuda.device_count():
         raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{torch.cuda.device_count() - 1}")
