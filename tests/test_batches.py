@@ -493,3 +493,5 @@ def test_raw_intensities_run_from_0_to_255():
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, -1, -1)
     inputs = Intensity.raw(3).normalise(to_unit(images))
     torch.testing.assert_close(inputs, images.float(), rtol=1e-6, atol=0)
+    assert Intensity.chosen("raw", images) == Intensity.raw(3)
+    assert Intensity.chosen("normalised", images) == Intensity.of(images) != Intensity.raw(3)

@@ -173,6 +173,7 @@ def test_run_leaves_all_its_files(train, places, tmp_path, flags):
     args = json.loads((folder / "args.json").read_text())
     published = "published" in flags
     assert (args["vote"], args["inputs"]) == (("rings", "raw") if published else ("superpixels", "normalised"))
+    assert (args["intensity"]["std"] == [1 / 255] * 3) == published
     # The parts of the loss that come with refinement are there from 0.3 of the run, and not for CE or clean masks.
     one_phase = args["method"] == "ce" or args["noise_type"] == "clean"
     transfers = [row["transfer1"] != "" for row in log_rows(folder)]
