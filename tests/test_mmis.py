@@ -129,6 +129,7 @@ def test_a_missing_key_is_named_with_those_there(tmp_path, volume, key):
     path = write_h5(tmp_path / "a.h5", {name: values for name, values in volume.items() if name != key})
     message = refusal(lambda: read_case(path, 4, 2), path, f"no {key} in it")
     assert f"it holds {', '.join(sorted(set(KEYS) - {key}))}" in message
+    assert ("--raters" in message) == key.startswith("label")  # which may be a matter of how many there are
 
 
 def test_a_file_without_any_key_is_refused(tmp_path):
@@ -176,6 +177,11 @@ def test_a_group_in_place_of_an_array_is_refused(tmp_path, volume, key):
 def test_what_is_no_number_is_refused(tmp_path, volume, key, dtype):
     path = write_h5(tmp_path / "a.h5", volume | {key: np.zeros((3, 37, 53), dtype)})
     refusal(lambda: read_case(path, 4, 2), path, f"{key} is of type", "expected numbers")
+
+
+def test_an_image_of_yes_and_no_is_refused(tmp_path, volume):
+    path = write_h5(tmp_path / "a.h5", volume | {"t1c": volume["label_a1"].astype(bool)})
+    refusal(lambda: read_case(path, 4, 2), path, "t1c is of type bool", "expected numbers")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -427,7 +433,9 @@ def test_without_the_file_raters_are_drawn_from_the_seed(tmp_path, capsys):
     assert np.bincount(list(chosen.values()), minlength=4).min() > 70  # 100 +- 8.7
     assert chosen == select_raters(tmp_path, stems, 4, None, seed=3) == select_raters(tmp_path, stems, 4, "random", 3)
     assert chosen != select_raters(tmp_path, stems, 4, None, seed=4)
-    assert "drawn at random with --seed 3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "drawn at random with --seed 3" in said
+    assert "overrides" not in said
 
 
 def test_a_policy_overrides_the_file_and_says_so(tmp_path, capsys):
