@@ -245,6 +245,15 @@ def test_ambiguous_levels_are_named(tmp_path, values):
     assert "ambiguous" in message and "0/1 or 0/255" in message
     for value, share in zip(*np.unique(levels, return_counts=True), strict=True):
         assert f"{value} ({share / levels.size:.1%})" in message
+    assert ("give --num_classes 3" in message) == (values == (0, 1, 2))
+
+
+def test_many_levels_are_not_listed_one_by_one(tmp_path):
+    for number, said in ((6, "5 (16.7%)"), (7, "found 7 values from 0 to 6")):
+        message = refusal(
+            read_mask, save(tmp_path / "a.png", np.arange(42 * 40, dtype=np.uint16).reshape(40, 42) % number)
+        )
+        assert said in message and f"give --num_classes {number}" in message
 
 
 FOUR_LEVELS = [(0, 12, 34, 230), (0, 40, 200, 255), (0, 1, 2, 255), (0, 3, 200, 255), (0, 1, 254, 300)]

@@ -419,6 +419,10 @@ def test_files_that_are_no_checkpoints(run, tmp_path, name):
         ),
         ({"model": {"in_channels": 3, "num_classes": 2, "intensity": {"mean": (0,), "std": (1,)}}}, "do not fit"),
         (
+            {"model": {"in_channels": 1, "num_classes": 2, "intensity": {"mean": (0,), "std": (0,)}}, "channels": 1},
+            "do not fit",
+        ),
+        (
             {"model": {"in_channels": "3", "num_classes": 2, "intensity": {"mean": (0,), "std": (1,)}}},
             "weights for 3",
         ),

@@ -772,6 +772,15 @@ def test_equal_pixels_in_another_shape_are_not_equal_images():
     assert duplicates.fingerprint(np.full((9, 9, 1), 7, np.uint8)) is None
 
 
+def test_two_images_are_enough_to_be_copies():
+    image = np.random.default_rng(0).integers(0, 256, (40, 40, 1), np.uint8)
+    prints = [duplicates.fingerprint(values) for values in (image, image // 2)]
+    [copy] = duplicates.near_copies(prints, ["train"] * 2, list("ab"))
+    assert (copy.index, copy.of) == (1, 0)
+    assert duplicates.near_copies(prints, ["train"] * 2, list("aa")) == []
+    assert duplicates.near_copies([], [], []) == []
+
+
 @pytest.mark.parametrize(("block", "chunk"), [(4_000_000, 4096), (100, 3), (1, 1)])
 def test_pairs_are_those_of_a_plain_search(monkeypatch, block, chunk):
     """Noisy versions of few images, some in one group, against all pairs compared one by one."""
