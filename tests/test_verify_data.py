@@ -159,6 +159,25 @@ def test_a_clean_set_passes_and_its_facts_are_told(folder, verify):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_what_file_managers_leave_is_no_matter(folder, verify):
+    for kind in ("images", "masks"):
+        for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._case00.png"):
+            (folder / kind / name).write_bytes(b"\0")
+    assert verify().found() == {}
+    assert not loaders_refuse(folder)
+
+
+@pytest.mark.parametrize("instead", [None, b"no folder"])
+def test_a_folder_that_is_missing(folder, verify, instead):
+    shutil.rmtree(folder / "masks_test")
+    if instead:
+        (folder / "masks_test").write_bytes(instead)
+    result = verify()
+    assert (result.code, result.found()) == (1, {"files": [("error", "masks_test")]})
+    assert "no such folder" in result.messages("files")
+    assert loaders_refuse(folder)
+
+
 def truncated_image(folder):
     path = folder / "images" / "case02.png"
     path.write_bytes(path.read_bytes()[:300])
