@@ -230,26 +230,6 @@ def test_grey_images_of_three_classes(train, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "noise_type", "tau", "ratecp", "jitter"),
-    [
-        ("kvasir", "02", 0.05, 0.5, 0.5),
-        ("Kvasir", "DE", 0.05, 0.5, 0.5),
-        ("shenzhen", "02", 0.17, 0.5, 0.5),
-        ("shenzhen", "08", 0.17, 0.1, 0.5),
-        ("BUSUC", "02", 0.062, 0.5, 0.05),
-        ("busuc", "08", 0.08, 0.1, 0.05),
-        ("BUSUC", "DE", 0.045, 0.5, 0.05),
-        ("mine", "clean", 0, 0.5, 0.5),
-    ],
-)
-def test_defaults_are_the_settings_of_the_paper(monkeypatch, dataset, noise_type, tau, ratecp, jitter):
-    monkeypatch.setattr(sys, "argv", f"train --datasets {dataset} --noise_type {noise_type} --fidelity paper".split())
-    args = script.parse_arguments()
-    assert (args.tau, args.ratecp, args.jitter) == (tau, ratecp, jitter)
-    assert (args.max_epochs, args.batch_size, args.consistency) == (100, 16, 0.5)
-
-
-@pytest.mark.parametrize(
     ("flags", "contours", "optimizer", "learning_rate"),
     [
         ((), "corrected", "adamw", 0.001),
