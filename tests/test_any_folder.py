@@ -258,6 +258,18 @@ def test_superpixels_made_on_first_use_are_those_of_the_script(tmp_path, capsys)
     }
 
 
+def test_superpixels_that_a_killed_process_left_half_made_are_not_taken(tmp_path):
+    """Not even valid ones: they may be of images that have changed since."""
+    folder = write_folder(tmp_path / "mine")
+    making = folder / ".images_SLIC.making"
+    making.mkdir()
+    for name in images_of(folder):
+        np.save(making / f"{name}.npy", np.zeros((SIZE, SIZE), np.int32))
+    maps = find_maps(images_of(folder), folder / "images_SLIC", SIZE)
+    assert all(np.load(path).max() > 0 for path in maps.values())
+    assert not making.exists()
+
+
 @pytest.mark.parametrize(("lacking", "named", "more"), [(3, 3, ""), (12, 10, " and 2 more")])
 def test_folder_that_lacks_some_superpixels_is_refused(tmp_path, lacking, named, more):
     images = {f"{i:02}": tmp_path / "images" / f"{i:02}.png" for i in range(14)}
