@@ -123,3 +123,35 @@ def test_augmentation_of_mmis():
     """Section 5."""
     script = load_program(MMIS)
     assert (script.MAX_ROTATION, script.NOISE_SIGMA) == (20, 0.1)
+
+
+RANGES = [  # the flag, what it takes, what it refuses
+    ("tau", (0, 0.99), (-0.01, 1)),
+    ("ratecp", (0, 1), (-0.01, 1.01)),
+    ("consistency", (0, 1), (-0.01, 1.01)),
+    ("weight_decay_rate", (0, 10), (-1, 0.5)),
+    ("dice_weight", (0, 99.5), (-0.01, "inf")),
+    ("warm_up", (0, 1), (-0.01, 1.01)),
+    ("jitter", (0, 1), (-0.01, 1.01)),
+    ("image_size", (16, 1000), (15, 16.5)),
+    ("num_classes", (2, 255), (1, 256)),
+    ("max_epochs", (1, 100000), (0, 1.5)),
+    ("batch_size", (1, 512), (0, 1.5)),
+    ("learning_rate", (0, 1.5), (-0.001, "nan")),
+    ("seed", (0, 2**32 - 1), (-1, 2**32)),
+    ("gpu", (0, 7), (-1, 0.5)),
+    ("val_fraction", (0, 0.99), (-0.01, 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "taken", "refused"), RANGES)
+def test_ranges(settings, capsys, name, taken, refused):
+    usual = ["--datasets", "mine", "--noise_type", "given", "--fidelity", "paper", "--label_loss", "ce+dice"]
+    usual += [] if name == "tau" else ["--tau", "0.1"]
+    for value in taken:
+        assert getattr(settings(TRAIN_SCRIPT, *usual, f"--{name}={value}"), name) == value
+    for value in refused:
+        with pytest.raises(SystemExit) as stop:
+            settings(TRAIN_SCRIPT, *usual, f"--{name}={value}")
+        assert stop.value.code == 2
+        assert f"argument --{name}: " in capsys.readouterr().err
