@@ -123,4 +123,5 @@ def run_script(*args: object, script: Path = TRAIN_SCRIPT, timeout: float = 120)
             out, err = process.communicate(timeout=timeout)
         finally:
             process.kill()
+    assert "Warning: " not in err, err  # Python's, of anything; warnings of the project read otherwise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

@@ -450,6 +450,61 @@ def test_stacks_of_slices_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "write", "found"),
+    [
+        ("ink.tif", lambda path: tifffile.imwrite(path, DEEP[..., :4], photometric="separated"), "photometric 5"),
+        ("white.tif", lambda path: tifffile.imwrite(path, DEEP[..., 0], photometric="miniswhite"), "photometric 0"),
+        ("complex.tif", lambda path: tifffile.imwrite(path, DEEP[..., 0].astype(np.complex64)), "format complex64"),
+        ("ink.jpg", lambda path: Image.fromarray(BYTES[..., :4], "CMYK").save(path), "format 'CMYK'"),
+    ],
+)
+def test_other_kinds_of_pixels_are_refused(tmp_path, name, write, found):
+    write(tmp_path / name)
+    message = refusal(read_image, tmp_path / name)
+    assert str(tmp_path / name) in message and found in message and "convert it to grey or RGB" in message
+
+
+def test_images_beyond_the_limit_are_refused_by_their_header(tmp_path, monkeypatch):
+    height, width, count = DEEP.shape
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pages_first(DEEP), **MINISBLACK)
+    for pixels, values, taken in (
+        (height * width, 2 * DEEP.size, True),
+        (height * width - 1, 2 * DEEP.size, False),
+        (height * width, 2 * DEEP.size - 1, False),
+    ):
+        monkeypatch.setattr("dataloaders.pixels.MOST_PIXELS", pixels)
+        monkeypatch.setattr("dataloaders.pixels.MOST_BYTES", values)
+        if taken:
+            assert format_of(path).channels == count
+        else:
+            assert "are too large; cut it into smaller images" in refusal(format_of, path)
+
+
+def test_compressed_tiffs_that_would_come_out_turned_are_refused(tmp_path):
+    """OpenCV, which reads those of LZW, gives no word on whether it has turned them."""
+    path = tmp_path / "a.tif"
+    for orientation in (1, 6):
+        Image.fromarray(DEEP[..., 0]).save(path, compression="tiff_lzw", tiffinfo={0x0112: orientation})
+        if orientation == 1:
+            np.testing.assert_array_equal(read_stored(path)[..., 0], DEEP[..., 0])
+    assert "not readable with this compression; store it uncompressed" in refusal(read_image, path)
+
+
+@pytest.mark.parametrize("name", ["deep.png", "a.bmp"])
+def test_an_image_that_opencv_cannot_decode_is_refused(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    if name == "deep.png":
+        path.write_bytes(png16(DEEP[..., :3]))
+    else:
+        indices = Image.fromarray((BYTES[..., 0] > 99).astype(np.uint8), "P")
+        indices.putpalette([0, 0, 0, 255, 255, 255])
+        indices.save(path)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
+    assert f"{path}: not a readable image (OpenCV cannot decode it)" in refusal(read_image, path)
+
+
+@pytest.mark.parametrize(
     ("array", "found"),
     [
         (np.zeros((4, 5, 6, 7)), "shape (4, 5, 6, 7)"),

@@ -199,7 +199,8 @@ def test_two_colours_that_a_program_reduced_a_mask_to(tmp_path, pixels, suffix):
 def test_bmp_of_black_and_white_in_bytes(tmp_path, cut):
     """Which Pillow takes for bits."""
     path = save(tmp_path / "a.bmp", palette_image(BINARY, [0, 0, 0, 255, 255, 255]))
-    assert Image.open(path).mode == "1" and not np.asarray(Image.open(path)).any()  # else this would test nothing
+    with Image.open(path) as image:
+        assert image.mode == "1" and not np.asarray(image).any()  # else this would test nothing
     np.testing.assert_array_equal(read_image(path)[..., 0], MASK)
     data = path.read_bytes()
     core = b"\x0c\0\0\0" + b"".join(data[i : i + 2] for i in (18, 22, 26, 28))  # the header of OS/2, and its palette

@@ -114,6 +114,25 @@ def test_grey_images_stay_grey(folder):
     assert load(folder).images.shape == (5, 1, SIZE, SIZE)
 
 
+def test_masks_soiled_by_compression_are_named(folder, capsys):
+    """Those to train on and those to score on, the folder, and no other."""
+    load(folder)
+    folder_cases(folder, SIZE)
+    assert "thresholded" not in capsys.readouterr().out
+    for kind, names in (("masks", ("case01", "case03")), ("masks_test", ("case00",))):
+        clean = load(folder).labels, folder_cases(folder, SIZE)[0].masks
+        for name in names:
+            path = folder / kind / f"{name}.png"
+            Image.open(path).save(path.with_suffix(".jpg"), quality=90)
+            path.unlink()
+        capsys.readouterr()
+        soiled = load(folder).labels, folder_cases(folder, SIZE)[0].masks
+        assert all((one != other).float().mean() < 0.01 for one, other in zip(clean, soiled, strict=True))
+    said = capsys.readouterr().out
+    assert f"note: {folder / 'masks_test'}: in-between greys thresholded at 128 in 1 masks: case00.jpg" in said
+    assert "note: in-between greys thresholded at 128 in 2 masks: case01.jpg, case03.jpg" in said
+
+
 def test_three_classes(folder):
     classes = (np.arange(48)[None].repeat(40, 0) // 16).astype(np.uint8)
     for kind in ("masks", "masks_test"):
