@@ -141,14 +141,15 @@ def assert_whole(folder: Path) -> None:
             if path.suffix == ".json":
                 json.loads(path.read_text())
             elif path.suffix == ".csv":
-                rows = list(csv.reader(path.open(newline="")))
+                rows = list(csv.reader(path.read_text().splitlines()))
                 assert len({len(row) for row in rows}) == 1, "rows of several lengths"
             elif path.suffix == ".pt":
                 torch.load(path, weights_only=True)
             elif path.suffix == ".npy":
                 np.load(path, allow_pickle=False)
             elif path.suffix == ".png":
-                Image.open(path).load()
+                with Image.open(path) as image:
+                    image.load()
         except Exception as error:
             raise AssertionError(f"{path}: half-written: {error!r}") from error
 
@@ -169,7 +170,7 @@ def contents(folder: Path) -> dict[str, object]:
     for path in sorted((folder / "out").rglob("*")):
         name = str(path.relative_to(folder / "out"))
         if path.suffix == ".csv":
-            rows = csv.DictReader(path.open(newline=""))
+            rows = csv.DictReader(path.read_text().splitlines())
             found[name] = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
         elif path.name in ("args.json", "result.json"):
             values = json.loads(path.read_text())
