@@ -62,6 +62,16 @@ def test_images_in_unit_range_are_scaled_and_said_to_be(folder, contents, capsys
     assert "scaled to 0..255" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("ends", "stored"), [((0, 1), (0, 255)), ((0, 1.01), (0, 1)), ((0, 255), (0, 255))])
+def test_the_ends_of_the_range_belong_to_it(folder, contents, ends, stored):
+    """Images of [0, 1] mostly have a 1 in them, and those of bytes a 255."""
+    for entry in contents.values():
+        entry["image"] = np.where(np.eye(40) > 0, *reversed(ends))
+    rewrite(folder, contents)
+    for piece in read(folder).values():
+        assert (piece.image.min(), piece.image.max()) == stored
+
+
 def test_one_dark_slice_is_not_scaled(folder, contents):
     first = next(iter(contents))
     contents[first]["image"] = np.ones((40, 40), np.uint8)
@@ -177,7 +187,7 @@ def test_a_series_on_both_sides_is_found(folder, contents, capsys):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ([FIRST, FIRST], "named more than once: LIDC-IDRI-0000"),
+        ([FIRST, "LIDC-IDRI-0001_nodule-0_slice-0", FIRST], f"named more than once: {FIRST}$"),
         ([FIRST, "stranger"], "1 of 2 slices are not in the pickle: stranger"),
         (["LIDC-IDRI-0005_nodule-0_slice-0"], "1 slices are in train_idx.npy and test_idx.npy"),
         ([], "expected a list of slice names"),
