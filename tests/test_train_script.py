@@ -226,6 +226,18 @@ def test_grey_images_of_three_classes(train, tmp_path):
     assert_complete(tmp_path / "model" / "kvasir+gsd+given", 4, ["case00", "case01"])
 
 
+@pytest.mark.usefixtures("without_pictures")
+def test_the_figure_is_that_of_the_last_ten_epochs(train, places, tmp_path):
+    assert_succeeded(train(*GIVEN, "--method", "ce", *places, "--max_epochs", 13))
+    folder = tmp_path / "kvasir+ce+given"
+    dice = [float(row["dice"]) for row in log_rows(folder)]
+    result = figures(folder)
+    assert result["averaged_epochs"] == 10
+    assert result["final_dice_mean"] == pytest.approx(np.mean(dice[3:]), abs=1e-12)
+    assert result["final_dice_std"] == pytest.approx(np.std(dice[3:]), abs=1e-12)
+    assert abs(np.mean(dice[3:]) - np.mean(dice[2:])) > 1e-6  # else this would test nothing
+
+
 # --- Defaults and flags -----------------------------------------------------------------------------------------------
 
 
