@@ -142,35 +142,38 @@ FLAGS = ("--datasets", "kvasir", "--noise_type", "given", "--tau", 0.1, "--image
 
 def test_a_run_of_two_processes(tmp_path):
     """Through the script: one writer, one table, resumable, and evaluation complete although it is shared."""
-    write_dataset(tmp_path / "data", train=9, test=3, image_size=SIZE)
+    write_dataset(tmp_path / "data", train=9, test=5, image_size=SIZE)
+    flags = (*FLAGS, "--max_epochs", 4, "--learning_rate", 0.01)
     places = ("--data_root", tmp_path / "data", "--output_root", tmp_path / "model")
-    outcome = torchrun(*FLAGS, "--max_epochs", 4, *places, cwd=tmp_path)
+    outcome = torchrun(*flags, *places, cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
-    for line in ("3 cases scored on", "4 epochs, 3 cases"):  # at the start and at the end, of one process only
+    for line in ("5 cases scored on", "4 epochs, 5 cases"):  # at the start and at the end, of one process only
         assert outcome.stdout.count(line) == 1
     folder = tmp_path / "model" / "kvasir+gsd+given"
     result = json.loads((folder / "result.json").read_text())
-    assert result["processes"] == 2 and result["test_cases"] == 3
+    assert result["processes"] == 2 and result["test_cases"] == 5
     with open(folder / "per_image.csv", newline="") as file:
-        assert [row["image"] for row in csv.DictReader(file)] == ["case00", "case01", "case02"]
+        cases = list(csv.DictReader(file))
+    assert [case["image"] for case in cases] == [f"case{index:02}" for index in range(5)]
+    assert len({case["dice"] for case in cases}) > 2  # so that which networks score a case makes a difference
     with open(folder / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 and all(float(row["loss"]) > 0 for row in rows)
-    # With the result gone, a resumed run only scores again, and finds the same.
+    # With the result gone, a resumed run only scores again, and finds the same: both had its networks.
     (folder / "result.json").unlink()
-    outcome = torchrun(*FLAGS, "--max_epochs", 4, *places, "--resume", cwd=tmp_path)
+    outcome = torchrun(*flags, *places, "--resume", cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads((folder / "result.json").read_text())["last_epoch"] == result["last_epoch"]
     # One process would train it otherwise than two did.
     alone = [
         sys.executable,
         str(REPO / "train_GSD-Net.py"),
-        *map(str, (*FLAGS, "--max_epochs", 4, *places, "--resume")),
+        *map(str, (*flags, *places, "--resume")),
     ]
     refused = subprocess.run(alone, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert refused.returncode == 2 and "torchrun --nproc_per_node 2 (now 1)" in refused.stderr
     # The run is there: refused, by the process that writes.
-    outcome = torchrun(*FLAGS, "--max_epochs", 4, *places, cwd=tmp_path)
+    outcome = torchrun(*flags, *places, cwd=tmp_path)
     assert outcome.returncode != 0 and "a run is there already" in outcome.stderr
 
 
