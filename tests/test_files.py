@@ -239,6 +239,13 @@ def test_mask_soiled_by_jpeg_is_thresholded_and_says_so(tmp_path, pixels):
     assert (mask.labels != BINARY).mean() < 0.01
 
 
+def test_soiled_masks_are_cut_between_127_and_128(tmp_path):
+    row = np.array([0] * 20 + [2, 100, 127, 128, 180, 253] + [255] * 22, np.uint8)
+    mask = read_mask(save(tmp_path / "a.png", row[None].repeat(40, 0)))
+    assert mask.soiled
+    np.testing.assert_array_equal(mask.labels, (np.arange(48) >= 23)[None].repeat(40, 0))
+
+
 @pytest.mark.parametrize("values", [(0, 128, 255), (0, 1, 255), (0, 100), (0, 1, 2), (0, 254)], ids=str)
 def test_ambiguous_levels_are_named(tmp_path, values):
     levels = np.array(values, np.uint8)[np.arange(48)[None].repeat(40, 0) * len(values) // 48]
