@@ -401,7 +401,7 @@ def run_cell(cell: Cell, data_root: Path, segments: Path, work_root: Path, threa
         hd95=None if result["last_epoch"]["hd95"] is None else round(result["last_epoch"]["hd95"], 2),
         epochs=len(log),
         averaged=averaged,
-        seconds=round(sum(float(row["seconds"]) for row in log)),
+        seconds=round(sum(float(row["seconds"]) for row in log), 0),
         precision=result["precision"],
         torch=result["torch"],
         machine=where["gpu"] or f"{where['cpu']}, {threads} threads",
@@ -444,7 +444,7 @@ def train_cells(args: argparse.Namespace) -> None:
             add_row(args.results, row)
             bar.update()
             bar.write(
-                f"{cell.dataset} {cell.noise} {cell.method}, seed {cell.seed}: Dice {row.dice:.4f}, {row.seconds} s"
+                f"{cell.dataset} {cell.noise} {cell.method}, seed {cell.seed}: Dice {row.dice:.4f}, {row.seconds:.0f} s"
             )
 
         running = [pool.submit(train, cell) for cell in waiting]

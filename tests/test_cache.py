@@ -61,9 +61,9 @@ def test_cached_equals_read(folder, root, capsys):
 
 
 def test_second_use_reads_no_source(folder, root, monkeypatch):
-    load(folder, root)
+    first = load(folder, root)
     monkeypatch.setattr(cache, "_read_all", lambda *args: pytest.fail("read again"))
-    load(folder, root)
+    assert_same(load(folder, root), first)
 
 
 def test_arrays_are_compact_and_mapped(folder, root):
