@@ -50,7 +50,7 @@ class Recipe:
 
 
 def load_training_set(
-    recipe: Recipe, cache: str, root: Path, device: torch.device, contours: str = "given"
+    recipe: Recipe, cache: str, root: Path | str | None, device: torch.device, contours: str = "given"
 ) -> TrainingSet:
     """The training set of ``recipe``, as --cache and --contours say.
 
@@ -58,16 +58,19 @@ def load_training_set(
     on stdout says so. Another process that makes the same set at this moment is waited for. "none": read into memory,
     nothing is stored. "device": as ram, then copied to the training device. "auto": so too on a GPU where the set takes
     less than half of its free memory, else as ram. Soiled masks are named on stdout.
+    root: --cache_root; None: cache, in the working directory.
     Contours "given": the masks as they are; "corrected": moved to where the images show the edge (`utils.contours`), by
     how much is said on stdout.
     Raises `UserError` as ``recipe.read``, and if the cache cannot be written or the set does not fit the device.
     """
     if cache == "device" and device.type == "cpu":
         print("note: --cache device: training runs on the CPU, so as --cache ram")
+    if cache == "none" and root is not None:
+        print(f"note: --cache_root {root}: not used; --cache none stores nothing")
     stored = (
         _read_all(recipe, contours, lambda name, shape, dtype: np.empty(shape, dtype))
         if cache == "none"
-        else _from_cache(recipe, contours, Path(root))
+        else _from_cache(recipe, contours, Path("cache" if root is None else root))
     )
     if contours == "corrected":
         print(_movement_in_words(stored.levels, stored.share_moved, stored.shown))

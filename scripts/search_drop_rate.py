@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--contours", choices=("given", "corrected"), default="given", help="the masks that are trained on")
     add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
     add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
-    add("--cache_root", default="cache", help="folder of the cached training sets (default: %(default)s)")
+    add("--cache_root", help="folder of the cached training sets (default: cache)")
     add("--image_size", type=number(int, 16), default=256, help="training size in pixels (default: %(default)s)")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")

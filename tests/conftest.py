@@ -103,7 +103,7 @@ def loaded(recipe):
 
     from dataloaders.cache import load_training_set
 
-    return load_training_set(recipe, "none", "unused", torch.device("cpu"))
+    return load_training_set(recipe, "none", None, torch.device("cpu"))
 
 
 def script_process(*args: object, script: Path = TRAIN_SCRIPT) -> subprocess.Popen:

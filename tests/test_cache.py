@@ -216,6 +216,15 @@ def test_left_overs_of_a_killed_build_are_removed(folder, root):
     assert not left_over.exists()
 
 
+def test_the_usual_cache_root_is_in_the_working_directory(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = folder_recipe(folder, "clean", SIZE)
+    load_training_set(recipe, "none", None, CPU)
+    assert "note" not in capsys.readouterr().out and not Path("cache").exists()
+    load_training_set(recipe, "ram", None, CPU)
+    assert len(folders(tmp_path / "cache")) == 1
+
+
 def test_intensity_is_that_of_the_whole_set():
     images = torch.randint(256, (150, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     values = images.double().movedim(1, 0).flatten(1) / 255
@@ -233,6 +242,7 @@ def test_training_is_the_same_with_and_without(tmp_path):
         outcome = run_script(*flags, "--max_epochs", 4, *places, "--cache", mode)
         assert outcome.returncode == 0, outcome.stderr
         assert ("training runs on the CPU" in outcome.stdout) == (mode == "device" and not torch.cuda.is_available())
+        assert (f"note: --cache_root {tmp_path / 'c'}: not used" in outcome.stdout) == (mode == "none")
         rows = (tmp_path / mode / "kvasir+gsd+given" / "log.csv").read_text().splitlines()
         logs.append([row.rsplit(",", 2)[0] for row in rows])  # without the times
     assert logs[0] == logs[1] == logs[2] and len(logs[0]) == 5

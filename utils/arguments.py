@@ -206,7 +206,7 @@ def add_training_arguments(
         help="training set: ram, files that are mapped into memory; device, copied to the GPU; auto, device where it "
         "takes no more than half of what is free there, else ram; none, read anew at each start (default: %(default)s)",
     )
-    add("--cache_root", default="cache", help="folder of what --cache stores (default: %(default)s)")
+    add("--cache_root", help="folder of what --cache stores (default: cache)")
     add(
         "--val_fraction",
         type=number(float, 0, 1, below=True),
