@@ -57,7 +57,7 @@ def load_training_set(
     "ram": mapped from files below the cache root, which are made where they are missing, out of date or damaged; a line
     on stdout says so. Another process that makes the same set at this moment is waited for. "none": read into memory,
     nothing is stored. "device": as ram, then copied to the training device. "auto": so too on a GPU where the set takes
-    less than half of its free memory, else as ram. Soiled masks are named on stdout.
+    no more than half of its free memory, else as ram. Soiled masks are named on stdout.
     root: --cache_root; None: cache, in the working directory.
     Contours "given": the masks as they are; "corrected": moved to where the images show the edge (`utils.contours`), by
     how much is said on stdout.

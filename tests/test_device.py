@@ -1,8 +1,11 @@
-"""Which device a run takes. The GPUs are pretended: what is tested is the choice, on machines without one too."""
+"""Which device a run and its data take. The GPUs are pretended: what is tested is the choice, without one too."""
 
 import pytest
 import torch
+from conftest import folder_recipe, write_dataset
 
+from dataloaders.batches import TrainingSet
+from dataloaders.cache import load_training_set
 from utils.cli import UserError
 from utils.run import choose_device
 
@@ -73,3 +76,37 @@ def test_the_cpu_without_a_word(gpus, capsys, device):
     gpus(0)
     assert choose_device(device, 0) == torch.device("cpu")
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """Load a training set for a pretended GPU, with ``space`` times its size free; returns the devices it went to."""
+    recipe = folder_recipe(write_dataset(tmp_path, train=3, image_size=32), "clean", 32)
+    size = load_training_set(recipe, "none", None, torch.device("cpu")).nbytes
+
+    def call(cache: str, space: float) -> list[torch.device]:
+        went: list[torch.device] = []
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (round(space * size), 10 * size))
+        monkeypatch.setattr(TrainingSet, "to", lambda data, device: went.append(device) or data)
+        load_training_set(recipe, cache, tmp_path / "cache", torch.device("cuda", 1))
+        return went
+
+    return call
+
+
+def test_auto_copies_the_data_where_they_take_half_of_what_is_free(load, capsys):
+    assert load("auto", 2) == [torch.device("cuda", 1)]
+    assert "it is copied there" in capsys.readouterr().out
+    assert load("auto", 1.99) == []
+    assert "it stays off the GPU" in capsys.readouterr().out
+
+
+def test_device_copies_the_data_where_they_fit(load):
+    assert load("device", 1) == [torch.device("cuda", 1)]
+    with pytest.raises(UserError, match=r"--cache device: the training set takes .* free; give --cache ram"):
+        load("device", 0.99)
+
+
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_the_data_stay_off_the_gpu_where_asked(load, cache):
+    assert load(cache, 100) == []
