@@ -107,7 +107,8 @@ def test_superpixels_without_outlines_matter_where_they_vote():
 def images_with_segments(count: int) -> Batch:
     """Images of two flat colours parted at a random line, and the two segments that they show."""
     generator = torch.Generator().manual_seed(count)
-    lines = torch.randint(1, SIZE, (count, 1, 1), generator=generator)
+    ahead = torch.randint(1, SIZE - 1, (count, 1, 1), generator=generator)
+    lines = 1 + ahead.cumsum(dim=0) % (SIZE - 1)  # never that of the image before
     segments = (torch.arange(SIZE).expand(count, SIZE, SIZE) >= lines).long()
     image = segments[:, None] + 0.1 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
     label = torch.arange(SIZE).expand(count, SIZE, SIZE) % 2
@@ -122,7 +123,8 @@ def images_with_segments(count: int) -> Batch:
         (128, 1, "intersections", True),
         (128, 1, "rings", False),
         (128, 1, None, False),
-        (32, 1, "superpixels", False),  # too few to tell
+        (64, 1, "superpixels", True),
+        (63, 1, "superpixels", False),  # too few to tell
         (1, 0, "superpixels", False),
     ],
 )
@@ -136,6 +138,15 @@ def test_superpixels_of_other_images(count, shift, vote, told):
     found = watch.warnings()
     assert list(found) == ["superpixels do not fit"] * told
     assert not told or "verify_data.py" in found["superpixels do not fit"]
+
+
+def test_so_many_images_of_an_epoch_are_enough():
+    watch = Watch(2, "superpixels")
+    for shift in (0, 1):
+        batch = images_with_segments(256)
+        watch.see(batch._replace(segments=batch.segments.roll(shift, dims=0)), step_of(), ["image"] * 256)
+    fits, fits_not = torch.cat(watch.images, dim=1)[2:].sum(dim=1).tolist()
+    assert 250 < fits <= 256 and fits_not == 0
 
 
 def test_the_processes_of_a_team_count_together(monkeypatch):
@@ -166,6 +177,15 @@ def test_equal_segments_stay_equal_whatever_the_order_of_a_sum():
         patch.setattr("utils.watch.explained", lambda *args: next(noise) * explained(*args))
         watch.see(same, step_of(), ["x"] * 128)
     assert not torch.cat(watch.images, dim=1)[2:].any()
+
+
+def test_explained_of_a_large_bright_image():
+    """In float32 the sums of so many pixels would hide which segments are better."""
+    image = (1000 + torch.rand(1, 1, 2048, 2048, generator=torch.Generator().manual_seed(0))).float()
+    segments = (torch.arange(2048) // 1024).expand(1, 2048, 2048)
+    pixels = image[0, 0].double().numpy()
+    squares = sum(part.sum() ** 2 / part.size for part in (pixels[:, :1024], pixels[:, 1024:]))
+    assert explained(image, segments, 2).item() == pytest.approx(squares, rel=1e-12)
 
 
 def test_explained_is_the_squares_of_the_means_of_segments():
