@@ -15,7 +15,7 @@ from conftest import block_segments, folder_recipe, loaded, run_script, write_da
 from PIL import Image
 
 from dataloaders import cache
-from dataloaders.cache import Recipe, Sample, load_training_set
+from dataloaders.cache import Recipe, Sample, _movement_in_words, load_training_set
 from utils.cli import UserError
 from utils.contours import move_contour
 from utils.geometry import squared_boundary_distance
@@ -272,6 +272,17 @@ def test_contours_are_corrected_once_and_kept(tmp_path, capsys):
     for label, squared in zip(corrected.labels.numpy(), corrected.squared_distances.numpy(), strict=True):
         np.testing.assert_array_equal(squared_boundary_distance(label), squared)
     assert torch.equal(load_training_set(recipe, "ram", tmp_path / "cache", CPU).labels, given.labels)
+
+
+def test_how_far_contours_moved_in_words():
+    words = _movement_in_words([0.0] * 12 + [-0.5, 1.0, 4.0, -2.04], 0.0123, shown=True)
+    assert words == (
+        "contours: moved in 4 of 16 masks, 1.2% of all pixels: by +0.0 px in the median, -0.9 to +1.8 in nine of ten "
+        "(+ inwards, - outwards)"
+    )
+    assert "most masks" not in _movement_in_words([0.0, 1.0], 0.1, shown=True)
+    assert "most masks" in _movement_in_words([0.0, 1.0, 1.0], 0.1, shown=True)
+    assert _movement_in_words([0.0, 0.0], 0.0, shown=True) == "contours: stay where they are"
 
 
 def test_contours_stay_where_images_show_no_edges(tmp_path, capsys):

@@ -87,10 +87,16 @@ def test_only_the_second_half_of_an_epoch_shows_a_collapse():
         calls.append(1)
         return (mixed if len(calls) <= 2 else constant(0))(image)
 
+    def fails_at_last(image):
+        calls.append(1)
+        return (mixed if len(calls) <= 3 else constant(0))(image)
+
     batches = [batch_of(half_label())] * 4
     assert watched([recovers], batches) == {}
     calls.clear()
     assert list(watched([collapses], batches)) == ["network 1 predicts class 0"]
+    calls.clear()
+    assert watched([fails_at_last], batches) == {}
 
 
 def test_superpixels_without_outlines_matter_where_they_vote():
@@ -191,6 +197,7 @@ def test_explained_of_a_large_bright_image():
 def test_explained_is_the_squares_of_the_means_of_segments():
     image = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     segments = torch.randint(5, (2, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
+    segments[:, 0, 0] = 7  # of one pixel; none has the ids 5, 6 and 8
     expected = [
         sum((picture[:, ids == i].mean(dim=1) ** 2).sum() * (ids == i).sum() for i in ids.unique())
         for picture, ids in zip(image, segments, strict=True)
