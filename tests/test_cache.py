@@ -15,7 +15,7 @@ from conftest import block_segments, folder_recipe, loaded, run_script, write_da
 from PIL import Image
 
 from dataloaders import cache
-from dataloaders.cache import Recipe, Sample, _movement_in_words, load_training_set
+from dataloaders.cache import Recipe, Sample, _allocated, _movement_in_words, load_training_set
 from utils.cli import UserError
 from utils.contours import move_contour
 from utils.geometry import squared_boundary_distance
@@ -225,6 +225,12 @@ def test_the_usual_cache_root_is_in_the_working_directory(folder, tmp_path, monk
     assert len(folders(tmp_path / "cache")) == 1
 
 
+def test_room_for_an_array_is_taken_to_the_byte(tmp_path):
+    array = _allocated(tmp_path / "array.bin", (3, 2**20 + 5), np.dtype(np.int16))
+    assert array.shape == (3, 2**20 + 5) and not array.any()
+    assert (tmp_path / "array.bin").stat().st_size == array.nbytes == 2 * 3 * (2**20 + 5)
+
+
 def test_intensity_is_that_of_the_whole_set():
     images = torch.randint(256, (150, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     values = images.double().movedim(1, 0).flatten(1) / 255
@@ -264,6 +270,7 @@ def test_contours_are_corrected_once_and_kept(tmp_path, capsys):
     assert "up to date" in out
     assert words == [line for line in out.splitlines() if line.startswith("contours:")]
     assert "moved in 12 of 12 masks" in words[0] and "most masks, so look at some" in words[0]
+    assert f", {(given.labels != corrected.labels).float().mean():.1%} of all pixels" in words[0]
     in_memory = load_training_set(recipe, "none", tmp_path / "cache", CPU, "corrected")
     for one in (again, in_memory):
         assert torch.equal(one.labels, corrected.labels)
