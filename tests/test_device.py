@@ -1,5 +1,8 @@
 """Which device a run and its data take. The GPUs are pretended: what is tested is the choice, without one too."""
 
+import itertools
+import os
+
 import pytest
 import torch
 from conftest import folder_recipe, write_dataset
@@ -7,7 +10,7 @@ from conftest import folder_recipe, write_dataset
 from dataloaders.batches import TrainingSet
 from dataloaders.cache import load_training_set
 from utils.cli import UserError
-from utils.run import choose_device
+from utils.run import choose_device, repeat_exactly, uses_bf16
 
 
 @pytest.fixture
@@ -76,6 +79,39 @@ def test_the_cpu_without_a_word(gpus, capsys, device):
     gpus(0)
     assert choose_device(device, 0) == torch.device("cpu")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_precision(monkeypatch, device):
+    """As asked; else bf16 where the device has it natively, which of a CPU either set of instructions means."""
+    device = torch.device(device)
+    emulated = {"including_emulation": True}
+    for avx, amx, gpu in itertools.product((False, True), repeat=3):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=gpu, **how: has or how in ({}, emulated))
+        assert uses_bf16("bf16", device)
+        assert not uses_bf16("fp32", device)
+        assert uses_bf16("auto", device) == (gpu if device.type == "cuda" else avx or amx)
+
+
+def test_exact_repetition_is_switched_on_and_off(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before in the end
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        repeat_exactly(False)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        repeat_exactly(True)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        repeat_exactly(True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"  # the user's own
+    finally:
+        repeat_exactly(False)
 
 
 @pytest.fixture

@@ -1,0 +1,182 @@
+"""Training and prediction on a GPU, without one: PyTorch's fake tensors have a device and a shape, but no values.
+
+They tell what a real GPU would refuse, tensors of two devices in one operation, and show where the program asks the GPU
+for a value, and so waits for it. What they cannot show are values, times and the backward pass.
+"""
+
+import argparse
+import re
+import sys
+from functools import partial
+
+import pytest
+import torch
+from conftest import TRAIN_SCRIPT, load_program
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dataloaders.batches import TrainingSet, training_batches
+from networks.unet import two_unets
+from utils import training
+from utils.baselines import METHODS
+from utils.distributed import ALONE
+from utils.gsd import VOTES
+from utils.inference import Model
+from utils.intensity import Intensity
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+IMAGES, SIZE, BATCH, SEGMENTS = 12, 32, 4, 40
+INTENSITY = Intensity((0.5,) * 3, (0.2,) * 3)
+
+
+class Reads(TorchDispatchMode):
+    """Every value that the program asks for is 1, or True; ``of_gpu`` are the operations that fetch one from a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_gpu: list[str] = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        single = operation is torch.ops.aten._local_scalar_dense.default
+        result = args[0].dtype == torch.bool or 1 if single else operation(*args, **(kwargs or {}))
+        fetched = single or any(isinstance(part, torch.Tensor) and part.is_cpu for part in tree_leaves(result))
+        if fetched and any(isinstance(part, torch.Tensor) and part.is_cuda for part in tree_leaves(args)):
+            self.of_gpu.append(str(operation))
+        return result
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Pretend that there is a GPU for as long as the test runs; returns what is fetched from it."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
+    monkeypatch.setattr(torch.nn.ModuleList, "to", lambda networks, *place, **layout: networks)  # made there already
+    reads = Reads()
+    with FakeTensorMode(), reads:
+        yield reads
+
+
+def training_set() -> TrainingSet:
+    image = torch.zeros(IMAGES, SIZE, SIZE, dtype=torch.uint8)
+    segments = torch.zeros(IMAGES, SIZE, SIZE, dtype=torch.int16)
+    colour = image.unsqueeze(1).expand(-1, 3, -1, -1)
+    return TrainingSet(tuple(map(str, range(IMAGES))), colour, image, image, segments, SEGMENTS)
+
+
+def arguments(monkeypatch, *flags: str) -> argparse.Namespace:
+    """What train_GSD-Net.py makes of flags."""
+    command = [
+        "--datasets",
+        "kvasir",
+        "--noise_type",
+        "02",
+        "--optimizer",
+        "adamw",
+        "--amp",
+        "fp32",
+        "--max_epochs",
+        "2",
+    ]
+    monkeypatch.setattr(sys, "argv", ["train", *command, "--batch_size", str(BATCH), "--image_size", str(SIZE), *flags])
+    return load_program(TRAIN_SCRIPT).parse_arguments()
+
+
+def experiment(monkeypatch, data: TrainingSet, *flags: str) -> training.Experiment:
+    """What train_GSD-Net.py would train on ``data``."""
+    args = arguments(monkeypatch, *flags)
+    with GPU:
+        networks = two_unets(3, 2, seed=0)
+
+    def zero_gradients(loss: torch.Tensor) -> None:  # the backward pass wants a real GPU
+        assert loss.is_cuda and loss.shape == () and loss.requires_grad
+        for weights in networks.parameters():
+            weights.grad = torch.zeros_like(weights)
+
+    monkeypatch.setattr(torch.Tensor, "backward", zero_gradients)
+    batches = partial(training_batches, data, BATCH, 0.5, INTENSITY, device=GPU)
+    return training.experiment_of(args, networks, GPU, ALONE, len(data), batches, INTENSITY, [])
+
+
+@pytest.mark.parametrize("place", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *([], ["--deterministic"]),
+        *(["--fidelity", fidelity] for fidelity in ("paper", "published")),
+        *(["--fidelity", "paper", "--vote", vote] for vote in VOTES),
+        ["--tau", "0.1", "--transfer", "none"],
+        *(["--method", method] for method in ("ce", "gce", "sce", "coteaching", "jocor")),
+    ],
+    ids=" ".join,
+)
+def test_an_epoch(reads, monkeypatch, flags, place):
+    """Wherever the data are: no operation has tensors of two devices, and no step waits for the GPU."""
+    found = []
+    monkeypatch.setattr(training, "_check_finite", lambda *loss: found.append(list(reads.of_gpu)))
+    trained = experiment(monkeypatch, training_set().to(torch.device(place)), *flags)
+    reads.of_gpu.clear()
+    losses, _, batch, step, _ = training.train_one_epoch(trained, epoch=1)
+    assert found == [[]]  # after three steps, which are the epoch, and not before
+    assert losses["loss"] == 1 and reads.of_gpu
+    refining = trained.vote is not None
+    assert ("refined" in step.maps) == refining and (losses["transfer1"] is not None) == refining
+    assert all(part.is_cuda for part in (*batch[:-1], step.loss, *step.parts.values(), *step.maps.values()))
+
+
+def test_prediction(reads, monkeypatch):
+    trained = experiment(monkeypatch, training_set())
+    images = torch.zeros(5, 3, SIZE, SIZE, dtype=torch.uint8)
+    reads.of_gpu.clear()
+    classes = training.predict(trained.forwards(trained.networks), images, INTENSITY, 2, GPU, (50, 40))
+    assert classes.shape == (5, 50, 40) and classes.dtype == torch.uint8 and not classes.is_cuda
+    assert reads.of_gpu == ["aten._to_copy.default"] * 3  # once a batch
+    model = Model(trained.forwards(trained.networks), INTENSITY, 2, SIZE, "", {}, "", 1, GPU, bf16=False)
+    logits = model.logits(images, tta=True)
+    assert logits.shape == (5, 2, SIZE, SIZE) and logits.is_cuda
+    assert len(reads.of_gpu) == 3
+
+
+def test_tensors_of_two_devices_are_refused(reads):
+    """As on a real GPU: else the tests above could not fail."""
+    with pytest.raises(RuntimeError, match="two different devices"):
+        torch.ones(3, device=GPU) + torch.ones(3)
+    float(torch.ones((), device=GPU))
+    assert reads.of_gpu == ["aten._local_scalar_dense.default"]
+
+
+class Names(TorchDispatchMode):
+    """Collects the operations that give up on a GPU in deterministic mode, as PyTorch 2.11's libraries have them."""
+
+    GIVE_UP = re.compile(
+        r"aten\.(adaptive_\w*pool\w*_backward|_adaptive_\w*pool\w*_backward|avg_pool3d_backward|max_pool3d\w*_backward|"
+        r"fractional_max_pool\w*_backward|max_unpool\w*|grid_sampler\w*_backward|index_reduce\w*|_ctc_loss\w*_backward|"
+        r"_embedding_bag\w*_backward|nll_loss2d_forward|re(?:flect|plicat)ion_pad\w*_backward|scatter_?\.src|"
+        r"scatter_reduce\w*|histc|_histc|bincount|put_?|median|nanmedian|_?upsample_(?!nearest)\w*_backward)\b"
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        # Of cross-entropy only the sum and the mean over pixels give up; its fourth argument says which it is.
+        a_map = operation is torch.ops.aten.nll_loss2d_forward.default and args[3] == 0
+        if self.GIVE_UP.match(str(operation)) and not a_map:
+            self.found.add(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fidelity", ["extended", "paper", "published"])
+def test_training_can_be_deterministic(monkeypatch, method, fidelity):
+    """Run on the CPU, it has but one operation that gives up, which on a GPU PyTorch takes apart into others."""
+    flags = ["--fidelity", fidelity, "--method", method, "--tau", "0.1"]
+    args = arguments(monkeypatch, *flags, *(["--vote", "intersections"] if method == "gsd" else []))
+    networks = two_unets(3, 2, seed=0)
+    batches = partial(
+        training_batches, training_set(), BATCH, 0.5, INTENSITY, device=CPU, max_rotation=15, noise_sigma=0.1
+    )
+    trained = training.experiment_of(args, networks, CPU, ALONE, IMAGES, batches, INTENSITY, [])
+    with Names() as names:
+        training.train_one_epoch(trained, epoch=1)
+    assert names.found == {"aten.upsample_bilinear2d_backward.default"}
