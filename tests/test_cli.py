@@ -144,9 +144,19 @@ def test_memory_that_runs_out_says_what_to_do(capsys, error):
     assert stop.value.code == 2 and message.startswith("error: out of memory") and "--batch_size" in message
 
 
-def test_other_errors_of_the_program_are_not_hidden():
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("shapes differ"),
+        OSError(errno.EINVAL, "Invalid argument"),
+        OSError(errno.EIO, "Input/output error", "data/image.png"),  # of a file, not of what is printed
+    ],
+    ids=str,
+)
+def test_other_errors_of_the_program_are_not_hidden(error):
     def main() -> None:
-        raise RuntimeError("shapes differ")
+        raise error
 
-    with pytest.raises(RuntimeError, match="shapes differ"):
+    with pytest.raises(type(error)) as found:
         run_main(main)
+    assert found.value is error
