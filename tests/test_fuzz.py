@@ -234,6 +234,16 @@ def test_a_checkpoint_that_does_not_fit_the_run(tmp_path, part, value):
         KINDS["checkpoint, to resume"].read(path)
 
 
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize("rows", [None, [], [None], [{"epoch": 1}], [{"epoch": 0}, {"epoch": 0}]], ids=str)
+def test_a_history_that_is_not_of_the_epochs_done(tmp_path, epoch, rows):
+    path = checkpoint_in(tmp_path)
+    contents = torch.load(path, weights_only=True)
+    torch.save(contents | {"epoch": epoch, "history": rows}, path)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: its history is not that of a run; --overwrite"):
+        KINDS["checkpoint, to resume"].read(path)
+
+
 def test_postscript_in_place_of_an_image_is_not_run(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
     with pytest.raises(UserError, match=r"a\.png: not a readable image"):
