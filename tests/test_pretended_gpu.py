@@ -138,7 +138,7 @@ def test_prediction(reads, monkeypatch):
 
 def test_tensors_of_two_devices_are_refused(reads):
     """As on a real GPU: else the tests above could not fail."""
-    with pytest.raises(RuntimeError, match="two (different )?devices"):
+    with pytest.raises(RuntimeError, match=r"two (different )?devices"):
         torch.ones(3, device=GPU) + torch.ones(3)
     float(torch.ones((), device=GPU))
     assert reads.of_gpu == ["aten._local_scalar_dense.default"]
