@@ -1,0 +1,137 @@
+"""On a real GPU, where there is one: the CPU's figures, exact repetition, and every training script from end to end."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import REPO, load_program, run_script, write_dataset
+from lidc_files import entries, write_lidc
+from mmis_files import write_mmis
+from test_train_script import assert_same_run, log_rows
+
+from networks.unet import two_unets
+from utils.baselines import METHODS
+from utils.cli import run_main
+from utils.gsd import VOTES, Batch, GSDConfig
+from utils.run import Run, choose_device
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+
+SCRIPTS = {
+    "train_GSD-Net.py": "kvasir+gsd+given",
+    "GSD_Net_lidc_each_select1.py": "lidc+gsd+cycle",
+    "GSD_Net_MMIS2024_each_select1.py": "MMIS2024+gsd+select1",
+}
+BOTH_PHASES = ("--contours", "given", "--tau", "0.1", "--fidelity", "paper", "--optimizer", "adamw")
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    """All three kinds of dataset in miniature."""
+    root = tmp_path_factory.mktemp("data")
+    write_dataset(root)
+    write_lidc(root, entries())
+    write_mmis(root)
+    return root
+
+
+@pytest.fixture
+def train(data_root, tmp_path, monkeypatch, capsys):
+    """A training script's main() on the GPU, in this process and without pictures; returns the run's folder."""
+    monkeypatch.chdir(tmp_path)  # where the cache is made
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
+    monkeypatch.setattr(Run, "draw_curves", lambda run: None)
+
+    def main(script: str, output: str, *flags: str, code: int = 0):
+        places = ("--data_root", str(data_root), "--output_root", output, "--device", "cuda")
+        dataset = ("--datasets", "kvasir", "--noise_type", "given") if script == "train_GSD-Net.py" else ()
+        quick = ("--image_size", "32", "--batch_size", "4", "--max_epochs", "3")
+        monkeypatch.setattr(sys, "argv", [script, *places, *dataset, *quick, *flags])
+        ended = 0
+        try:
+            run_main(load_program(REPO / script).main)
+        except SystemExit as stop:
+            ended = stop.code
+        assert ended == code, capsys.readouterr().err
+        return tmp_path / output / SCRIPTS[script]
+
+    yield main
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_exact_repetition(train, monkeypatch, script):
+    """--deterministic: wherever the data are kept, and broken off and resumed, the same run to the bit."""
+    flags = (*BOTH_PHASES, "--deterministic")
+    whole = train(script, "whole", *flags)
+    result = json.loads((whole / "result.json").read_text())
+    assert result["device"].startswith("cuda") and result["precision"] == "bf16"
+    assert log_rows(whole)[-1]["transfer1"]  # the phase of votes and transfer was reached
+    for cache in ("none", "ram", "device"):
+        assert_same_run(whole, train(script, cache, *flags, "--cache", cache))
+
+    close_epoch = Run.close_epoch
+
+    def stop_after_two(run, *what):
+        close_epoch(run, *what)
+        if run.epochs_done == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "close_epoch", stop_after_two)
+        assert len(log_rows(train(script, "broken", *flags, code=130))) == 2
+    assert_same_run(whole, train(script, "broken", *flags, "--resume"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_defaults(train, script):
+    """As a user starts them, without any flag that says how to train."""
+    folder = train(script, "run")
+    assert all(0 <= float(row["dice"]) <= 1 and float(row["loss"]) > 0 for row in log_rows(folder))
+    assert {path.name for path in folder.iterdir()} >= {"result.json", "per_image.csv", "checkpoint.pt", "log.csv"}
+
+
+@pytest.mark.parametrize(
+    ("method", "vote"),
+    [*(("gsd", vote) for vote in VOTES), *((method, "given") for method in METHODS if method != "gsd")],
+)
+def test_a_step_has_the_values_of_the_cpu(method, vote):
+    """Loss, its parts and gradients, in fp32 and a late epoch, which selects, votes and transfers."""
+    draw = torch.Generator().manual_seed(0)
+    image = torch.rand(4, 3, 64, 64, generator=draw)
+    label = (image.mean(dim=1) > 0.5).long()
+    distance = 10 * torch.rand(label.shape, generator=draw).clamp(min=0.1)
+    batch = Batch(image, image**2, label, distance, torch.randint(50, label.shape, generator=draw), 50)
+    config = GSDConfig(tau=0.2, vote=vote, label_loss="ce+dice")
+    found = []
+    for name in ("cpu", "cuda"):
+        device = choose_device(name, gpu=0)
+        networks = two_unets(3, 2, seed=0).to(device)
+        on_device = Batch(*(part.to(device) for part in batch[:-1]), batch.num_segments)
+        permutation = torch.tensor([2, 0, 3, 1], device=device)
+        step = METHODS[method](list(networks), on_device, 60, config, 0.3, permutation)
+        step.loss.backward()
+        gradient = torch.cat([weights.grad.flatten().cpu() for weights in networks.parameters()])
+        found.append(({"loss": step.loss.detach().cpu(), **{k: v.cpu() for k, v in step.parts.items()}}, gradient))
+    (cpu, cpu_gradient), (gpu, gpu_gradient) = found
+    assert cpu.keys() == gpu.keys()
+    for part, value in cpu.items():
+        assert float(gpu[part]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), part
+    assert torch.nn.functional.cosine_similarity(cpu_gradient, gpu_gradient, dim=0) > 0.999
+
+
+@pytest.mark.parametrize("flags", [(), ("--fidelity", "paper", "--tau", 0.1)], ids=["extended", "paper"])
+def test_compiled_networks(data_root, tmp_path, flags):
+    """--compile gives a run of about the same losses, and says nothing of its own."""
+    usual = ("--datasets", "kvasir", "--noise_type", "given", "--device", "cuda", "--amp", "fp32")
+    quick = ("--image_size", 32, "--batch_size", 4, "--max_epochs", 3)
+    for exp in ("plain", "compiled"):
+        more = ("--exp", exp, *(("--compile",) if exp == "compiled" else ()), "--cache_root", tmp_path / "cache")
+        outcome = run_script(
+            *usual, *quick, *flags, *more, "--data_root", data_root, "--output_root", tmp_path, timeout=600
+        )
+        assert outcome.returncode == 0, outcome.stderr
+    plain, compiled = (log_rows(tmp_path / f"kvasir+{exp}+given") for exp in ("plain", "compiled"))
+    for row, other in zip(plain, compiled, strict=True):
+        assert float(other["loss"]) == pytest.approx(float(row["loss"]), rel=0.05)
