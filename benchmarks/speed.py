@@ -556,7 +556,7 @@ def profile_step(program: Program, path: Path) -> None:
     """Profile one training step: a Chrome trace at ``path``, and a table of the costliest functions."""
     batch = program.batch()
     cuda = program.setting.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU] + cuda * [ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU] + cuda * [ProfilerActivity.CUDA], acc_events=True) as profiler:
         program.train(batch)
         synchronise(program.setting.device)
     order = "self_cuda_time_total" if cuda else "self_cpu_time_total"
