@@ -5,11 +5,13 @@ import os
 
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import folder_recipe, write_dataset
 
 from dataloaders.batches import TrainingSet
 from dataloaders.cache import load_training_set
 from utils.cli import UserError
+from utils.distributed import Team, join_team
 from utils.run import choose_device, repeat_exactly, uses_bf16
 
 
@@ -63,6 +65,29 @@ def test_each_of_several_processes_takes_its_own(gpus, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
     assert choose_device("auto", 1) == torch.device("cuda", 3)
     assert "--gpu 1: not used" in capsys.readouterr().out
+
+
+def test_more_processes_than_gpus(gpus, monkeypatch):
+    gpus(1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match=r"^torchrun --nproc_per_node: process 1 has no GPU .* has 1; .*--device cpu"):
+        choose_device("auto", 0)
+    assert choose_device("cpu", 0) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [(torch.device("cpu"), ("gloo", {})), (torch.device("cuda", 3), ("nccl", {"device_id": torch.device("cuda", 3)}))],
+    ids=["cpu", "cuda"],
+)
+def test_how_processes_meet(monkeypatch, device, told):
+    """NCCL is told the GPU: else it guesses, with a warning at the first wait."""
+    met = []
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: met.append((backend, more)))
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 4)
+    assert join_team(device) == Team(0, 4) and met == [told]
 
 
 @pytest.mark.parametrize(("device", "number", "why"), [("auto", 0, "finds no GPU"), ("cpu", 2, "--device cpu")])

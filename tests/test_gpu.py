@@ -100,7 +100,7 @@ def test_a_step_has_the_values_of_the_cpu(method, vote):
     """Loss, its parts and gradients, in fp32 and a late epoch, which selects, votes and transfers."""
     draw = torch.Generator().manual_seed(0)
     image = torch.rand(4, 3, 64, 64, generator=draw)
-    label = (image.mean(dim=1) > 0.5).long()
+    label = (image.mean(dim=1) > 0.55).long()  # a third: far from ratecp, at which the transfer turns round
     distance = 10 * torch.rand(label.shape, generator=draw).clamp(min=0.1)
     batch = Batch(image, image**2, label, distance, torch.randint(50, label.shape, generator=draw), 50)
     config = GSDConfig(tau=0.2, vote=vote, label_loss="ce+dice")

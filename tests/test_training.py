@@ -3,6 +3,7 @@
 import os
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,26 @@ def test_scores_from_several_processes_are_those_of_one():
     first = [next(together) for _ in range(3)]
     assert len(read) <= 2 + 2 * processes + 1
     assert first + list(together) == alone
+
+
+@pytest.mark.parametrize(("side", "threads"), [(16, 1), (1024, 3)])
+def test_small_masks_are_scored_by_one_thread(monkeypatch, side, threads):
+    """On a busy machine several wait for each other; and the number is as before in the end, whatever happens."""
+    seen = []
+
+    def scores(*case):
+        seen.append(torch.get_num_threads())
+        raise ValueError
+
+    monkeypatch.setattr("utils.training.case_scores", scores)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ValueError):
+            _score(np.zeros((1, side, side), np.uint8), np.zeros((1, 1, side, side), np.uint8), 2, False)
+        assert seen == [threads] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_is_told_alike_by_all(monkeypatch):

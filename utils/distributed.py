@@ -37,8 +37,10 @@ def join_team(device: torch.device) -> Team:
     if not dist.is_torchelastic_launched():
         return ALONE
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Told its GPU here, NCCL need not guess it from the rank, of which PyTorch warns.
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     team = Team(dist.get_rank(), dist.get_world_size())
     if not team.leads:
         sys.stdout = None  # print() then does nothing

@@ -39,7 +39,7 @@ def choose_device(device: str, gpu: int) -> torch.device:
 
     Of several processes on a machine, started by torchrun, each takes the GPU of its own number. Where ``gpu`` is
     not 0 and does not decide, a line on stdout says so.
-    Raises `UserError` if CUDA is asked for and absent, or has no such GPU.
+    Raises `UserError` if CUDA is asked for and absent, has no such GPU, or too few for the processes.
     """
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         if gpu:
@@ -50,9 +50,16 @@ def choose_device(device: str, gpu: int) -> torch.device:
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
     if gpu and "LOCAL_RANK" in os.environ:
         print(f"note: --gpu {gpu}: not used; of several processes each takes the GPU of its own number")
-    gpu = int(os.environ.get("LOCAL_RANK", gpu))
-    if not 0 <= gpu < torch.cuda.device_count():
-        raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{torch.cuda.device_count() - 1}")
+    count = torch.cuda.device_count()
+    if "LOCAL_RANK" in os.environ:
+        gpu = int(os.environ["LOCAL_RANK"])
+        if gpu >= count:
+            raise UserError(
+                f"torchrun --nproc_per_node: process {gpu} has no GPU of its own, for this machine has {count}; start "
+                "one process a GPU, or give --device cpu"
+            )
+    if not 0 <= gpu < count:
+        raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{count - 1}")
     torch.cuda.set_device(gpu)  # what asks for the current GPU, such as what it can compute natively, means this one
     torch.backends.cudnn.allow_tf32 = False  # by default convolutions of fp32 would not be fp32 on newer GPUs
     return torch.device("cuda", gpu)

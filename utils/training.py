@@ -36,6 +36,7 @@ CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the dev
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
 PICTURES = 10  # times in a run that panels and curves are drawn
 WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
+WORTH_THREADS = 2**20  # pixels of a case: of fewer, threads cost more than they bring
 VALIDATED_ON = "held-out training masks"  # noisy where those are
 LAST_EPOCHS = 10  # the reported figure is the mean over these; docs/method.md section 5
 
@@ -393,7 +394,13 @@ def _scored(
 
 
 def _score(prediction: np.ndarray, masks: np.ndarray, num_classes: int, surfaces: bool) -> dict[str, float]:
-    return case_scores(torch.from_numpy(prediction), torch.from_numpy(masks), num_classes, surfaces)
+    threads = torch.get_num_threads()
+    if masks.size < WORTH_THREADS:  # on a machine with other work to do they wait for each other, ten times as long
+        torch.set_num_threads(1)
+    try:
+        return case_scores(torch.from_numpy(prediction), torch.from_numpy(masks), num_classes, surfaces)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def means(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:
