@@ -552,6 +552,11 @@ def readable(seconds: float) -> str:
     return f"{seconds / size:.3g} {unit}"
 
 
+def times_as_long(ratio: float) -> str:
+    """Three digits of a ratio: 0.95, 12.3 or 28,800."""
+    return f"{float(f'{ratio:.3g}'):,.0f}" if ratio >= 1000 else f"{ratio:.3g}"
+
+
 def profile_step(program: Program, path: Path) -> None:
     """Profile one training step: a Chrome trace at ``path``, and a table of the costliest functions."""
     batch = program.batch()
@@ -627,14 +632,14 @@ def main(argv: list[str] | None = None) -> None:
 
     material = draw_material(setting)
     plain, program = Plain(setting, material), Program(setting, material)
-    print(f"{'stage':<32}{'per':<8}{'reference':>12}{'program':>12}{'ratio':>8}  lowest - highest")
+    print(f"{'stage':<32}{'per':<8}{'reference':>12}{'program':>12}{'ratio':>9}  lowest - highest")
     result["stages"] = []
     for stage in stages(material, plain, program):
         row = compare(stage, args.repetitions, device)
         result["stages"].append(row)
         times = "".join(f"{readable(statistics.median(row[side])):>12}" for side in ("reference", "program"))
-        low, middle, high = (row["ratio"][name] for name in ("lowest", "median", "highest"))
-        print(f"{stage.name:<32}{stage.per:<8}{times}{middle:>8.3g}  {low:.3g} - {high:.3g}", flush=True)
+        low, middle, high = (times_as_long(row["ratio"][name]) for name in ("lowest", "median", "highest"))
+        print(f"{stage.name:<32}{stage.per:<8}{times}{middle:>9}  {low} - {high}", flush=True)
 
     step = statistics.median(next(row["program"] for row in result["stages"] if row["stage"] == "training step"))
     allocate_as("program")

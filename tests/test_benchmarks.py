@@ -11,6 +11,7 @@ import torch
 from conftest import REPO, write_blobs
 
 from benchmarks import audit, contours, determinism, reference
+from benchmarks.speed import times_as_long
 from networks.unet import two_unets
 from utils.geometry import squared_boundary_distance
 from utils.gsd import Batch, GSDConfig, gsd_step, region_vote, select_small_loss
@@ -36,6 +37,11 @@ def test_noise_is_the_same(theta1):
 def test_distance_is_the_same(label):
     ours = np.sqrt(squared_boundary_distance(label).astype(np.float32))
     np.testing.assert_allclose(ours, reference.boundary_distance(label), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("ratio", "words"), [(0.953, "0.953"), (54.04, "54"), (999.4, "999"), (28772.0, "28,800")])
+def test_ratios_have_three_digits(ratio, words):
+    assert times_as_long(ratio) == words
 
 
 def batch() -> tuple[Batch, dict[str, torch.Tensor]]:

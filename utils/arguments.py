@@ -197,7 +197,7 @@ def add_training_arguments(
         default="auto",
         help="precision of the networks; auto: bf16 where the hardware has it natively",
     )
-    add("--compile", action="store_true", help="compile the networks for training: for a GPU; a CPU gains nothing")
+    add("--compile", action="store_true", help="compile the networks for training; where tried, no faster")
     add("--deterministic", action="store_true", help="on a GPU too the same seed gives the same run, more slowly")
     add(
         "--cache",
