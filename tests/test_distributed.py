@@ -127,6 +127,7 @@ def test_each_process_takes_its_part_of_every_batch():
 
 
 def torchrun(*args: object, processes: int = 2, cwd: Path) -> subprocess.CompletedProcess:
+    """train_GSD-Net.py, started as so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
         [*command, str(REPO / "train_GSD-Net.py"), *map(str, args)],
@@ -138,6 +139,7 @@ def torchrun(*args: object, processes: int = 2, cwd: Path) -> subprocess.Complet
 
 
 FLAGS = ("--datasets", "kvasir", "--noise_type", "given", "--tau", 0.1, "--image_size", 32, "--batch_size", 4)
+FLAGS += ("--device", "cpu")  # two processes would want two GPUs
 
 
 def test_a_run_of_two_processes(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from conftest import REPO, load_program, run_script, write_dataset
 from lidc_files import entries, write_lidc
 from mmis_files import write_mmis
+from test_distributed import torchrun
 from test_train_script import assert_same_run, log_rows
 
 from networks.unet import two_unets
@@ -135,3 +136,12 @@ def test_compiled_networks(data_root, tmp_path, flags):
     plain, compiled = (log_rows(tmp_path / f"kvasir+{exp}+given") for exp in ("plain", "compiled"))
     for row, other in zip(plain, compiled, strict=True):
         assert float(other["loss"]) == pytest.approx(float(row["loss"]), rel=0.05)
+
+
+def test_torchrun(data_root, tmp_path):
+    """One process of a team, for there may be one GPU only: meets itself, trains, scores and parts, without a warning."""
+    flags = ("--datasets", "kvasir", "--noise_type", "given", "--image_size", 32, "--batch_size", 4, "--max_epochs", 2)
+    places = ("--data_root", data_root, "--output_root", tmp_path, "--device", "cuda")
+    outcome = torchrun(*flags, *places, processes=1, cwd=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "Warning" not in outcome.stderr and (tmp_path / "kvasir+gsd+given" / "result.json").is_file()
