@@ -139,7 +139,7 @@ def test_compiled_networks(data_root, tmp_path, flags):
 
 
 def test_torchrun(data_root, tmp_path):
-    """One process of a team, for there may be one GPU only: meets itself, trains, scores and parts, without a warning."""
+    """A team of one, for there may be one GPU only: meets, trains, scores and parts, without a warning."""
     flags = ("--datasets", "kvasir", "--noise_type", "given", "--image_size", 32, "--batch_size", 4, "--max_epochs", 2)
     places = ("--data_root", data_root, "--output_root", tmp_path, "--device", "cuda")
     outcome = torchrun(*flags, *places, processes=1, cwd=tmp_path)
