@@ -245,7 +245,7 @@ def test_training_is_the_same_with_and_without(tmp_path):
     for mode in ("none", "ram", "device"):
         flags = ("--datasets", "kvasir", "--noise_type", "given", "--tau", 0.1, "--image_size", 32, "--batch_size", 4)
         places = ("--data_root", tmp_path / "data", "--output_root", tmp_path / mode, "--cache_root", tmp_path / "c")
-        outcome = run_script(*flags, "--max_epochs", 4, *places, "--cache", mode)
+        outcome = run_script(*flags, "--max_epochs", 4, *places, "--cache", mode, "--deterministic")
         assert outcome.returncode == 0, outcome.stderr
         assert ("training runs on the CPU" in outcome.stdout) == (mode == "device" and not torch.cuda.is_available())
         assert (f"note: --cache_root {tmp_path / 'c'}: not used" in outcome.stdout) == (mode == "none")
