@@ -554,7 +554,7 @@ def readable(seconds: float) -> str:
 
 def times_as_long(ratio: float) -> str:
     """Three digits of a ratio: 0.95, 12.3 or 28,800."""
-    return f"{float(f'{ratio:.3g}'):,.0f}" if ratio >= 1000 else f"{ratio:.3g}"
+    return f"{float(f'{ratio:.3g}'):,.0f}" if ratio >= 999.5 else f"{ratio:.3g}"
 
 
 def profile_step(program: Program, path: Path) -> None:

@@ -39,7 +39,9 @@ def test_distance_is_the_same(label):
     np.testing.assert_allclose(ours, reference.boundary_distance(label), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("ratio", "words"), [(0.953, "0.953"), (54.04, "54"), (999.4, "999"), (28772.0, "28,800")])
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(0.953, "0.953"), (54.04, "54"), (999.4, "999"), (999.6, "1,000"), (28772.0, "28,800")]
+)
 def test_ratios_have_three_digits(ratio, words):
     assert times_as_long(ratio) == words
 

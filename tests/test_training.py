@@ -37,8 +37,8 @@ def test_scores_from_several_processes_are_those_of_one():
     assert first + list(together) == alone
 
 
-@pytest.mark.parametrize(("side", "threads"), [(16, 1), (1024, 3)])
-def test_small_masks_are_scored_by_one_thread(monkeypatch, side, threads):
+@pytest.mark.parametrize(("side", "classes", "threads"), [(16, 2, 1), (300, 2, 1), (300, 5, 3), (512, 2, 3)])
+def test_small_masks_are_scored_by_one_thread(monkeypatch, side, classes, threads):
     """On a busy machine several wait for each other; and the number is as before in the end, whatever happens."""
     seen = []
 
@@ -51,7 +51,7 @@ def test_small_masks_are_scored_by_one_thread(monkeypatch, side, threads):
     torch.set_num_threads(3)
     try:
         with pytest.raises(ValueError):
-            _score(np.zeros((1, side, side), np.uint8), np.zeros((1, 1, side, side), np.uint8), 2, False)
+            _score(np.zeros((1, side, side), np.uint8), np.zeros((1, 1, side, side), np.uint8), classes, False)
         assert seen == [threads] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)

@@ -36,7 +36,7 @@ CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the dev
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
 PICTURES = 10  # times in a run that panels and curves are drawn
 WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
-WORTH_THREADS = 2**20  # pixels of a case: of fewer, threads cost more than they bring
+WORTH_THREADS = 2**18  # pixels of a case, each class anew: with fewer, threads bring next to nothing
 VALIDATED_ON = "held-out training masks"  # noisy where those are
 LAST_EPOCHS = 10  # the reported figure is the mean over these; docs/method.md section 5
 
@@ -395,7 +395,7 @@ def _scored(
 
 def _score(prediction: np.ndarray, masks: np.ndarray, num_classes: int, surfaces: bool) -> dict[str, float]:
     threads = torch.get_num_threads()
-    if masks.size < WORTH_THREADS:  # on a machine with other work to do they wait for each other, ten times as long
+    if masks.size * (num_classes - 1) < WORTH_THREADS:  # and cost much on a machine with other work: docs/decisions.md
         torch.set_num_threads(1)
     try:
         return case_scores(torch.from_numpy(prediction), torch.from_numpy(masks), num_classes, surfaces)
