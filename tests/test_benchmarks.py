@@ -86,7 +86,8 @@ def test_selection_and_vote_are_the_same():
 
 
 def test_the_benchmark_runs(tmp_path):
-    files = {name: tmp_path / f"{name}{suffix}" for name, suffix in (("save", ".json"), ("scaling", ".png"))}
+    kinds = (("save", ".json"), ("scaling", ".png"), ("profile", ".json"))
+    files = {name: tmp_path / f"{name}{suffix}" for name, suffix in kinds}
     flags = [str(part) for name, path in files.items() for part in (f"--{name}", path)]
     command = [sys.executable, str(REPO / "benchmarks" / "speed.py"), "--quick", "--repetitions", "1", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -96,6 +97,7 @@ def test_the_benchmark_runs(tmp_path):
     assert all(ratio > 0 for row in result["stages"] for ratio in row["ratios"])
     assert 0 <= result["waiting_share"]["program"] < 1
     assert files["scaling"].read_bytes().startswith(b"\x89PNG")
+    assert json.loads(files["profile"].read_text())["traceEvents"] and "Profiler" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -48,17 +48,17 @@ def choose_device(device: str, gpu: int) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
-    if gpu and "LOCAL_RANK" in os.environ:
-        print(f"note: --gpu {gpu}: not used; of several processes each takes the GPU of its own number")
     count = torch.cuda.device_count()
     if "LOCAL_RANK" in os.environ:
+        if gpu:
+            print(f"note: --gpu {gpu}: not used; of several processes each takes the GPU of its own number")
         gpu = int(os.environ["LOCAL_RANK"])
         if gpu >= count:
             raise UserError(
                 f"torchrun --nproc_per_node: process {gpu} has no GPU of its own, for this machine has {count}; start "
                 "one process a GPU, or give --device cpu"
             )
-    if not 0 <= gpu < count:
+    elif not 0 <= gpu < count:
         raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{count - 1}")
     torch.cuda.set_device(gpu)  # what asks for the current GPU, such as what it can compute natively, means this one
     torch.backends.cudnn.allow_tf32 = False  # by default convolutions of fp32 would not be fp32 on newer GPUs
