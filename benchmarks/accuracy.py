@@ -45,11 +45,13 @@ from benchmarks.machine import machine
 from dataloaders.files import list_images, pair_by_stem
 from dataloaders.noisy_folder import Layout, find_dataset
 from scripts.generate_simulated_noise import make_noisy
-from utils.cli import UserError, locked, run_main, write_atomically
+from utils.cli import UserError, locked, run_main, write_atomically, write_table
 from utils.figures import png
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
+CURVES = ROOT / "benchmarks" / "results" / "curves"
+CURVE = ("epoch", "loss", "kept", "drop_rate", "weight_cap", "dice", "iou")  # what is kept of each run's log.csv
 NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
 NOISE_FLAGS = {"02": ("--theta1", "0.2"), "08": ("--theta1", "0.8"), "DE": ("--noisetype", "DE")}
 MISSING = "missing"  # the noise of the grid of that name, whatever --noises says: see object_missing
@@ -74,6 +76,12 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "epochs": {"shenzhen": 12, "Kvasir": 12},
     },
     "full": {"flags": ("--image_size", "256", *SAME_FOR_ALL), "segments": 1024, "epochs": {}},
+    # The paper's own schedule at a quarter of its size: SGD, 100 epochs.
+    "schedule": {
+        "flags": ("--image_size", "64", "--optimizer", "sgd", "--schedule", "constant"),
+        "segments": 256,
+        "epochs": {},
+    },
 }
 METHODS = {
     "ce": ("--method", "ce"),
@@ -126,6 +134,7 @@ ABLATION = {  # one change each from gsd as it ships, then from the paper's form
     GSD_CLEAN: (),
 }
 SEGMENTS = {"paper, 64 superpixels": 64, "paper, 1024 superpixels": 1024}  # elsewhere the protocol's
+RATE_FACTORS = (0.25, 0.5, 1, 1.4)
 GRIDS = {
     "methods": METHODS,
     "ablation": ABLATION,
@@ -138,6 +147,8 @@ GRIDS = {
         for name in ("coteaching", "jocor", "gsd published", "gsd")
         for factor in (0.5, 1, 2)
     },
+    # tau as a multiple of the true share of wrong pixels.
+    "noise rate": {f"gsd paper, tau = rate x {factor:g}": (*PAPER, "--tau", f"r{factor:g}") for factor in RATE_FACTORS},
     "missing": {
         "ce": ("--method", "ce"),
         "coteaching": ("--method", "coteaching", "--tau", "x1"),
@@ -153,6 +164,10 @@ GRIDS = {
     },
 }
 TAU = {"shenzhen": 0.17, "Kvasir": 0.05}  # the paper's, which x1 stands for
+RATE = {  # the share of wrong pixels in the noisy masks at 64x64, by generate_simulated_noise.py with seed 0
+    "shenzhen": {"S_R": 0.1384, "S_E": 0.1703, "S_DE": 0.1237},
+    "Kvasir": {"S_R": 0.0459, "S_E": 0.0513, "S_DE": 0.0391},
+}
 TAU_MISSING = {"shenzhen": 0.05, "Kvasir": 0.06}  # in the grid of that name: the share of wrong pixels there
 
 
@@ -367,8 +382,11 @@ def flags_of(cell: Cell) -> list[str]:
     flags = [*GRIDS[cell.grid][cell.method], *PROTOCOLS[cell.protocol]["flags"], "--seed", str(cell.seed)]
     if "--tau" in flags:
         place = flags.index("--tau") + 1
-        tau = (TAU_MISSING if cell.grid == MISSING else TAU)[cell.dataset]
-        flags[place] = format(tau * float(flags[place].removeprefix("x")), "g")
+        if flags[place].startswith("r"):
+            tau = RATE[cell.dataset][cell.noise]
+        else:
+            tau = (TAU_MISSING if cell.grid == MISSING else TAU)[cell.dataset]
+        flags[place] = format(tau * float(flags[place][1:]), ".3g")
     epochs = PROTOCOLS[cell.protocol]["epochs"].get(cell.dataset)
     noise = {MISSING: "given", "clean": "clean", **{effect: kind for kind, effect in NOISES.items()}}[cell.noise]
     return [*flags, *(("--max_epochs", str(epochs)) if epochs else ()), "--noise_type", noise]
@@ -391,6 +409,7 @@ def run_cell(cell: Cell, data_root: Path, segments: Path, work_root: Path, threa
     result = json.loads((run / "result.json").read_text())
     with open(run / "log.csv", newline="") as file:
         log = list(csv.DictReader(file))
+    write_table(CURVES / f"{name}.csv", [{key: row[key] for key in CURVE if key in row} for row in log])
     averaged = min(10, max(1, len(log) // 4))
     dice, iou = (statistics.fmean(float(row[score]) for row in log[-averaged:]) for score in ("dice", "iou"))
     where = machine(torch.device(result["device"]))

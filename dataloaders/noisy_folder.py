@@ -179,7 +179,8 @@ def training_recipe(
     segment_files = [maps[name] for name in names]
 
     def read(index: int) -> Sample:
-        image, label, soiled = _read_pair(*pairs[index], image_size, num_classes, channels)
+        image, label, soiled = _read_pair(*pairs[index], num_classes, channels)
+        image, label = resize_image(image, image_size), resize_label(label, image_size)
         segments = read_segments(segment_files[index], (image_size, image_size))
         return Sample(image, label, segments, pairs[index][1].name if soiled else "")
 
@@ -190,13 +191,15 @@ def training_recipe(
 
 
 def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classes: int = 2) -> list[TestCase]:
-    """Read images and the masks to score them against, at image_size x image_size, with ``channels`` channels.
+    """Read images, at image_size x image_size with ``channels`` channels, and the masks to score them against, at their
+    own size.
 
     Raises `UserError` for anything unreadable.
     """
 
     def read(pair: Pair) -> tuple:
-        return _read_pair(*pair, image_size, num_classes, channels)
+        image, label, soiled = _read_pair(*pair, num_classes, channels)
+        return resize_image(image, image_size), label, soiled
 
     # Decoders release the interpreter lock, so threads are enough.
     with ThreadPoolExecutor() as pool:
@@ -226,12 +229,12 @@ def class_shares(labels: torch.Tensor, num_classes: int) -> str:
 
 
 def _read_pair(
-    image_path: Path, mask_path: Path, image_size: int, num_classes: int, channels: int
+    image_path: Path, mask_path: Path, num_classes: int, channels: int
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     image = read_image(image_path, channels)
     labels, soiled = read_mask(mask_path, num_classes)
     check_size(mask_path, labels, image_path, image)
-    return resize_image(image, image_size), resize_label(labels, image_size), soiled
+    return image, labels, soiled
 
 
 def check_size(mask_path: Path, labels: np.ndarray, image_path: Path, image: np.ndarray) -> None:

@@ -292,29 +292,6 @@ def _diverged(what: str, names: Sequence[str]) -> UserError:
 
 
 @torch.no_grad()
-def predict(
-    forwards: Sequence[Network],
-    images: Tensor,
-    intensity: Intensity,
-    batch_size: int,
-    device: torch.device,
-    size: tuple[int, int] | None = None,
-) -> Tensor:
-    """The class of each pixel, uint8 (N,H,W) on the CPU: the argmax of the networks' mean logits on plain images.
-
-    images: uint8 (N,C,H,W); the networks must be in eval mode. With ``size`` the logits are first resized to it
-    (`resized`). Source: docs/method.md section 5.
-    """
-    classes = []
-    for chunk in images.split(batch_size):
-        logits = mean_logits(forwards, chunk, intensity, device)
-        if size:
-            logits = resized(logits, size)
-        classes.append(logits.argmax(dim=1).to("cpu", torch.uint8))
-    return torch.cat(classes)
-
-
-@torch.no_grad()
 def mean_logits(forwards: Sequence[Network], images: Tensor, intensity: Intensity, device: torch.device) -> Tensor:
     """The mean of the networks' logits on plain images, uint8 (N,C,H,W): float32 (N,K,H,W) on ``device``."""
     inputs = intensity.normalise(to_unit(images.to(device))).contiguous(memory_format=torch.channels_last)
@@ -326,6 +303,11 @@ def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class of each pixel at ``size``, uint8 (N,H,W) on the CPU: the argmax of logits (N,K,h,w), resized first."""
+    return resized(logits, size).argmax(dim=1).to("cpu", torch.uint8)
 
 
 def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[tuple[TestCase, Tensor]]:
@@ -340,16 +322,20 @@ def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[t
 
     def predicted() -> Iterator[tuple[TestCase, Tensor]]:
         images = torch.cat([case.image for case in waiting])
-        height, width = waiting[0].masks.shape[-2:]
-        classes = predict(
-            forwards, images, experiment.intensity, experiment.batch_size, experiment.device, (height, width)
+        logits = torch.cat(
+            [
+                mean_logits(forwards, chunk, experiment.intensity, experiment.device)
+                for chunk in images.split(experiment.batch_size)
+            ]
         )
-        yield from zip(waiting, classes.split([len(case.image) for case in waiting]), strict=True)
+        for case, small in zip(waiting, logits.split([len(case.image) for case in waiting]), strict=True):
+            size = (case.masks.shape[-2], case.masks.shape[-1])
+            # Slice by slice: at their own size all of a volume may be large.
+            yield case, torch.cat([classes_at(logit[None], size) for logit in small])
         waiting.clear()
 
     for case in cases:
-        fits = sum(len(other.image) for other in (*waiting, case)) <= experiment.batch_size
-        if waiting and not (fits and case.masks.shape[-2:] == waiting[0].masks.shape[-2:]):
+        if waiting and sum(len(other.image) for other in (*waiting, case)) > experiment.batch_size:
             yield from predicted()
         waiting.append(case)
     if waiting:
