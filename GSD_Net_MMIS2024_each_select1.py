@@ -27,12 +27,15 @@ from dataloaders.mmis import (
 )
 from dataloaders.raters import hold_out
 from networks.unet import two_unets
-from utils.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
-from utils.cli import run_main
-from utils.distributed import join_team, leave_team
-from utils.intensity import Intensity
-from utils.run import Run, choose_device
-from utils.training import experiment_of, fit, print_result
+from utils.commands.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
+from utils.commands.errors import run_main
+from utils.engine.device import choose_device
+from utils.engine.distributed import join_team, leave_team
+from utils.engine.experiment import experiment_of
+from utils.engine.intensity import Intensity
+from utils.engine.report import print_result
+from utils.engine.run_folder import Run
+from utils.engine.training import fit
 
 READING = "each modality of each slice by itself, its percentiles 0.5 and 99.5 to 0 and 255"
 # The paper's settings for MMIS: docs/method.md sections 1, 2 and 5.

@@ -17,12 +17,15 @@ from dataloaders.files import contents_of
 from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, training_recipe
 from dataloaders.raters import choose_raters, hold_out
 from networks.unet import two_unets
-from utils.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
-from utils.cli import UserError, run_main
-from utils.distributed import join_team, leave_team
-from utils.intensity import Intensity
-from utils.run import Run, choose_device
-from utils.training import experiment_of, fit, print_result
+from utils.commands.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
+from utils.commands.errors import UserError, run_main
+from utils.engine.device import choose_device
+from utils.engine.distributed import join_team, leave_team
+from utils.engine.experiment import experiment_of
+from utils.engine.intensity import Intensity
+from utils.engine.report import print_result
+from utils.engine.run_folder import Run
+from utils.engine.training import fit
 
 SETTINGS = {"tau": 0.003, "consistency": 0.9, "jitter": 0.05}  # the paper's for LIDC: docs/method.md sections 1 and 5
 

@@ -28,13 +28,16 @@ from dataloaders.noisy_folder import (
 )
 from dataloaders.slic import find_maps
 from networks.unet import two_unets
-from utils.arguments import AUTO, add_training_arguments, resolve_folder_arguments, tau_in_words
-from utils.cli import run_main
-from utils.distributed import join_team, leave_team
-from utils.intensity import Intensity
-from utils.run import Run, choose_device
-from utils.training import experiment_of, fit, print_result
-from utils.wrong_share import estimate_tau
+from utils.commands.arguments import AUTO, add_training_arguments, resolve_folder_arguments, tau_in_words
+from utils.commands.errors import run_main
+from utils.engine.device import choose_device
+from utils.engine.distributed import join_team, leave_team
+from utils.engine.experiment import experiment_of
+from utils.engine.intensity import Intensity
+from utils.engine.report import print_result
+from utils.engine.run_folder import Run
+from utils.engine.training import fit
+from utils.masks.noise_rate import estimate_tau
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -45,8 +45,9 @@ from benchmarks.machine import machine
 from dataloaders.files import list_images, pair_by_stem
 from dataloaders.noisy_folder import Layout, find_dataset
 from scripts.generate_simulated_noise import make_noisy
-from utils.cli import UserError, locked, run_main, write_atomically, write_table
-from utils.figures import png
+from utils.commands.errors import UserError, run_main
+from utils.commands.files import locked, write_atomically, write_table
+from utils.engine.figures import png
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
@@ -135,7 +136,7 @@ ABLATION = {  # one change each from gsd as it ships, then from the paper's form
 }
 SEGMENTS = {"paper, 64 superpixels": 64, "paper, 1024 superpixels": 1024}  # elsewhere the protocol's
 RATE_FACTORS = (0.25, 0.5, 1, 1.4)
-GRIDS = {
+GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
     "methods": METHODS,
     "ablation": ABLATION,
     "precision": {  # what speed costs in accuracy

@@ -39,11 +39,12 @@ from benchmarks.contours import correct
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from scripts import audit_labels, generate_simulated_noise
-from utils.arguments import number
-from utils.cli import UserError, run_main, write_table
-from utils.geometry import resize_image, resize_label
-from utils.metrics import overlap_scores
-from utils.wrong_share import estimate_wrong_share
+from utils.commands.arguments import number
+from utils.commands.errors import UserError, run_main
+from utils.commands.files import write_table
+from utils.engine.metrics import overlap_scores
+from utils.masks.geometry import resize_image, resize_label
+from utils.masks.noise_rate import estimate_wrong_share
 
 SPOILED = 0.2  # share of the masks in the sets where most are right
 

@@ -21,8 +21,9 @@ import numpy as np
 from benchmarks.audit import dice, spoiled_set
 from dataloaders.files import list_images, read_image, read_mask
 from scripts import audit_labels, generate_simulated_noise, make_phantoms
-from utils.cli import UserError, run_main, write_atomically
-from utils.figures import contoured, image_grid, png
+from utils.commands.errors import UserError, run_main
+from utils.commands.files import write_atomically
+from utils.engine.figures import contoured, image_grid, png
 
 WINDOW = (1060, 860)  # pixels of the browser
 ROWS = 3

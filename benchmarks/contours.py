@@ -28,13 +28,13 @@ from scipy.ndimage import gaussian_filter
 from benchmarks.accuracy import NOISES, make_noise
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
-from utils.arguments import number
-from utils.cli import run_main
-from utils.contours import levels_of, move_contour, steps
-from utils.edge_profile import displacements
-from utils.geometry import resize_image, resize_label
-from utils.metrics import overlap_scores
-from utils.superpixels import slic_segments
+from utils.commands.arguments import number
+from utils.commands.errors import run_main
+from utils.engine.metrics import overlap_scores
+from utils.masks.contours import levels_of, move_contour, steps
+from utils.masks.edge_profile import displacements
+from utils.masks.geometry import resize_image, resize_label
+from utils.masks.superpixels import slic_segments
 
 SUPERPIXELS = (256, 1024)
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.machine import machine
 from benchmarks.speed import Material, Program, Setting, draw_material, readable, seconds_a_call
-from utils.cli import UserError, run_main
-from utils.run import choose_device, keep_freed_memory, repeat_exactly, uses_bf16
+from utils.commands.errors import UserError, run_main
+from utils.engine.device import choose_device, keep_freed_memory, repeat_exactly, uses_bf16
 
 
 def train(setting: Setting, material: Material, deterministic: bool) -> tuple[float, list[Tensor]]:

@@ -29,10 +29,11 @@ from dataloaders.files import format_of, read_image, read_mask, read_segments
 from dataloaders.lidc import read_slices, read_split
 from dataloaders.mmis import MMISCases, read_case, select_raters
 from networks.unet import two_unets
-from utils.cli import UserError, keep_settings
-from utils.inference import load_model
-from utils.run import Run
-from utils.training import print_result
+from utils.commands.errors import UserError
+from utils.commands.files import keep_settings
+from utils.engine.inference import load_model
+from utils.engine.report import print_result
+from utils.engine.run_folder import Run
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 24, 20

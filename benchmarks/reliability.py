@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from benchmarks.machine import machine
 from benchmarks.mutations import KINDS, Kind, outcome, random_edits
-from utils.cli import UserError, run_main, write_atomically
+from utils.commands.errors import UserError, run_main
+from utils.commands.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = {"seconds", "waiting", "seconds_per_epoch"}  # of no two runs the same

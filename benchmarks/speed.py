@@ -46,10 +46,15 @@ from benchmarks import reference
 from benchmarks.machine import machine
 from dataloaders.batches import TrainingSet, training_batches
 from networks.unet import two_unets
-from utils.cli import UserError, run_main, write_atomically, write_json
-from utils.figures import png
-from utils.geometry import squared_boundary_distance
-from utils.gsd import (
+from utils.commands.errors import UserError, run_main
+from utils.commands.files import write_atomically, write_json
+from utils.engine.device import at_precision, choose_device, keep_freed_memory, set_allocator, uses_bf16
+from utils.engine.figures import png
+from utils.engine.intensity import Intensity
+from utils.masks.geometry import squared_boundary_distance
+from utils.masks.noise import markov_noise
+from utils.masks.superpixels import slic_segments
+from utils.method.gsd import (
     Batch,
     GSDConfig,
     agreement_loss,
@@ -63,10 +68,6 @@ from utils.gsd import (
     transfer_loss,
     transfer_mask,
 )
-from utils.intensity import Intensity
-from utils.noise import markov_noise
-from utils.run import at_precision, choose_device, keep_freed_memory, set_allocator, uses_bf16
-from utils.superpixels import slic_segments
 
 CONFIG = GSDConfig(tau=0.05)  # the settings of Kvasir
 JITTER = 0.5
@@ -144,7 +145,7 @@ def sgd(networks: nn.ModuleList, **options: bool) -> torch.optim.SGD:
 
 
 class Program:
-    """This project's training, put together as utils/training.py does."""
+    """This project's training, put together as utils/engine/training.py does."""
 
     def __init__(self, setting: Setting, material: Material):
         self.setting = setting
@@ -363,8 +364,8 @@ def step_pieces(program: Program) -> dict[str, Callable[[], object]]:
 
 
 def allocate_as(side: str) -> None:
-    """Have the C library handle memory as it does by itself for the reference, as utils/training.py asks it to for the
-    program.
+    """Have the C library handle memory as it does by itself for the reference, as
+    utils/engine/training.py asks it to for the program.
 
     The program's choice is part of what is compared. The reference's figures are those that glibc's own rules come to
     after a step of this size: blocks are mapped one by one from 32 MiB on, and free memory above 64 MiB goes back.

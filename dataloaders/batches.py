@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.distributed import ALONE, Team
-from utils.geometry import squared_boundary_distance
-from utils.gsd import Batch
-from utils.intensity import Intensity, to_unit
+from utils.engine.distributed import ALONE, Team
+from utils.engine.intensity import Intensity, to_unit
+from utils.masks.geometry import squared_boundary_distance
+from utils.method.gsd import Batch
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """Images with one noisy label each, all of one size; what does not depend on the epoch is computed once.
 
-    Distances are kept squared, whole numbers up to 100, which uint8 holds exactly (`utils.geometry`).
+    Distances are kept squared, whole numbers up to 100, which uint8 holds exactly (`utils.masks.geometry`).
     """
 
     names: tuple[str, ...]

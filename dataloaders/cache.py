@@ -21,10 +21,11 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.batches import TrainingSet
-from utils.cli import UserError, listed, locked, read_json, write_json
-from utils.contours import Steps, edges_shown, levels_of, move_contour, steps
-from utils.edge_profile import displacements
-from utils.geometry import squared_boundary_distance
+from utils.commands.errors import UserError, listed
+from utils.commands.files import locked, read_json, write_json
+from utils.masks.contours import Steps, edges_shown, levels_of, move_contour, steps
+from utils.masks.edge_profile import displacements
+from utils.masks.geometry import squared_boundary_distance
 
 VERSION = 5  # of what is stored; a change makes every cache again
 CHUNK = 64  # images handled at once where a whole set would be too large for memory
@@ -59,8 +60,8 @@ def load_training_set(
     nothing is stored. "device": as ram, then copied to the training device. "auto": so too on a GPU where the set takes
     no more than half of its free memory, else as ram. Soiled masks are named on stdout.
     root: --cache_root; None: cache, in the working directory.
-    Contours "given": the masks as they are; "corrected": moved to where the images show the edge (`utils.contours`), by
-    how much is said on stdout.
+    Contours "given": the masks as they are; "corrected": moved to where the images show the edge
+    (`utils.masks.contours`), by how much is said on stdout.
     Raises `UserError` as ``recipe.read``, and if the cache cannot be written or the set does not fit the device.
     """
     if cache == "device" and device.type == "cpu":

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from dataloaders.pixels import decode, format_of, load_array, read_stored, to_bytes
-from utils.cli import UserError, check_plain, listed
+from utils.commands.errors import UserError, check_plain, listed
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"}
 LOSSY = 16  # grey levels by which lossy compression may change the inside of an area
@@ -54,7 +54,7 @@ def list_images(folder: Path) -> dict[str, Path]:
     """The image files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
 
     Raises `UserError` if the folder is missing or holds no image, if two files share a stem, or if a name is
-    not plain (`utils.cli.is_plain`).
+    not plain (`utils.commands.errors.is_plain`).
     """
     folder = Path(folder)
     if not folder.is_dir():

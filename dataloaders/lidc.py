@@ -16,8 +16,8 @@ from dataloaders.files import read_segments
 from dataloaders.raters import label_classes
 from dataloaders.safe_pickle import read_object_array, read_pickle
 from dataloaders.slic import existing_maps
-from utils.cli import UserError, is_plain, listed
-from utils.geometry import resize_image, resize_label
+from utils.commands.errors import UserError, is_plain, listed
+from utils.masks.geometry import resize_image, resize_label
 
 PICKLE = "lidc_attributes.pkl"
 SPLIT = ("train_idx.npy", "test_idx.npy")

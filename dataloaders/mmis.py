@@ -21,8 +21,9 @@ from dataloaders.files import read_segments
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
 from dataloaders.slic import existing_maps
-from utils.cli import UserError, check_plain, listed, read_json
-from utils.geometry import resize_image, resize_label
+from utils.commands.errors import UserError, check_plain, listed
+from utils.commands.files import read_json
+from utils.masks.geometry import resize_image, resize_label
 
 MODALITIES = ("t1", "t1c", "t2")
 MOST_VALUES = 2**26  # of one key: 1024 slices of 256 x 256
@@ -42,7 +43,8 @@ class Case(NamedTuple):
 def list_slices(folder: Path) -> dict[str, Path]:
     """The .h5 files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
 
-    Raises `UserError` if the folder is missing or holds no .h5 file, or if a name is not plain (`utils.cli.is_plain`).
+    Raises `UserError` if the folder is missing or holds no .h5 file, or if a name is not plain
+    (`utils.commands.errors.is_plain`).
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")

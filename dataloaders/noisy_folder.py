@@ -15,8 +15,8 @@ from dataloaders.cache import Recipe, Sample
 from dataloaders.files import channels_in_words, list_images, pair_by_stem, read_image, read_mask, read_segments
 from dataloaders.pixels import PERCENTILES, format_of
 from dataloaders.raters import hold_out
-from utils.cli import UserError, listed
-from utils.geometry import resize_image, resize_label
+from utils.commands.errors import UserError, listed
+from utils.masks.geometry import resize_image, resize_label
 
 VAL_FRACTION = 0.2  # of the training images, where there is no test set
 

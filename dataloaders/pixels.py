@@ -15,7 +15,7 @@ import tifffile
 from PIL import BmpImagePlugin, Image, ImageOps, TiffImagePlugin
 
 from dataloaders.safe_pickle import array_header
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 # Damage ends in an error of this project; tifffile would tell of it too, of some headers 65535 times.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)

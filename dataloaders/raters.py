@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 # Opcodes that build instances of classes, call registered extensions or share buffers; data needs none of them.
 _REFUSED_OPCODES = {

@@ -14,9 +14,11 @@ import cv2
 import numpy as np
 
 from dataloaders.files import read_image, read_segments
-from utils.cli import UserError, claimed, keep_settings, listed, locked, run_jobs, write_atomically
-from utils.geometry import resize_image
-from utils.superpixels import slic_segments
+from utils.commands.errors import UserError, listed
+from utils.commands.files import claimed, keep_settings, locked, write_atomically
+from utils.commands.jobs import run_jobs
+from utils.masks.geometry import resize_image
+from utils.masks.superpixels import slic_segments
 
 Sources = dict[str, Callable[[], np.ndarray]]  # an image's name and its reader, which gives uint8 (H,W,C)
 SETTINGS = {"n_segments": 1024, "compactness": 10.0, "sigma": 1.0}  # docs/method.md section 3
@@ -101,9 +103,9 @@ def make_maps(
     folder goes by the name of ``named``, its own by default.
 
     origin: the folder or file of the images; it is one of the settings, since the images of another may have the same
-    names. slic: the arguments of `utils.superpixels.slic_segments`. Raises `UserError` if the folder holds the images
-    themselves, if it was made with other settings or another process is writing there, and, when all others are made,
-    for images that cannot be read.
+    names. slic: the arguments of `utils.masks.superpixels.slic_segments`. Raises `UserError` if the folder holds the
+    images themselves, if it was made with other settings or another process is writing there, and, when all others are
+    made, for images that cannot be read.
     """
     if folder.resolve() == origin.resolve():
         raise UserError(f"{folder}: the folder of the images, which would be lost; choose another for the superpixels")

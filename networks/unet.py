@@ -62,7 +62,7 @@ def two_unets(in_channels: int, num_classes: int, seed: int) -> nn.ModuleList:
 
 
 def unets_of(checkpoint: dict) -> nn.ModuleList:
-    """The two trained networks of a checkpoint (`utils.run.read_checkpoint`), on the CPU, in eval mode."""
+    """The two trained networks of a checkpoint (`utils.engine.checkpoint.read_checkpoint`), on the CPU, to predict."""
     model = checkpoint["model"]
     weights = checkpoint["networks"]
     # What a damaged file claims must not be made before it is compared with what the file holds.

@@ -50,31 +50,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_of, contents_of, list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, check_size, find_dataset
 from dataloaders.slic import find_maps
-from utils.arguments import number
-from utils.audit_page import SIDE, Entry, audit_page
-from utils.cli import (
-    UserError,
+from utils.audit.page import SIDE, Entry, audit_page
+from utils.commands.arguments import number
+from utils.commands.errors import UserError, listed, run_main
+from utils.commands.files import (
     claimed,
     keep_all_settings,
-    listed,
     name_others,
     read_json,
     remove,
-    run_child,
-    run_jobs,
-    run_main,
     write_atomically,
     write_json,
     write_table,
 )
-from utils.contours import Steps, edges_shown, levels_of, steps
-from utils.edge_profile import level_probabilities, median_level
-from utils.figures import as_png, contoured
-from utils.geometry import longest_side, resize_image, resize_label
-from utils.inference import Model, load_model
-from utils.label_quality import contour_beliefs, label_quality, wrong_probability
-from utils.passed_flags import check_passed
-from utils.run import choose_device
+from utils.commands.jobs import run_child, run_jobs
+from utils.commands.passed_flags import check_passed
+from utils.engine.device import choose_device
+from utils.engine.figures import as_png, contoured
+from utils.engine.inference import Model, load_model
+from utils.masks.contours import Steps, edges_shown, levels_of, steps
+from utils.masks.edge_profile import level_probabilities, median_level
+from utils.masks.geometry import longest_side, resize_image, resize_label
+from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
 
 REPO = Path(__file__).resolve().parents[1]
 # What the folds' trainings have of the audit: flags that both have, and flags that are set for each of them.

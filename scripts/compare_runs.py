@@ -22,11 +22,12 @@ import torch
 
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
-from utils.arguments import number
-from utils.cli import UserError, read_json, run_main, write_atomically
-from utils.figures import image_grid, outlined, png
-from utils.geometry import resize_image, resize_label
-from utils.inference import Model, load_model
+from utils.commands.arguments import number
+from utils.commands.errors import UserError, run_main
+from utils.commands.files import read_json, write_atomically
+from utils.engine.figures import image_grid, outlined, png
+from utils.engine.inference import Model, load_model
+from utils.masks.geometry import resize_image, resize_label
 
 FIGURES = {  # of result.json: title, format
     "epochs": ("epochs", ".0f"),

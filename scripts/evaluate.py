@@ -27,10 +27,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, pair_by_stem, read_mask
-from utils.arguments import number
-from utils.cli import UserError, listed, run_jobs, run_main, write_json, write_table
-from utils.metrics import case_scores, overlap_scores
-from utils.training import empty_lines, take_counts, titles_of
+from utils.commands.arguments import number
+from utils.commands.errors import UserError, listed, run_main
+from utils.commands.files import write_json, write_table
+from utils.commands.jobs import run_jobs
+from utils.engine.evaluation import take_counts
+from utils.engine.metrics import case_scores, overlap_scores
+from utils.engine.report import empty_lines, titles_of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

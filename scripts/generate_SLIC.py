@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images
 from dataloaders.slic import SETTINGS, Sources, image_sources, make_maps
-from utils.cli import UserError, run_main
+from utils.commands.errors import UserError, run_main
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -22,8 +22,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, read_mask
-from utils.cli import UserError, claimed, keep_settings, listed, run_jobs, run_main, write_atomically
-from utils.noise import class_noise, dilation_erosion_noise, file_generator, markov_noise
+from utils.commands.errors import UserError, listed, run_main
+from utils.commands.files import claimed, keep_settings, write_atomically
+from utils.commands.jobs import run_jobs
+from utils.masks.noise import class_noise, dilation_erosion_noise, file_generator, markov_noise
 
 
 class Outcome(NamedTuple):

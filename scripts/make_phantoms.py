@@ -21,7 +21,9 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.cli import UserError, claimed, keep_settings, listed, run_jobs, run_main, write_atomically
+from utils.commands.errors import UserError, listed, run_main
+from utils.commands.files import claimed, keep_settings, write_atomically
+from utils.commands.jobs import run_jobs
 
 FOLDERS = {"train": ("images", "masks"), "test": ("images_test", "masks_test")}
 EMPTY_EVERY = 15  # one image of each run of 15 has no lesion: 6.7 %

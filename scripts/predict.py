@@ -39,22 +39,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import list_images, read_image
 from dataloaders.pixels import format_of
-from utils.arguments import number
-from utils.cli import (
-    UserError,
-    claimed,
-    keep_all_settings,
-    listed,
-    name_others,
-    remove,
-    run_main,
-    write_atomically,
-)
-from utils.figures import as_png, contoured
-from utils.geometry import resize_image
-from utils.inference import Model, load_model
-from utils.run import choose_device
-from utils.training import resized
+from utils.commands.arguments import number
+from utils.commands.errors import UserError, listed, run_main
+from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_atomically
+from utils.engine.device import choose_device
+from utils.engine.evaluation import resized
+from utils.engine.figures import as_png, contoured
+from utils.engine.inference import Model, load_model
+from utils.masks.geometry import resize_image
 
 
 class Sample(NamedTuple):

@@ -29,12 +29,14 @@ from dataloaders.batches import TrainingSet
 from dataloaders.cache import load_training_set
 from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, common_format, find_dataset, find_parts, training_recipe
 from dataloaders.slic import find_maps
-from utils.arguments import number
-from utils.cli import UserError, run_child, run_main, write_atomically, write_json
-from utils.figures import png
-from utils.inference import Model, load_model
-from utils.passed_flags import check_passed
-from utils.run import choose_device
+from utils.commands.arguments import number
+from utils.commands.errors import UserError, run_main
+from utils.commands.files import write_atomically, write_json
+from utils.commands.jobs import run_child
+from utils.commands.passed_flags import check_passed
+from utils.engine.device import choose_device
+from utils.engine.figures import png
+from utils.engine.inference import Model, load_model
 
 REPO = Path(__file__).resolve().parents[1]
 CANDIDATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)

@@ -15,8 +15,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.lidc import read_slices
 from dataloaders.raters import split_by_patient
-from utils.arguments import number
-from utils.cli import UserError, listed, run_main, write_atomically
+from utils.commands.arguments import number
+from utils.commands.errors import UserError, listed, run_main
+from utils.commands.files import write_atomically
 
 
 def main() -> None:

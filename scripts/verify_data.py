@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 
 from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, find_dataset
-from dataloaders.verify import Report, verify_folder, verify_lidc, verify_mmis
-from utils.arguments import number
-from utils.cli import UserError, listed, run_main, write_json
+from dataloaders.verification.verify import Report, verify_folder, verify_lidc, verify_mmis
+from utils.commands.arguments import number
+from utils.commands.errors import UserError, listed, run_main
+from utils.commands.files import write_json
 
 # As the training scripts for these two sets look for them.
 SEVERAL_RATERS = {"lidc": ("lidc", verify_lidc)}

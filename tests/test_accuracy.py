@@ -27,7 +27,7 @@ from benchmarks.accuracy import (
 )
 from dataloaders.files import read_mask
 from dataloaders.noisy_folder import Layout
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 SCRIPT = REPO / "benchmarks" / "accuracy.py"
 

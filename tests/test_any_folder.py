@@ -21,10 +21,10 @@ from dataloaders.files import read_image, read_mask
 from dataloaders.noisy_folder import Layout, class_shares, common_format, find_parts
 from dataloaders.pixels import format_of, read_stored, to_bytes
 from dataloaders.slic import find_maps
-from utils.cli import UserError, run_main
-from utils.geometry import resize_image
-from utils.noise import class_noise, dilation_erosion_noise, file_generator, markov_noise
-from utils.superpixels import slic_segments
+from utils.commands.errors import UserError, run_main
+from utils.masks.geometry import resize_image
+from utils.masks.noise import class_noise, dilation_erosion_noise, file_generator, markov_noise
+from utils.masks.superpixels import slic_segments
 
 sys.path.insert(0, str(REPO / "scripts"))
 import generate_simulated_noise

@@ -19,11 +19,12 @@ from PIL import Image
 
 from networks.unet import two_unets
 from scripts import audit_labels
-from utils.audit_page import Entry, audit_page
-from utils.cli import claimed, run_main
-from utils.contours import levels_of, move_contour, nearest_class, signed_distance, steps
-from utils.edge_profile import _moved, level_probabilities
-from utils.label_quality import contour_beliefs, label_quality, wrong_probability
+from utils.audit.page import Entry, audit_page
+from utils.commands.errors import run_main
+from utils.commands.files import claimed
+from utils.masks.contours import levels_of, move_contour, nearest_class, signed_distance, steps
+from utils.masks.edge_profile import _moved, level_probabilities
+from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
 
 SIZE = 48
 SHIFTED = {3: -3, 8: 3, 11: -2}  # image -> by how much its contour is displaced, as `move_contour`
@@ -639,7 +640,7 @@ def test_full_disk(run, folder, monkeypatch):
         healthy(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr("utils.cli.os.fsync", full)
+        patch.setattr("utils.commands.files.os.fsync", full)
         assert_refused(run(), "No space left on device")
     assert [path.name for path in (folder / "masks_refined").iterdir() if path.suffix == ".png"] == ["case 00.png"]
     assert not list(folder.rglob("*.tmp")) and not list((folder / "audit").glob(".logits*"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.baselines import METHODS, USES_TAU, ce_step, coteaching_step, jocor_step
-from utils.gsd import Batch, GSDConfig, Step, drop_rate
+from utils.method.baselines import METHODS, USES_TAU, ce_step, coteaching_step, jocor_step
+from utils.method.gsd import Batch, GSDConfig, Step, drop_rate
 
 LATE = 50  # of 100 epochs: the drop rate has reached tau, refinement is on
 SELECTING = ("coteaching", "jocor")

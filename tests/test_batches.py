@@ -18,8 +18,8 @@ from dataloaders.batches import (
     rotate_half,
     training_batches,
 )
-from utils.geometry import squared_boundary_distance
-from utils.intensity import Intensity, to_unit
+from utils.engine.intensity import Intensity, to_unit
+from utils.masks.geometry import squared_boundary_distance
 
 SIZE = 20
 

@@ -13,9 +13,9 @@ from conftest import REPO, write_blobs
 from benchmarks import audit, contours, determinism, reference
 from benchmarks.speed import times_as_long
 from networks.unet import two_unets
-from utils.geometry import squared_boundary_distance
-from utils.gsd import Batch, GSDConfig, gsd_step, region_vote, select_small_loss
-from utils.noise import markov_noise
+from utils.masks.geometry import squared_boundary_distance
+from utils.masks.noise import markov_noise
+from utils.method.gsd import Batch, GSDConfig, gsd_step, region_vote, select_small_loss
 
 SIZE = 32
 

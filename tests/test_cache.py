@@ -16,10 +16,10 @@ from PIL import Image
 
 from dataloaders import cache
 from dataloaders.cache import Recipe, Sample, _allocated, _movement_in_words, load_training_set
-from utils.cli import UserError
-from utils.contours import move_contour
-from utils.geometry import squared_boundary_distance
-from utils.intensity import Intensity
+from utils.commands.errors import UserError
+from utils.engine.intensity import Intensity
+from utils.masks.contours import move_contour
+from utils.masks.geometry import squared_boundary_distance
 
 CPU = torch.device("cpu")
 SIZE = 32

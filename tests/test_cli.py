@@ -10,7 +10,9 @@ import sys
 import pytest
 from conftest import REPO
 
-from utils.cli import UserError, claimed, keep_all_settings, keep_settings, run_jobs, run_main, warn
+from utils.commands.errors import UserError, run_main, warn
+from utils.commands.files import claimed, keep_all_settings, keep_settings
+from utils.commands.jobs import run_jobs
 
 
 def test_a_broken_record_of_settings_is_named(tmp_path):
@@ -103,7 +105,7 @@ def test_processes_that_cannot_be_started_are_told(monkeypatch):
     def refuse(*args: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("utils.cli.ProcessPoolExecutor.__init__", refuse)
+    monkeypatch.setattr("utils.commands.jobs.ProcessPoolExecutor.__init__", refuse)
     with pytest.raises(UserError, match=r"processes cannot be started \(Read-only file system\).*/dev/shm"):
         run_jobs(str, [1, 2], 2, "jobs")
 

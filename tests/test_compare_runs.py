@@ -13,7 +13,7 @@ from PIL import Image
 
 from networks.unet import two_unets
 from scripts import compare_runs
-from utils.cli import UserError, run_main
+from utils.commands.errors import UserError, run_main
 
 RESULT = {
     "final_dice_mean": 0.8125,

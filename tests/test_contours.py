@@ -9,7 +9,7 @@ from conftest import REAL_DATA
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from dataloaders.files import list_images, read_image, read_mask
-from utils.contours import (
+from utils.masks.contours import (
     Steps,
     edges_shown,
     evidence_of,
@@ -20,9 +20,9 @@ from utils.contours import (
     signed_distance,
     steps,
 )
-from utils.edge_profile import displacements, level_probabilities, median_level
-from utils.geometry import resize_image, resize_label
-from utils.noise import dilation_erosion_noise, file_generator, markov_noise
+from utils.masks.edge_profile import displacements, level_probabilities, median_level
+from utils.masks.geometry import resize_image, resize_label
+from utils.masks.noise import dilation_erosion_noise, file_generator, markov_noise
 
 SIZE = 96
 

@@ -10,9 +10,9 @@ from conftest import folder_recipe, write_dataset
 
 from dataloaders.batches import TrainingSet
 from dataloaders.cache import load_training_set
-from utils.cli import UserError
-from utils.distributed import Team, join_team
-from utils.run import choose_device, repeat_exactly, uses_bf16
+from utils.commands.errors import UserError
+from utils.engine.device import choose_device, repeat_exactly, uses_bf16
+from utils.engine.distributed import Team, join_team
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from torch import nn
 
 from dataloaders.batches import TrainingSet, training_batches
 from networks.unet import two_unets
-from utils.distributed import Team, average, average_buffers, gather, shared
-from utils.gsd import Batch, GSDConfig, gsd_step
-from utils.intensity import Intensity
+from utils.engine.distributed import Team, average, average_buffers, gather, shared
+from utils.engine.intensity import Intensity
+from utils.method.gsd import Batch, GSDConfig, gsd_step
 
 CONFIG = GSDConfig(tau=0.2, max_epochs=10)
 EPOCH = 6  # selection, refinement and transfer are on

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPO, load_program
 
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 DOCUMENTS = [REPO / "README.md", REPO / "scripts" / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 PROGRAMS = sorted(path for folder in (".", "scripts", "benchmarks") for path in (REPO / folder).glob("*.py"))

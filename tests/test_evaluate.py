@@ -11,7 +11,7 @@ from conftest import REPO, run_script
 from PIL import Image
 
 from scripts import evaluate
-from utils.cli import run_main
+from utils.commands.errors import run_main
 
 
 def square(top, left, side=10, height=40, width=50, value=255):
@@ -195,7 +195,7 @@ def test_places_that_cannot_be_written_to(run, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("utils.cli.os.fsync", full)
+    monkeypatch.setattr("utils.commands.files.os.fsync", full)
     assert_refused(run(), tmp_path / "scores.csv", "No space left on device")
     assert not list(tmp_path.glob("*scores*"))
 

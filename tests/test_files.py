@@ -13,7 +13,7 @@ from conftest import blob, block_segments
 from PIL import Image
 
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask, read_segments
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 SHAPE = (40, 48)
 PHOTO, MASK = blob(np.random.default_rng(0))

@@ -17,8 +17,9 @@ from PIL import Image
 
 from benchmarks.mutations import SETTINGS
 from networks.unet import two_unets
-from utils.cli import UserError, write_atomically, write_json, write_table
-from utils.run import Run
+from utils.commands.errors import UserError
+from utils.commands.files import write_atomically, write_json, write_table
+from utils.engine.run_folder import Run
 
 
 @contextmanager

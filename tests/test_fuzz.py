@@ -24,8 +24,8 @@ from benchmarks.mutations import EDITS, KINDS, LARGEST, Edit, outcome, repacked
 from dataloaders.files import format_of, list_images, read_image, read_mask, read_segments
 from dataloaders.lidc import read_slices
 from dataloaders.mmis import list_slices, read_case
-from utils.cli import UserError
-from utils.run import read_checkpoint
+from utils.commands.errors import UserError
+from utils.engine.checkpoint import read_checkpoint
 
 SLOW = {"JSON, cache", "cache, labels"}  # which are made again, and checkpoints, which are large
 EXAMPLES = {kind: 8 if kind in SLOW or "checkpoint" in kind else 60 for kind in KINDS}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from utils.geometry import longest_side, resize_image, resize_label, squared_boundary_distance
+from utils.masks.geometry import longest_side, resize_image, resize_label, squared_boundary_distance
 
 
 def random_label(shape, classes, seed, block=1):

@@ -12,10 +12,11 @@ from test_distributed import torchrun
 from test_train_script import assert_same_run, log_rows
 
 from networks.unet import two_unets
-from utils.baselines import METHODS
-from utils.cli import run_main
-from utils.gsd import VOTES, Batch, GSDConfig
-from utils.run import Run, choose_device
+from utils.commands.errors import run_main
+from utils.engine.device import choose_device
+from utils.engine.run_folder import Run
+from utils.method.baselines import METHODS
+from utils.method.gsd import VOTES, Batch, GSDConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
 

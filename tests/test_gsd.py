@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.gsd import (
+from utils.method.gsd import (
     Batch,
     GSDConfig,
     agreement_loss,

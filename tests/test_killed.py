@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks import reliability
 from benchmarks.mutations import Kind
 from benchmarks.reliability import assert_whole, contents, difference, epochs_done, programs, survive
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt
 
 from dataloaders.lidc import PICKLE, as_test_cases, patient_of, read_slices, read_split, training_recipe
 from dataloaders.raters import choose_raters, hold_out, label_classes, split_by_patient
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 SIZE = 32
 

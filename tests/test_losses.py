@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.losses import (
+from utils.method.losses import (
     bounded_cross_entropy_map,
     co_regularised_map,
     cross_entropy_map,

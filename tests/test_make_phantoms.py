@@ -9,7 +9,7 @@ import pytest
 from conftest import REPO, run_script
 from PIL import Image
 
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 sys.path.insert(0, str(REPO / "scripts"))
 import make_phantoms

@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from utils import metrics
-from utils.metrics import (
+from utils.engine import metrics
+from utils.engine.metrics import (
     case_scores,
     energy_distance,
     majority_vote,

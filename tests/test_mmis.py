@@ -24,8 +24,8 @@ from dataloaders.mmis import (
     validation_cases,
     warn_of_leakage,
 )
-from utils.cli import UserError
-from utils.geometry import resize_image, resize_label, squared_boundary_distance
+from utils.commands.errors import UserError
+from utils.masks.geometry import resize_image, resize_label, squared_boundary_distance
 
 SIZE = 32
 KEYS = (*MODALITIES, *LABELS)

@@ -22,11 +22,11 @@ from test_train_script import assert_same_run, log_rows
 
 from dataloaders.mmis import read_case
 from networks.unet import unets_of
-from utils.arguments import FIDELITY
-from utils.cli import run_main
-from utils.geometry import resize_image
-from utils.intensity import Intensity
-from utils.run import Run
+from utils.commands.arguments import FIDELITY
+from utils.commands.errors import run_main
+from utils.engine.intensity import Intensity
+from utils.engine.run_folder import Run
+from utils.masks.geometry import resize_image
 
 LIDC = REPO / "GSD_Net_lidc_each_select1.py"
 MMIS = REPO / "GSD_Net_MMIS2024_each_select1.py"

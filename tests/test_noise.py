@@ -9,7 +9,7 @@ from conftest import REAL_DATA
 from scipy.ndimage import convolve, distance_transform_edt
 
 from dataloaders.files import list_images, read_mask
-from utils.noise import dilation_erosion_noise, file_generator, markov_noise, smooth
+from utils.masks.noise import dilation_erosion_noise, file_generator, markov_noise, smooth
 
 SHENZHEN = REAL_DATA / "shenzhen" / "mask"
 

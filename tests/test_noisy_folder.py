@@ -10,8 +10,8 @@ from conftest import block_segments, folder_cases, folder_recipe, loaded, write_
 from PIL import Image
 
 from dataloaders.noisy_folder import LAYOUTS, NOISE_TYPES, Layout, find_dataset
-from utils.cli import UserError
-from utils.geometry import squared_boundary_distance
+from utils.commands.errors import UserError
+from utils.masks.geometry import squared_boundary_distance
 
 SIZE = 32
 SHRUNK = "masks_200_0.2_0.05_0.2_mask_channel0"

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from networks.unet import two_unets, unets_of
 from scripts import evaluate, predict
-from utils.cli import claimed, run_main
-from utils.geometry import resize_image
-from utils.inference import load_model
-from utils.intensity import Intensity
+from utils.commands.errors import run_main
+from utils.commands.files import claimed
+from utils.engine.inference import load_model
+from utils.engine.intensity import Intensity
+from utils.masks.geometry import resize_image
 
 SIZE = 32
 
@@ -555,7 +556,7 @@ def test_full_disk(run, images, tmp_path, monkeypatch):
         healthy(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr("utils.cli.os.fsync", full)
+        patch.setattr("utils.commands.files.os.fsync", full)
         outcome = run("--workers", 1, "--batch_size", 1)
     assert_refused((outcome[0], outcome[1], outcome[2][outcome[2].rindex("error: ") :]), "No space left on device")
     assert names(tmp_path / "out") == ["a.png", "settings.json"]

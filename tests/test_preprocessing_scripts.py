@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.cli import UserError, run_jobs
-from utils.noise import dilation_erosion_noise, file_generator, markov_noise
-from utils.superpixels import slic_segments
+from utils.commands.errors import UserError
+from utils.commands.jobs import run_jobs
+from utils.masks.noise import dilation_erosion_noise, file_generator, markov_noise
+from utils.masks.superpixels import slic_segments
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -467,7 +468,7 @@ def test_an_interrupt_drops_the_jobs_not_begun(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("utils.cli.tqdm.update", interrupt)
+    monkeypatch.setattr("utils.commands.jobs.tqdm.update", interrupt)
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run_jobs(nap, list(range(100)), workers=2, label="test")

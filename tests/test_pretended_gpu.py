@@ -19,12 +19,14 @@ from torch.utils._pytree import tree_leaves
 
 from dataloaders.batches import TrainingSet, training_batches
 from networks.unet import two_unets
-from utils import training
-from utils.baselines import METHODS
-from utils.distributed import ALONE
-from utils.gsd import VOTES
-from utils.inference import Model
-from utils.intensity import Intensity
+from utils.engine import training
+from utils.engine.distributed import ALONE
+from utils.engine.evaluation import classes_at, mean_logits
+from utils.engine.experiment import Experiment, experiment_of
+from utils.engine.inference import Model
+from utils.engine.intensity import Intensity
+from utils.method.baselines import METHODS
+from utils.method.gsd import VOTES
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 IMAGES, SIZE, BATCH, SEGMENTS = 12, 32, 4, 40
@@ -71,7 +73,7 @@ def arguments(monkeypatch, *flags: str) -> argparse.Namespace:
     return load_program(TRAIN_SCRIPT).parse_arguments()
 
 
-def experiment(monkeypatch, data: TrainingSet, *flags: str) -> training.Experiment:
+def experiment(monkeypatch, data: TrainingSet, *flags: str) -> Experiment:
     """What train_GSD-Net.py would train on ``data``."""
     args = arguments(monkeypatch, *flags)
     with GPU:
@@ -84,7 +86,7 @@ def experiment(monkeypatch, data: TrainingSet, *flags: str) -> training.Experime
 
     monkeypatch.setattr(torch.Tensor, "backward", zero_gradients)
     batches = partial(training_batches, data, BATCH, 0.5, INTENSITY, device=GPU)
-    return training.experiment_of(args, networks, GPU, ALONE, len(data), batches, INTENSITY, [])
+    return experiment_of(args, networks, GPU, ALONE, len(data), batches, INTENSITY, [])
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
@@ -117,13 +119,13 @@ def test_prediction(reads, monkeypatch):
     trained = experiment(monkeypatch, training_set())
     images = torch.zeros(5, 3, SIZE, SIZE, dtype=torch.uint8)
     reads.of_gpu.clear()
-    classes = training.predict(trained.forwards(trained.networks), images, INTENSITY, 2, GPU, (50, 40))
+    classes = classes_at(mean_logits(trained.forwards(trained.networks), images, INTENSITY, GPU), (50, 40))
     assert classes.shape == (5, 50, 40) and classes.dtype == torch.uint8 and not classes.is_cuda
-    assert reads.of_gpu == ["aten._to_copy.default"] * 3  # once a batch
+    assert reads.of_gpu == ["aten._to_copy.default"]  # the classes alone
     model = Model(trained.forwards(trained.networks), INTENSITY, 2, SIZE, "", {}, "", 1, GPU, bf16=False)
     logits = model.logits(images, tta=True)
     assert logits.shape == (5, 2, SIZE, SIZE) and logits.is_cuda
-    assert len(reads.of_gpu) == 3
+    assert len(reads.of_gpu) == 1
 
 
 def test_tensors_of_two_devices_are_refused(reads):
@@ -166,7 +168,7 @@ def test_training_can_be_deterministic(monkeypatch, method, fidelity):
     batches = partial(
         training_batches, training_set(), BATCH, 0.5, INTENSITY, device=CPU, max_rotation=15, noise_sigma=0.1
     )
-    trained = training.experiment_of(args, networks, CPU, ALONE, IMAGES, batches, INTENSITY, [])
+    trained = experiment_of(args, networks, CPU, ALONE, IMAGES, batches, INTENSITY, [])
     with Names() as names:
         training.train_one_epoch(trained, epoch=1)
     assert names.found == {"aten.upsample_bilinear2d_backward.default"}

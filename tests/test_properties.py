@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dataloaders.batches import color_jitter
-from utils import losses
-from utils.contours import signed_distance
-from utils.geometry import squared_boundary_distance
-from utils.gsd import Batch, mix, refine, region_vote, select_small_loss, selection_loss, transfer_mask, vote_of
-from utils.intensity import Intensity, to_unit
-from utils.label_quality import label_quality, wrong_probability
-from utils.metrics import case_scores, energy_distance, majority_vote, overlap_scores, surface_scores
-from utils.noise import dilation_erosion_noise, markov_noise
+from utils.engine.intensity import Intensity, to_unit
+from utils.engine.metrics import case_scores, energy_distance, majority_vote, overlap_scores, surface_scores
+from utils.masks.contours import signed_distance
+from utils.masks.geometry import squared_boundary_distance
+from utils.masks.label_quality import label_quality, wrong_probability
+from utils.masks.noise import dilation_erosion_noise, markov_noise
+from utils.method import losses
+from utils.method.gsd import Batch, mix, refine, region_vote, select_small_loss, selection_loss, transfer_mask, vote_of
 
 LARGE = 8192  # pixels a side
 few = settings(max_examples=40, deadline=None)

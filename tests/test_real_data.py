@@ -14,9 +14,9 @@ from PIL import Image
 
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
-from utils.geometry import resize_image
-from utils.superpixels import slic_segments
-from utils.watch import explained
+from utils.engine.diagnostics import explained
+from utils.masks.geometry import resize_image
+from utils.masks.superpixels import slic_segments
 
 pytestmark = pytest.mark.skipif(
     not (REAL_DATA / "Kvasir" / "images").is_dir() or not (REAL_DATA / "shenzhen" / "img").is_dir(),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dataloaders.safe_pickle import read_object_array, read_pickle
-from utils.cli import UserError
+from utils.commands.errors import UserError
 
 
 class Runs:

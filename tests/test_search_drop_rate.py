@@ -13,8 +13,8 @@ from conftest import run_script, write_dataset
 
 from dataloaders.batches import TrainingSet
 from scripts import search_drop_rate as search
-from utils.cli import UserError, run_main
-from utils.passed_flags import training_parser
+from utils.commands.errors import UserError, run_main
+from utils.commands.passed_flags import training_parser
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_full_disk(folder, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("utils.cli.os.fsync", full)
+    monkeypatch.setattr("utils.commands.files.os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         search.write_results(args, {0.1: 1.0}, {0.1: 0.2})
     assert not list((folder / "out").glob("*"))

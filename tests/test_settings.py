@@ -8,9 +8,9 @@ from conftest import REPO, TRAIN_SCRIPT, load_program
 from torch import nn
 
 from dataloaders import slic
-from utils.arguments import gsd_config
-from utils.gsd import GSDConfig
-from utils.training import optimiser_of
+from utils.commands.arguments import gsd_config
+from utils.engine.experiment import optimiser_of
+from utils.method.gsd import GSDConfig
 
 LIDC, MMIS = REPO / "GSD_Net_lidc_each_select1.py", REPO / "GSD_Net_MMIS2024_each_select1.py"
 

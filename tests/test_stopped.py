@@ -13,7 +13,9 @@ import torch
 from conftest import REPO, TRAIN_SCRIPT, write_dataset
 from PIL import Image
 
-from utils.cli import UserError, claimed, run_jobs
+from utils.commands.errors import UserError
+from utils.commands.files import claimed
+from utils.commands.jobs import run_jobs
 
 
 def start(script: Path, *args: object, cwd: Path) -> subprocess.Popen:
@@ -136,7 +138,8 @@ import sys
 sys.path[:0] = {[str(REPO), str(REPO / "tests")]}
 from pathlib import Path
 from test_stopped import nap_and_note
-from utils.cli import claimed, run_jobs
+from utils.commands.files import claimed
+from utils.commands.jobs import run_jobs
 with claimed(Path({str(tmp_path)!r})):
     run_jobs(nap_and_note, [Path({str(tmp_path)!r})] * 4, workers=2, label="naps")
 """
@@ -159,7 +162,7 @@ def test_a_child_command_ends_with_its_parent(tmp_path, end):
 import sys, time
 sys.path.insert(0, {str(REPO)!r})
 from pathlib import Path
-from utils.cli import run_main
+from utils.commands.errors import run_main
 
 def main():
     Path("started").touch()
@@ -176,7 +179,8 @@ run_main(main)
         f"""
 import sys
 sys.path.insert(0, {str(REPO)!r})
-from utils.cli import run_child, run_main
+from utils.commands.jobs import run_child
+from utils.commands.errors import run_main
 
 run_main(lambda: sys.exit(run_child([sys.executable, {str(child)!r}])))
 """

@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import label
 from skimage.segmentation import slic
 
-from utils.superpixels import slic_segments
+from utils.masks.superpixels import slic_segments
 
 pytestmark = pytest.mark.filterwarnings("error")
 

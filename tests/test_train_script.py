@@ -19,10 +19,10 @@ import torch
 from conftest import REPO, TRAIN_SCRIPT, load_program, run_script, script_process, write_dataset
 from PIL import Image
 
-from utils.arguments import gsd_config
-from utils.baselines import METHODS
-from utils.cli import run_main
-from utils.training import learning_rate_at
+from utils.commands.arguments import gsd_config
+from utils.commands.errors import run_main
+from utils.engine.experiment import learning_rate_at
+from utils.method.baselines import METHODS
 
 script = load_program(TRAIN_SCRIPT)
 

@@ -74,7 +74,7 @@ def test_a_signal_to_the_script_stops_its_run_and_all_further_ones(tmp_path, num
 import sys, time
 sys.path.insert(0, {str(REPO)!r})
 from pathlib import Path
-from utils.cli import run_main
+from utils.commands.errors import run_main
 
 def main():
     folder = Path({str(tmp_path)!r})

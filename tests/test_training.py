@@ -1,4 +1,4 @@
-"""Parts of utils/training.py that the runs of other tests do not reach."""
+"""Parts of utils/engine/training.py that the runs of other tests do not reach."""
 
 import os
 from functools import partial
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dataloaders import batches
-from utils.cli import UserError
-from utils.training import _check_finite, _score, _scored
+from utils.commands.errors import UserError
+from utils.engine.evaluation import _score, _scored
+from utils.engine.training import _check_finite
 
 
 def test_scores_from_several_processes_are_those_of_one():
@@ -46,7 +47,7 @@ def test_small_masks_are_scored_by_one_thread(monkeypatch, side, classes, thread
         seen.append(torch.get_num_threads())
         raise ValueError
 
-    monkeypatch.setattr("utils.training.case_scores", scores)
+    monkeypatch.setattr("utils.engine.evaluation.case_scores", scores)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -62,11 +63,11 @@ def test_a_loss_that_is_not_finite_in_one_process_is_told_alike_by_all(monkeypat
     fine, bad = torch.zeros(2), torch.tensor([float("nan"), 0])
     parts = [([fine, fine, bad], [["a"], ["b"], ["c"]]), ([fine, bad, bad], [["x"], ["y"], ["z"]])]
     shares: list = []
-    monkeypatch.setattr("utils.training.gather", lambda own: shares.extend(own) or own)
+    monkeypatch.setattr("utils.engine.training.gather", lambda own: shares.extend(own) or own)
     for values, names in parts:
         with pytest.raises(UserError, match=r"step [12], on [cy]"):
             _check_finite(values, names, 7)
-    monkeypatch.setattr("utils.training.gather", lambda own: shares)
+    monkeypatch.setattr("utils.engine.training.gather", lambda own: shares)
     for values, names in [*parts, ([fine] * 3, [["a"], ["b"], ["c"]])]:
         with pytest.raises(UserError, match=r"epoch 7, step 1, on y;"):
             _check_finite(values, names, 7)

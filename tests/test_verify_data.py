@@ -22,14 +22,15 @@ from lidc_files import entries, write_lidc
 from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
 
-from dataloaders import duplicates, lidc, mmis
-from dataloaders.checks import CHECKS, agreement_of
+from dataloaders import lidc, mmis
 from dataloaders.files import list_images, read_image
 from dataloaders.lidc import read_slices, read_split
 from dataloaders.noisy_folder import Layout, common_format, find_parts, load_cases, training_recipe
 from dataloaders.slic import find_maps
-from utils.cli import UserError
-from utils.superpixels import slic_segments
+from dataloaders.verification import duplicates
+from dataloaders.verification.checks import CHECKS, agreement_of
+from utils.commands.errors import UserError
+from utils.masks.superpixels import slic_segments
 
 sys.path.insert(0, str(REPO / "scripts"))
 import generate_SLIC

@@ -12,11 +12,11 @@ from PIL import Image
 from test_train_script import script
 
 from dataloaders.files import read_image
-from utils.cli import write_table
-from utils.geometry import resize_image
-from utils.gsd import Batch, Step
-from utils.superpixels import slic_segments
-from utils.watch import Watch, explained
+from utils.commands.files import write_table
+from utils.engine.diagnostics import Watch, explained
+from utils.masks.geometry import resize_image
+from utils.masks.superpixels import slic_segments
+from utils.method.gsd import Batch, Step
 
 SIZE = 8
 NAMES = ("a", "b")
@@ -164,12 +164,12 @@ def test_the_processes_of_a_team_count_together(monkeypatch):
         watches[-1].see(batch._replace(segments=batch.segments.roll(shift, dims=0)), step_of(), ["x"] * 48)
     assert watches[1].warnings() == {}  # too few by themselves
     shares = []
-    monkeypatch.setattr("utils.watch.gather", lambda own: shares.extend(own) or own)
+    monkeypatch.setattr("utils.engine.diagnostics.gather", lambda own: shares.extend(own) or own)
     for watch in watches:
         watch.warnings()
-    monkeypatch.setattr("utils.watch.gather", lambda own: [shares[1], shares[1]])
+    monkeypatch.setattr("utils.engine.diagnostics.gather", lambda own: [shares[1], shares[1]])
     assert list(watches[0].warnings()) == ["superpixels do not fit"]
-    monkeypatch.setattr("utils.watch.gather", lambda own: shares)
+    monkeypatch.setattr("utils.engine.diagnostics.gather", lambda own: shares)
     assert watches[0].warnings() == watches[1].warnings() == {}
 
 
@@ -180,7 +180,7 @@ def test_equal_segments_stay_equal_whatever_the_order_of_a_sum():
     watch.over([mixed])[0](batch.image)
     noise = iter((1 + 1e-12, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("utils.watch.explained", lambda *args: next(noise) * explained(*args))
+        patch.setattr("utils.engine.diagnostics.explained", lambda *args: next(noise) * explained(*args))
         watch.see(same, step_of(), ["x"] * 128)
     assert not torch.cat(watch.images, dim=1)[2:].any()
 

@@ -7,12 +7,12 @@ import pytest
 from conftest import blob
 from scipy.ndimage import gaussian_filter
 
-from utils.arguments import add_training_arguments
-from utils.cli import UserError
-from utils.contours import levels_of, move_contour, steps
-from utils.edge_profile import level_probabilities, median_level
-from utils.label_quality import contour_beliefs, wrong_probability
-from utils.wrong_share import estimate_tau, estimate_wrong_share, unevenness
+from utils.commands.arguments import add_training_arguments
+from utils.commands.errors import UserError
+from utils.masks.contours import levels_of, move_contour, steps
+from utils.masks.edge_profile import level_probabilities, median_level
+from utils.masks.label_quality import contour_beliefs, wrong_probability
+from utils.masks.noise_rate import estimate_tau, estimate_wrong_share, unevenness
 
 
 def samples(level, count=20):

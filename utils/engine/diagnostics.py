@@ -6,9 +6,9 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from utils.cli import listed
-from utils.distributed import gather
-from utils.gsd import Batch, Network, Step
+from utils.commands.errors import listed
+from utils.engine.distributed import gather
+from utils.method.gsd import Batch, Network, Step
 
 ENOUGH_IMAGES = 64  # that tell their superpixels from others; of fewer, true ones may be ahead by no more than chance
 MOST_IMAGES = 256  # of an epoch that are compared in each process: enough, and the cost stays small
@@ -26,7 +26,7 @@ class Watch:
     """
 
     def __init__(self, steps: int, vote: str | None):
-        """steps: in the epoch. vote: which regions vote in this run (`utils.gsd.vote_of`), at whatever epoch."""
+        """steps: in the epoch. vote: which regions vote in this run (`utils.method.gsd.vote_of`), at whatever epoch."""
         self.steps, self.vote = steps, vote
         self.names: list[Sequence[str]] = []
         self.images: list[Tensor] = []  # bool (4,B): one segment, foreground lost, own superpixels better, worse

@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.losses import bounded_cross_entropy_map, cross_entropy_map, foreground_dice, soft_dice, symmetric_kl_map
+from utils.method.losses import (
+    bounded_cross_entropy_map,
+    cross_entropy_map,
+    foreground_dice,
+    soft_dice,
+    symmetric_kl_map,
+)
 
 VOTES = ("superpixels", "rings", "intersections", "pixels", "given")
 NUM_RINGS = 11  # section 7: regions of equal whole distance 0..10 to the boundary, inside and outside merged

@@ -18,7 +18,12 @@ import numpy as np
 from PIL import Image
 
 from dataloaders import files, lidc, mmis
-from dataloaders.checks import (
+from dataloaders.files import as_bytes, read_mask, similar_name, with_channels
+from dataloaders.noisy_folder import NOISE_TYPES, VAL_FRACTION, Layout, check_size, common_format
+from dataloaders.pixels import decode, load_array, read_stored
+from dataloaders.raters import split_by_patient
+from dataloaders.safe_pickle import read_object_array, read_pickle
+from dataloaders.verification.checks import (
     CHECKS,
     Finding,
     Labels,
@@ -34,12 +39,7 @@ from dataloaders.checks import (
     short_name,
     slic_settings,
 )
-from dataloaders.files import as_bytes, read_mask, similar_name, with_channels
-from dataloaders.noisy_folder import NOISE_TYPES, VAL_FRACTION, Layout, check_size, common_format
-from dataloaders.pixels import decode, load_array, read_stored
-from dataloaders.raters import split_by_patient
-from dataloaders.safe_pickle import read_object_array, read_pickle
-from utils.cli import UserError, is_plain
+from utils.commands.errors import UserError, is_plain
 
 _MOST_HINTS = 20  # similar names are looked for by comparing all with all
 

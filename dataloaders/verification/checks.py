@@ -10,11 +10,12 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from dataloaders.duplicates import Fingerprint, exact_copies, fingerprint, near_copies
 from dataloaders.files import read_segments
-from utils.cli import UserError, listed, run_jobs
-from utils.geometry import resize_image, resize_label
-from utils.superpixels import slic_segments
+from dataloaders.verification.duplicates import Fingerprint, exact_copies, fingerprint, near_copies
+from utils.commands.errors import UserError, listed
+from utils.commands.jobs import run_jobs
+from utils.masks.geometry import resize_image, resize_label
+from utils.masks.superpixels import slic_segments
 
 Value = TypeVar("Value")
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from networks.unet import unets_of
-from utils.cli import UserError
-from utils.gsd import Network
-from utils.intensity import Intensity
-from utils.run import at_precision, read_checkpoint_and_digest, uses_bf16
-from utils.training import mean_logits
+from utils.commands.errors import UserError
+from utils.engine.checkpoint import read_checkpoint_and_digest
+from utils.engine.device import at_precision, uses_bf16
+from utils.engine.evaluation import mean_logits
+from utils.engine.intensity import Intensity
+from utils.method.gsd import Network
 
 # The symmetries of the square: flipped or not, then turned by quarters.
 SYMMETRIES = tuple((flipped, quarters) for flipped in (False, True) for quarters in range(4))

@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Collection, Sequence
 
-from utils.arguments import add_training_arguments
-from utils.cli import UserError
+from utils.commands.arguments import add_training_arguments
+from utils.commands.errors import UserError
 
 OF_FOLDERS = ("datasets", "noise_type", "channels")  # what train_GSD-Net.py has beside the flags of all three scripts
 

@@ -1,160 +1,31 @@
-"""One training run on disk and on its device: run folder, log, checkpoints, device and precision."""
+"""One training run on disk: its folder, log, checkpoints and pictures."""
 
-import ctypes
-import hashlib
 import io
-import os
-import platform
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.cli import UserError, claimed, listed, read_json, write_atomically, write_json, write_table
-from utils.distributed import ALONE, Team, wait_for_all
-from utils.figures import Figure, learning_curves, pixels, png
-from utils.gsd import Network
+from utils.commands.errors import UserError, listed
+from utils.commands.files import claimed, read_json, write_atomically, write_json, write_table
+from utils.engine.checkpoint import _read_history, read_checkpoint
+from utils.engine.distributed import ALONE, Team, wait_for_all
+from utils.engine.figures import Figure, learning_curves, pixels, png
 
 RUN_FILES = (
     *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
     *("curves.png", "panels.png"),
 )
-
 TENSORBOARD = "tensorboard"
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
-
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
 FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
 PROCESSES = "processes"  # the setting that is the number of processes that train together
 DATA = "data"  # the setting that is a digest of the files that are read
-
-
-def choose_device(device: str, gpu: int) -> torch.device:
-    """auto, cpu or cuda -> the device; auto takes GPU number ``gpu`` where there is one.
-
-    Of several processes on a machine, started by torchrun, each takes the GPU of its own number. Where ``gpu`` is
-    not 0 and does not decide, a line on stdout says so.
-    Raises `UserError` if CUDA is asked for and absent, has no such GPU, or too few for the processes.
-    """
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        if gpu:
-            why = "as --device cpu says" if device == "cpu" else "for PyTorch finds no GPU"
-            print(f"note: --gpu {gpu}: not used; this runs on the CPU, {why}")
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device is available; use --device cpu or auto")
-    count = torch.cuda.device_count()
-    if "LOCAL_RANK" in os.environ:
-        if gpu:
-            print(f"note: --gpu {gpu}: not used; of several processes each takes the GPU of its own number")
-        gpu = int(os.environ["LOCAL_RANK"])
-        if gpu >= count:
-            raise UserError(
-                f"torchrun --nproc_per_node: process {gpu} has no GPU of its own, for this machine has {count}; start "
-                "one process a GPU, or give --device cpu"
-            )
-    elif not 0 <= gpu < count:
-        raise UserError(f"--gpu {gpu}: this machine has GPUs 0..{count - 1}")
-    torch.cuda.set_device(gpu)  # what asks for the current GPU, such as what it can compute natively, means this one
-    torch.backends.cudnn.allow_tf32 = False  # by default convolutions of fp32 would not be fp32 on newer GPUs
-    return torch.device("cuda", gpu)
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep the memory that a training step frees for the next step, where it is glibc.
-
-    By itself it gives large blocks back to the system at once, and gets them anew, page by page, in each layer: a
-    quarter of the time of a step on the CPU. The process keeps the largest size that it has had.
-    """
-    set_allocator(most_mapped_blocks=0, trim_threshold=2**31 - 1)
-
-
-def set_allocator(most_mapped_blocks: int, trim_threshold: int) -> None:
-    """Set glibc's M_MMAP_MAX, the number of large blocks that are mapped one by one, and M_TRIM_THRESHOLD, the free
-    bytes above which memory goes back to the system. Does nothing with another C library."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, value in ((-4, most_mapped_blocks), (-1, trim_threshold)):
-            libc.mallopt(ctypes.c_int(parameter), ctypes.c_int(value))
-
-
-def repeat_exactly(wanted: bool) -> None:
-    """Have PyTorch compute sums on a GPU in the same order each time (or no longer), or stop where it has no such way.
-
-    What training there otherwise adds in any order: the votes of superpixels, gradients of convolutions and of the
-    upsampling. On the CPU the order is always the same. Source: docs/decisions.md, "Precision and repetition".
-    """
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA multiplies its first matrices
-    torch.use_deterministic_algorithms(wanted)
-    # Training reads no memory that it has not set; filling it first would only cost time, on the CPU too.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def uses_bf16(amp: str, device: torch.device) -> bool:
-    """Whether the networks run in bfloat16: ``amp`` is bf16, or auto and the hardware has it natively."""
-    if amp != "auto":
-        return amp == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def at_precision(network: Network, device: torch.device, bf16: bool) -> Network:
-    """The network's forward pass in bfloat16 where asked; its logits are float32, as selection and losses need."""
-
-    def forward(image: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return network(image).float()
-
-    return forward
-
-
-def read_checkpoint(path: Path) -> dict:
-    """The contents of a checkpoint, on the CPU; only tensors and plain values are admitted.
-
-    Raises `UserError` if the file is missing, broken or not a checkpoint of this project.
-    """
-    return read_checkpoint_and_digest(path)[0]
-
-
-def read_checkpoint_and_digest(path: Path) -> tuple[dict, str]:
-    """As `read_checkpoint`, and the SHA-256 of the very bytes that were read: a running training replaces the file."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
-    try:
-        data = path.read_bytes()
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            # torch.load neither compares checksums nor minds members that expand to any size.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError("it is compressed")
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} is damaged")
-        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # broken bytes raise nearly any, and all mean the same to the user
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason[:200]!a})") from error
-    kinds = {"networks": dict, "args": dict, "epoch": int}
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
-        raise UserError(f"{path}: not a checkpoint of this project")
-    return checkpoint, hashlib.sha256(data).hexdigest()
-
-
-def _epoch_of(row: object) -> object:
-    return row.get("epoch") if isinstance(row, dict) else None
-
-
-def _read_history(path: Path, checkpoint: dict) -> list[dict]:
-    history = checkpoint.get("history")
-    epochs = list(range(checkpoint["epoch"]))
-    if not epochs or not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
-        raise UserError(f"{path}: its history is not that of a run; --overwrite starts the run again")
-    return history
 
 
 @contextmanager
@@ -373,7 +244,7 @@ class Run:
         write_atomically(self.folder / "curves.png", png(learning_curves(self.history)))
 
     def write_table(self, name: str, rows: Sequence[dict]) -> None:
-        """Write ``rows`` as a CSV file of the run folder (`utils.cli.write_table`)."""
+        """Write ``rows`` as a CSV file of the run folder (`utils.commands.files.write_table`)."""
         if self.writes:
             write_table(self.folder / name, rows)
 

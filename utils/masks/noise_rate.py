@@ -1,7 +1,7 @@
 """How many pixels of a set's masks are wrong, from the images and these masks alone: --tau auto.
 
 A mask is wrong where its whole contour was displaced, and where it is uneven, as noise makes it. The images say the
-first (`utils.edge_profile`); the second is what smoothing the mask changes. Source: docs/method.md section 10.
+first (`utils.masks.edge_profile`); the second is what smoothing the mask changes. Source: docs/method.md section 10.
 """
 
 import argparse
@@ -10,10 +10,10 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from utils.cli import UserError
-from utils.contours import edges_shown, levels_of, move_contour, steps
-from utils.edge_profile import level_probabilities, median_level
-from utils.label_quality import contour_beliefs, wrong_probability
+from utils.commands.errors import UserError
+from utils.masks.contours import edges_shown, levels_of, move_contour, steps
+from utils.masks.edge_profile import level_probabilities, median_level
+from utils.masks.label_quality import contour_beliefs, wrong_probability
 
 SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
 UNSEEN = 1.7  # unevenness of all scales, in units of what the smoothing sees; docs/method.md section 10
@@ -23,7 +23,7 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
     """The share of the pixels of a set's masks that are wrong, in [0, 1).
 
     samples: images (S,S,C) uint8 and their masks as given (S,S), classes 0..K-1, all of one size; they are gone through
-    once. With ``corrected`` the share that is wrong after contour correction (`utils.contours`). It is the mean
+    once. With ``corrected`` the share that is wrong after contour correction (`utils.masks.contours`). It is the mean
     probability that a pixel is on the wrong side of the contour, to which comes the mask's unevenness: as smoothing the
     given mask shows it; after correction, when no displacement hides the larger part of it, `UNSEEN` times that.
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from utils.geometry import resize_image
+from utils.masks.geometry import resize_image
 
 THUMBNAIL = 32  # pixels a side
 # Two steps, since medical images look alike. Candidates are pairs whose 64-bit hashes differ in at most 10 bits; they

@@ -32,8 +32,8 @@ ALONE = Team()
 def join_team(device: torch.device) -> Team:
     """Meet the other processes that torchrun started; a process that it did not start is a team of its own.
 
-    device: this process's own, and on a GPU the current one, as `utils.run.choose_device` leaves it. All but the first
-    process print nothing but errors from here on.
+    device: this process's own, and on a GPU the current one, as `utils.engine.device.choose_device` leaves it. All but
+    the first process print nothing but errors from here on.
     """
     if not dist.is_torchelastic_launched():
         return ALONE

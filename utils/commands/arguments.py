@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from utils.baselines import METHODS, USES_TAU
-from utils.cli import UserError, is_plain
-from utils.gsd import VOTES, GSDConfig
+from utils.commands.errors import UserError, is_plain
+from utils.method.baselines import METHODS, USES_TAU
+from utils.method.gsd import VOTES, GSDConfig
 
 FIDELITY = {  # docs/method.md: "paper" is sections 1-5, "published" section 7, "extended" section 8
     "extended": {

@@ -1,4 +1,4 @@
-"""Other methods of training from noisy labels, with the signature of `utils.gsd.gsd_step`.
+"""Other methods of training from noisy labels, with the signature of `utils.method.gsd.gsd_step`.
 
 Each trains the same two networks on the same two views, in the same loop and budget, and is tested by the same sum of
 logits, so that a difference in the figures is a difference in the method. What a method's paper does with images is
@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.gsd import Batch, GSDConfig, Network, Step, drop_rate, gsd_step, masked_mean, select_small_loss
-from utils.losses import (
+from utils.method.gsd import Batch, GSDConfig, Network, Step, drop_rate, gsd_step, masked_mean, select_small_loss
+from utils.method.losses import (
     co_regularised_map,
     cross_entropy_map,
     generalised_cross_entropy_map,

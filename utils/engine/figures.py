@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
-from utils.gsd import Batch
-from utils.intensity import Intensity
+from utils.engine.intensity import Intensity
+from utils.method.gsd import Batch
 
 
 def method_panels(batch: Batch, maps: dict[str, Tensor], intensity: Intensity, most: int = 4) -> Figure:

@@ -1,9 +1,10 @@
 """How probable it is that each image of a set shows the edge at each level of its mask, by the profile of its edges.
 
-`utils.contours.probabilities` takes the step in colour at a level as evidence for that level alone, and weighs it with
-caution: enough to find what most masks of a set have in common, too little to find the few that are wrong among many
-that are right. But edges look alike in all images of a set: across a true edge the evidence rises and falls in the same
-way. That profile is found from the images themselves, and the level of each is where its own evidence fits it best.
+`utils.masks.contours.probabilities` takes the step in colour at a level as evidence for that level alone, and weighs it
+with caution: enough to find what most masks of a set have in common, too little to find the few that are wrong among
+many that are right. But edges look alike in all images of a set: across a true edge the evidence rises and falls in the
+same way. That profile is found from the images themselves, and the level of each is where its own evidence fits it
+best.
 Source: docs/method.md section 8.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.ndimage import correlate1d
 
-from utils.contours import ITERATIONS, Steps, edges_shown, evidence_of, normalised, prior_of, probabilities
+from utils.masks.contours import ITERATIONS, Steps, edges_shown, evidence_of, normalised, prior_of, probabilities
 
 PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
 HABIT = 1 / 128  # how far from the largest step annotators may mean to draw, likewise

@@ -1,12 +1,12 @@
 """Label quality: what the pixels of a mask are believed to show, and how well the mask that was given agrees with it.
 
-Beliefs come from where the image shows the edge (`utils.contours`), and where there is one from a network.
+Beliefs come from where the image shows the edge (`utils.masks.contours`), and where there is one from a network.
 Source: docs/method.md section 9.
 """
 
 import numpy as np
 
-from utils.contours import nearest_class, signed_distance
+from utils.masks.contours import nearest_class, signed_distance
 
 FAINT = 0.1  # probability below which a pixel that is not in the given mask is no part of the believed one
 
@@ -17,8 +17,8 @@ def contour_beliefs(
     """The probability of each class at each pixel, float32 (K,H,W), if the contour lies at each level as probable.
 
     label: (H,W) classes 0..K-1; probabilities (L,) of the levels (L,), counted in units of ``scale`` pixels of
-    the label (`utils.edge_profile.level_probabilities`). A pixel is foreground if the contour's level, each whole level
-    spread evenly over an interval of length 1, is below its signed distance; it then has the class of the nearest
+    the label (`utils.masks.edge_profile.level_probabilities`). A pixel is foreground if the contour's level, each whole
+    level spread evenly over an interval of length 1, is below its signed distance; it then has the class of the nearest
     foreground pixel (`nearest_class`).
     """
     knots = np.append(levels[0] - 0.5, levels + 0.5) * scale

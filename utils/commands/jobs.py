@@ -1,0 +1,101 @@
+"""Work spread over processes, and other commands of this project as processes of their own."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from multiprocessing.context import BaseContext
+
+from tqdm import tqdm
+
+from utils.commands.errors import _PARENT, UserError
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Run another command of this project (`run_main`), which gets SIGTERM when this process ends, however it does;
+    returns its exit code."""
+    with subprocess.Popen(command, env=os.environ | {_PARENT: str(os.getpid())}) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()  # which it takes its time for, unlike being killed
+            process.wait()
+            raise
+
+
+class Workers(ProcessPoolExecutor):
+    """Processes that leave Ctrl-C to this one, drop the jobs not begun when it is interrupted, and end when it ends."""
+
+    def __init__(self, count: int, context: BaseContext | None = None, setup: Callable[[], object] | None = None):
+        """context: how processes are started, by default as the system does. setup: called in each of them first."""
+        super().__init__(count, context, _begin_worker, (os.getpid(), setup))
+
+    def submit(self, *job: object, **keywords: object) -> Future:
+        """`Executor.submit`."""
+        # A process that is being started has the mask of this one: Ctrl-C, which reaches every process of a terminal,
+        # must not end it in the midst of its imports with a traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*job, **keywords)  # type: ignore[arg-type]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(cancel_futures=True)
+
+
+def _begin_worker(parent: int, setup: Callable[[], object] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        # Else it would wait for jobs for ever, and hold the locks of a parent that was killed.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            sys.exit("the process that started this one has ended")
+    if setup:
+        setup()
+
+
+def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list, list[str]]:
+    """Call ``job(item)`` for every item over ``workers`` processes, with a progress bar.
+
+    Returns (results in the order of ``items``, messages of the items that raised `UserError`, in that order);
+    a failed item's result is None. Any other exception is a defect and is raised. Raises `UserError` if a process was
+    killed.
+    """
+    results: list = [None] * len(items)
+    failures: dict[int, str] = {}
+
+    def collect(index: int, outcome: Callable) -> None:
+        try:
+            results[index] = outcome()
+        except UserError as error:
+            failures[index] = str(error)
+
+    with tqdm(total=len(items), desc=label, unit="file") as bar:
+        if workers <= 1:
+            for index, item in enumerate(items):
+                collect(index, lambda item=item: job(item))
+                bar.update()
+        else:
+            with ExitStack() as stack:
+                try:
+                    pool = stack.enter_context(Workers(workers))
+                    futures = {pool.submit(job, item): index for index, item in enumerate(items)}
+                except OSError as error:
+                    raise UserError(
+                        f"processes cannot be started ({error.strerror}); is /dev/shm there, and not full? --workers 1 "
+                        "does without, where there is that flag"
+                    ) from error
+                try:
+                    for future in as_completed(futures):
+                        collect(futures[future], future.result)
+                        bar.update()
+                except BrokenProcessPool as error:
+                    raise UserError("a process was killed, mostly for want of memory: use fewer --workers") from error
+    return results, [failures[index] for index in sorted(failures)]

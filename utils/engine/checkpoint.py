@@ -1,0 +1,52 @@
+"""Checkpoints read back: only tensors and plain values are admitted."""
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import torch
+
+from utils.commands.errors import UserError
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The contents of a checkpoint, on the CPU; only tensors and plain values are admitted.
+
+    Raises `UserError` if the file is missing, broken or not a checkpoint of this project.
+    """
+    return read_checkpoint_and_digest(path)[0]
+
+
+def read_checkpoint_and_digest(path: Path) -> tuple[dict, str]:
+    """As `read_checkpoint`, and the SHA-256 of the very bytes that were read: a running training replaces the file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        data = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            # torch.load neither compares checksums nor minds members that expand to any size.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise ValueError("it is compressed")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
+        checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # broken bytes raise nearly any, and all mean the same to the user
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason[:200]!a})") from error
+    kinds = {"networks": dict, "args": dict, "epoch": int}
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
+        raise UserError(f"{path}: not a checkpoint of this project")
+    return checkpoint, hashlib.sha256(data).hexdigest()
+
+
+def _epoch_of(row: object) -> object:
+    return row.get("epoch") if isinstance(row, dict) else None
+
+
+def _read_history(path: Path, checkpoint: dict) -> list[dict]:
+    history = checkpoint.get("history")
+    epochs = list(range(checkpoint["epoch"]))
+    if not epochs or not isinstance(history, list) or [_epoch_of(row) for row in history] != epochs:
+        raise UserError(f"{path}: its history is not that of a run; --overwrite starts the run again")
+    return history

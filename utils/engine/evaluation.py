@@ -1,0 +1,140 @@
+"""Predict and score: the same for every dataset."""
+
+import os
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.commands.jobs import Workers
+from utils.engine.distributed import gather
+from utils.engine.experiment import Experiment, TestCase
+from utils.engine.intensity import Intensity, to_unit
+from utils.engine.metrics import case_scores
+from utils.method.gsd import Network
+
+WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
+WORTH_THREADS = 2**18  # pixels of a case, each class anew: with fewer, threads bring next to nothing
+
+
+@torch.no_grad()
+def mean_logits(forwards: Sequence[Network], images: Tensor, intensity: Intensity, device: torch.device) -> Tensor:
+    """The mean of the networks' logits on plain images, uint8 (N,C,H,W): float32 (N,K,H,W) on ``device``."""
+    inputs = intensity.normalise(to_unit(images.to(device))).contiguous(memory_format=torch.channels_last)
+    return torch.stack([forward(inputs) for forward in forwards]).mean(dim=0)
+
+
+def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (N,K,H,W) at ``size``, linearly: outlines come out smoother than from resized classes."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class of each pixel at ``size``, uint8 (N,H,W) on the CPU: the argmax of logits (N,K,h,w), resized first."""
+    return resized(logits, size).argmax(dim=1).to("cpu", torch.uint8)
+
+
+def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[tuple[TestCase, Tensor]]:
+    """Each case with its predicted classes, uint8 (S,H,W) at the size of its masks.
+
+    Cases are read one after the other and predicted together while they fill a batch, so that neither volumes larger
+    than memory nor hundreds of single slices are a burden.
+    """
+    experiment.networks.eval()
+    forwards = experiment.forwards(experiment.networks)
+    waiting: list[TestCase] = []
+
+    def predicted() -> Iterator[tuple[TestCase, Tensor]]:
+        images = torch.cat([case.image for case in waiting])
+        logits = torch.cat(
+            [
+                mean_logits(forwards, chunk, experiment.intensity, experiment.device)
+                for chunk in images.split(experiment.batch_size)
+            ]
+        )
+        for case, small in zip(waiting, logits.split([len(case.image) for case in waiting]), strict=True):
+            size = (case.masks.shape[-2], case.masks.shape[-1])
+            # Slice by slice: at their own size all of a volume may be large.
+            yield case, torch.cat([classes_at(logit[None], size) for logit in small])
+        waiting.clear()
+
+    for case in cases:
+        if waiting and sum(len(other.image) for other in (*waiting, case)) > experiment.batch_size:
+            yield from predicted()
+        waiting.append(case)
+    if waiting:
+        yield from predicted()
+
+
+def evaluate(experiment: Experiment, cases: Sequence[TestCase], surfaces: bool = False) -> dict[str, dict[str, float]]:
+    """Each case's scores by its name (`utils.engine.metrics.case_scores`), with ``surfaces`` the distances too.
+
+    Each process of the team scores its share of the cases, and all get all scores.
+    """
+    own = (cases[index] for index in range(experiment.team.rank, len(cases), experiment.team.size))
+    score = partial(_score, num_classes=experiment.num_classes, surfaces=surfaces)
+    return dict(gather(list(_scored(predictions(experiment, own), score, WORTH_PROCESSES if surfaces else None))))
+
+
+def _scored(
+    predicted: Iterable[tuple[TestCase, Tensor]], score: Callable[..., dict], most: int | None
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """The name of each case and its scores, in order. After ``most`` masks other processes score, all at the same time;
+    no more cases are in memory than they have in hand."""
+    predicted = iter(predicted)
+    masks_scored = 0
+    for case, prediction in predicted:
+        yield case.name, score(prediction.numpy(), case.masks.numpy())
+        masks_scored += case.masks.shape[:2].numel()
+        if most is not None and masks_scored >= most:
+            break
+    following = next(predicted, None)
+    if following is None:
+        return
+    processes = min(os.cpu_count() or 1, 8)
+    # Fresh processes: a fork of one that has threads may hang.
+    with Workers(processes, get_context("spawn"), partial(torch.set_num_threads, 1)) as pool:
+        running: deque = deque()
+        for case, prediction in chain([following], predicted):
+            running.append((case.name, pool.submit(score, prediction.numpy(), case.masks.numpy())))
+            if len(running) > 2 * processes:
+                name, scores = running.popleft()
+                yield name, scores.result()
+        yield from ((name, scores.result()) for name, scores in running)
+
+
+def _score(prediction: np.ndarray, masks: np.ndarray, num_classes: int, surfaces: bool) -> dict[str, float]:
+    threads = torch.get_num_threads()
+    if masks.size * (num_classes - 1) < WORTH_THREADS:  # and cost much on a machine with other work: docs/decisions.md
+        torch.set_num_threads(1)
+    try:
+        return case_scores(torch.from_numpy(prediction), torch.from_numpy(masks), num_classes, surfaces)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def means(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    """The mean of each score over the cases on which it is defined, None where it is on none."""
+    defined = {
+        name: [case[name] for case in scores.values() if case[name] == case[name]]
+        for name in next(iter(scores.values()))
+    }
+    return {name: statistics.fmean(values) if values else None for name, values in defined.items()}
+
+
+def take_counts(scores: dict[str, dict[str, float]]) -> tuple[dict[str, int], dict[str, int]]:
+    """The counts of empty masks, summed over the cases and taken out of ``scores``, and on how many cases each distance
+    is undefined."""
+    empty = {
+        name: sum(int(case.pop(name)) for case in scores.values()) for name in ("pairs", "one_empty", "both_empty")
+    }
+    return empty, {name: sum(case[name] != case[name] for case in scores.values()) for name in ("hd95", "assd")}

@@ -1,0 +1,152 @@
+"""What a run trains and tests, made from the settings: networks, optimiser, step, data."""
+
+import argparse
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from utils.commands.arguments import gsd_config
+from utils.commands.errors import UserError
+from utils.engine.device import at_precision, keep_freed_memory, repeat_exactly, uses_bf16
+from utils.engine.distributed import Team, shared
+from utils.engine.intensity import Intensity
+from utils.method.baselines import METHODS, USES_TAU
+from utils.method.gsd import Batch, GSDConfig, Network, Step, gsd_step
+
+
+class TestCase(Protocol):
+    """One case to test on, of S slices and R raters; the masks may be of another size than the images."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def image(self) -> Tensor:  # (S,C,H,W) uint8, at the training size
+        ...
+
+    @property
+    def masks(self) -> Tensor:  # (R,S,H,W) uint8 classes
+        ...
+
+
+EpochBatches = Callable[[torch.Generator], Iterable[tuple[Batch, Sequence[str]]]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run trains and tests; training scripts differ in how they fill it."""
+
+    networks: nn.ModuleList  # f1, f2 on the device
+    trained: Sequence[Network]  # the same two as training calls them: compiled, with gradients shared by the team
+    team: Team
+    optimiser: torch.optim.Optimizer
+    learning_rate: Callable[[float], float]  # by the share of the run that is over
+    step: Callable[..., Step]  # utils.method.gsd.gsd_step or a baseline of its signature
+    selects: bool  # whether the step drops pixels, as --tau says
+    config: GSDConfig
+    epoch_batches: EpochBatches  # the batches of one epoch and their images' names
+    steps_per_epoch: int
+    cases: Sequence[TestCase]
+    scored_on: str  # what the masks of the cases are, in words
+    validation: Sequence[TestCase]  # held out of training to choose an epoch by; may be empty
+    num_classes: int
+    intensity: Intensity
+    batch_size: int
+    generator: torch.Generator  # on the CPU; every draw of the run
+    device: torch.device
+    bf16: bool
+
+    @property
+    def vote(self) -> str | None:
+        """Which regions vote on the pixels that are dropped, at whatever epoch; None if none is dropped or refined."""
+        refining = self.step is gsd_step and self.config.tau > 0 and self.config.warm_up < 1
+        return self.config.vote if refining else None
+
+    @property
+    def weighs_by_distance(self) -> bool:
+        """Whether pixels count by their distance to the border."""
+        return self.step is gsd_step and self.config.weights == "distance"
+
+    def forwards(self, networks: Iterable[Network]) -> list[Network]:
+        """The networks' forward passes at the run's precision."""
+        return [at_precision(network, self.device, self.bf16) for network in networks]
+
+
+def experiment_of(
+    args: argparse.Namespace,
+    networks: nn.ModuleList,
+    device: torch.device,
+    team: Team,
+    training_images: int,
+    epoch_batches: EpochBatches,
+    intensity: Intensity,
+    cases: Sequence[TestCase],
+    validation: Sequence[TestCase] = (),
+    scored_on: str = "test masks",
+) -> Experiment:
+    """The experiment that a training script's flags ask for, on data that the script has read.
+
+    Moves the networks to the device, and puts the precision that --amp auto comes to in its place. Raises `UserError`
+    if there are fewer training images than a batch takes, if the team cannot share a batch evenly, or if nothing is
+    there to compile with.
+    """
+    if training_images < args.batch_size:
+        raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
+    if args.batch_size == team.size and args.image_size < 32:  # the deepest layer has one pixel, and no deviation
+        raise UserError(
+            f"--image_size {args.image_size}: needs at least two images a process, --batch_size above {team.size}"
+        )
+    if args.batch_size % team.size:
+        raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
+    # Resolved in args, and so kept with the run: resumed where "auto" means another, it would go on as another run.
+    args.amp = "bf16" if uses_bf16(args.amp, device) else "fp32"
+    if device.type == "cpu":
+        keep_freed_memory()
+    repeat_exactly(args.deterministic)
+    # channels_last: the layout of the fast convolutions, on the CPU in bf16 and on GPUs with tensor cores.
+    networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
+    trained: list[Network] = [shared(network, team) for network in networks]
+    if args.compile:
+        if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+            raise UserError("--compile needs a C++ compiler, and neither g++ nor clang++ is there; leave it out")
+        trained = [torch.compile(network) for network in trained]
+    return Experiment(
+        networks=networks,
+        trained=trained,
+        team=team,
+        optimiser=optimiser_of(args.optimizer, networks, args.learning_rate),
+        learning_rate=partial(learning_rate_at, args.schedule, args.learning_rate),
+        step=METHODS[args.method],
+        selects=args.method in USES_TAU,
+        config=gsd_config(args),
+        epoch_batches=epoch_batches,
+        steps_per_epoch=training_images // args.batch_size,
+        cases=cases,
+        scored_on=scored_on,
+        validation=validation,
+        num_classes=args.num_classes,
+        intensity=intensity,
+        batch_size=args.batch_size,
+        generator=torch.Generator().manual_seed(args.seed),
+        device=device,
+        bf16=args.amp == "bf16",
+    )
+
+
+def optimiser_of(name: str, networks: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """One optimiser over both networks. "sgd": docs/method.md section 5; "adamw": section 8."""
+    # fused: one kernel for all parameters, in place of several for each.
+    if name == "sgd":
+        return torch.optim.SGD(networks.parameters(), learning_rate, momentum=0.9, weight_decay=1e-5, fused=True)
+    return torch.optim.AdamW(networks.parameters(), learning_rate, weight_decay=1e-4, fused=True)
+
+
+def learning_rate_at(schedule: str, start: float, progress: float) -> float:
+    """The learning rate after ``progress``, 0..1, of the run: "constant", or "cosine", which falls to a hundredth."""
+    return start * (0.505 + 0.495 * math.cos(math.pi * progress)) if schedule == "cosine" else start

@@ -1,0 +1,141 @@
+"""Train one epoch, and the run made of epochs; the same for every dataset."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.commands.errors import UserError, listed, warn
+from utils.engine.diagnostics import Watch
+from utils.engine.distributed import average, average_buffers, gather
+from utils.engine.evaluation import evaluate, means
+from utils.engine.experiment import Experiment
+from utils.engine.figures import method_panels
+from utils.engine.report import report
+from utils.engine.run_folder import Run
+from utils.method.gsd import Batch, Step, drop_rate, highest_weight
+
+CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
+LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
+PICTURES = 10  # times in a run that panels and curves are drawn
+
+
+def fit(experiment: Experiment, run: Run) -> dict:
+    """Train from the run's last complete epoch to the end, evaluating and saving each epoch; returns the result.
+
+    With validation cases the epoch with the best mean Dice on them is kept in best.pt. A run that is complete already
+    is not trained again. Raises `UserError` when the loss becomes non-finite; the last checkpoint is then the last
+    good one.
+    """
+    result = run.result
+    if result:
+        print(f"{run.folder}: this run is complete already")
+        run.close()
+        return result
+    print(
+        f"{run.settings['method']}: {experiment.steps_per_epoch} steps an epoch, {experiment.device}, "
+        f"{'bf16' if experiment.bf16 else 'fp32'}; {len(experiment.cases)} cases scored on {experiment.scored_on}; "
+        f"writing {run.folder}"
+    )
+    run.restore(experiment.networks, experiment.optimiser, experiment.generator)
+    epochs = experiment.config.max_epochs
+    silent = not experiment.team.leads
+    with tqdm(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", disable=silent) as bar:
+        for epoch in range(run.epochs_done, epochs):
+            start = time.perf_counter()
+            losses, waited, batch, step, warnings = train_one_epoch(experiment, epoch)
+            seconds = time.perf_counter() - start
+            told = {name for row in run.history for name in row.get("warnings", "").split("; ")}
+            for name, warning in warnings.items():
+                if name not in told and experiment.team.leads:
+                    warn(f"warning: epoch {epoch}: {warning}")
+            row = {
+                "epoch": epoch,
+                **losses,
+                "drop_rate": drop_rate(epoch, experiment.config.tau, epochs) if experiment.selects else None,
+                "weight_cap": highest_weight(epoch, experiment.config) if experiment.weighs_by_distance else None,
+                "learning_rate": experiment.optimiser.param_groups[0]["lr"],
+                **means(evaluate(experiment, experiment.cases)),
+                "scored_on": experiment.scored_on,
+                "warnings": "; ".join(warnings),
+            }
+            if experiment.validation:
+                row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
+            row |= {"seconds": seconds, "waiting": waited / seconds}
+            model = {
+                "in_channels": len(experiment.intensity.mean),
+                "num_classes": experiment.num_classes,
+                "intensity": {"mean": experiment.intensity.mean, "std": experiment.intensity.std},
+            }
+            run.close_epoch(row, experiment.networks, experiment.optimiser, experiment.generator, model)
+            if epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1:
+                run.draw(method_panels(batch, step.maps, experiment.intensity))
+            bar.update()
+            bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.4f}")
+    return report(experiment, run)
+
+
+def train_one_epoch(
+    experiment: Experiment, epoch: int
+) -> tuple[dict[str, float | None], float, Batch, Step, dict[str, str]]:
+    """One pass over the training images.
+
+    Returns the mean of the loss and its parts over the steps (None for a part that this epoch does not have), the
+    seconds in which the networks had no batch to work on, the last batch with its step, for pictures, and what went
+    wrong without an error (`utils.engine.diagnostics.Watch.warnings`).
+    On a GPU the seconds are an upper limit: while a batch is made the GPU may still be busy with the step before, and
+    small copies to it wait for that.
+    Raises `UserError` naming epoch, step and images when the loss is not finite.
+    """
+    experiment.networks.train()
+    watch = Watch(experiment.steps_per_epoch, experiment.vote)
+    forwards = watch.over(experiment.forwards(experiment.trained))
+    names: list[Sequence[str]] = []
+    values: list[Tensor] = []  # on the device until looked at
+    waited, asked = 0.0, time.perf_counter()
+    batches = experiment.epoch_batches(experiment.generator)
+    steps, silent = experiment.steps_per_epoch, not experiment.team.leads
+    with tqdm(batches, total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=silent) as bar:
+        for index, (batch, batch_names) in enumerate(bar):
+            waited += time.perf_counter() - asked
+            mixing = float(torch.rand((), generator=experiment.generator))
+            permutation = torch.randperm(len(batch.image), generator=experiment.generator).to(experiment.device)
+            progress = (epoch + index / steps) / experiment.config.max_epochs
+            for group in experiment.optimiser.param_groups:
+                group["lr"] = experiment.learning_rate(progress)
+            step = experiment.step(forwards, batch, epoch, experiment.config, mixing, permutation)
+            experiment.optimiser.zero_grad(set_to_none=True)
+            step.loss.backward()
+            experiment.optimiser.step()
+            values.append(torch.stack([step.loss.detach(), *step.parts.values()]))
+            names.append(batch_names)
+            watch.see(batch, step, batch_names)
+            if (index + 1) % CHECK_EVERY == 0 or index + 1 == steps:
+                _check_finite(values, names, epoch)
+                bar.set_postfix(loss=f"{float(values[-1][0]):.3f}")
+            asked = time.perf_counter()
+    average_buffers(experiment.networks)
+    # The last step's update has not been through a loss yet, and a checkpoint must not hold it unseen.
+    if not torch.stack([v.isfinite().all() for v in experiment.networks.state_dict().values()]).all():
+        raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
+    mean = dict(zip(("loss", *step.parts), average(torch.stack(values).mean(dim=0)).tolist(), strict=True))
+    return {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}, waited, batch, step, watch.warnings()
+
+
+def _check_finite(values: list[Tensor], names: list[Sequence[str]], epoch: int) -> None:
+    """Raise `UserError` at the first step whose loss is not finite in some process of the team; all of it must ask."""
+    finite = torch.stack(values).isfinite().all(dim=1).tolist()
+    index = finite.index(False) if not all(finite) else len(finite)
+    # The gradients are everybody's: in the next step all processes have the fault of one.
+    first, at_fault = min(gather([(index, list(names[index]) if index < len(names) else [])]), key=lambda own: own[0])
+    if first < len(finite):
+        raise _diverged(f"the loss became non-finite in epoch {epoch}, step {first}", at_fault)
+
+
+def _diverged(what: str, names: Sequence[str]) -> UserError:
+    return UserError(
+        f"{what}, on {listed(names, most=16)}; training stops and the last checkpoint stays as it is. "
+        "Try a smaller --learning_rate, or --amp fp32"
+    )
