@@ -1,9 +1,9 @@
-"""Train GSD-Net on MMIS-2024 slices with the mask of one annotator each, and test it on volumes against all of them.
+"""Train GSD-Net on MMIS-2024 slices with the mask of one rater each, and test it on volumes against all of them.
 
     python GSD_Net_MMIS2024_each_select1.py
 
 reads data/MMIS2024TASK1 (README: MMIS-2024), trains for 100 epochs and writes model/MMIS2024+gsd+select1/. Superpixels
-are made beforehand: python scripts/generate_SLIC.py --mmis_root data/MMIS2024TASK1
+that are missing are made.
 """
 
 import argparse
@@ -11,45 +11,21 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from dataloaders.batches import training_batches
-from dataloaders.cache import load_training_set
-from dataloaders.files import contents_of
-from dataloaders.mmis import (
-    SELECTION,
-    MMISCases,
-    case_of,
-    list_slices,
-    select_raters,
-    selection_json,
-    training_recipe,
-    validation_cases,
-    warn_of_leakage,
-)
-from dataloaders.raters import hold_out
-from networks.unet import two_unets
-from utils.commands.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
+from dataloaders.datasets import MMIS
+from utils.commands.arguments import NO_CACHE, add_rater_arguments, add_training_arguments, run_flags, settings_of
 from utils.commands.errors import run_main
-from utils.engine.device import choose_device
-from utils.engine.distributed import join_team, leave_team
-from utils.engine.experiment import experiment_of
-from utils.engine.intensity import Intensity
-from utils.engine.report import print_result
-from utils.engine.run_folder import Run
-from utils.engine.training import fit
+from utils.method.settings import in_words
 
 READING = "each modality of each slice by itself, its percentiles 0.5 and 99.5 to 0 and 255"
-# The paper's settings for MMIS: docs/method.md sections 1, 2 and 5.
-SETTINGS = {"tau": 0.008, "weight_decay_rate": 5, "jitter": 0.01}
-MAX_ROTATION, NOISE_SIGMA = 20.0, 0.1  # degrees; of the range [0, 1]: docs/method.md section 5
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags, with the paper's settings where none is given."""
+    """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rater_policy",
-        help="whose mask a training slice has: cycle, random (drawn from --seed), or one annotator's number, from 1 "
-        f"(default: what {SELECTION} says, random without it)",
+        help="whose mask a training slice has: cycle, random (drawn from --seed), or one rater's number, from 1 "
+        "(default: what data_npc_select_one.json says, random without it)",
     )
     parser.add_argument(
         "--test_folder",
@@ -58,38 +34,70 @@ def parse_arguments() -> argparse.Namespace:
         help="volumes to test on (default: %(default)s)",
     )
     add_rater_arguments(parser)
-    # Not "extended", which corrects contours: where annotators differ, each one's contour is what is to be learned.
-    add_training_arguments(parser, image_size=128, fidelity="paper", settings=SETTINGS)
-    return resolve_arguments(parser.parse_args(), SETTINGS)
+    add_training_arguments(parser, MMIS.image_size)
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Arguments, data, networks, experiment, run, report."""
+    """Arguments, settings, data, networks, experiment, run, report."""
     args = parse_arguments()
+    settings = settings_of(args, MMIS.defaults("given"), MMIS.tau["given"])
+
+    from dataloaders import mmis
+    from dataloaders.batches import training_batches
+    from dataloaders.cache import load_training_set
+    from dataloaders.files import contents_of
+    from dataloaders.raters import hold_out
+    from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
+    from networks.unet import two_unets
+    from utils.engine.device import choose_device
+    from utils.engine.distributed import is_main_process, join_team, leave_team
+    from utils.engine.experiment import experiment_of
+    from utils.engine.intensity import Intensity
+    from utils.engine.report import print_result
+    from utils.engine.run_folder import Run
+    from utils.engine.training import fit
+    from utils.masks.noise_rate import estimate_tau
+
+    dataset = Path(args.data_root) / "MMIS2024TASK1"
+    own = superpixel_folder(dataset / MMIS.layout.segments, args.image_size, MMIS.image_size)
+    slic = Path(args.slic_root) if args.slic_root else own
+    superpixels = segments_in_words(slic, args.image_size)
+    if is_main_process():
+        print(in_words(settings, superpixels))
+    slices = mmis.list_slices(dataset / MMIS.layout.images)
+    test = mmis.MMISCases(dataset / args.test_folder, args.raters, args.num_classes, args.image_size)
+    mmis.warn_of_leakage(slices, test)
+    # Before the hold-out, so that a slice's rater does not depend on it.
+    raters = mmis.select_raters(dataset, slices, args.raters, args.rater_policy, args.seed)
+    cases = [mmis.case_of(stem) for stem in slices]
+    train, held_out = map(dict, hold_out(slices.items(), cases, args.val_fraction or 0, args.seed))
+    maps = None
+    if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
+        sources = mmis.slic_sources(train, args.raters, args.num_classes)
+        maps = find_maps(sources, dataset / MMIS.layout.images, slic, args.image_size)
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
-    dataset = Path(args.data_root) / "MMIS2024TASK1"
-    slices = list_slices(dataset / "training_2d")
-    test = MMISCases(dataset / args.test_folder, args.raters, args.num_classes, args.image_size)
-    warn_of_leakage(slices, test)
-    # Before the hold-out, so that a slice's rater does not depend on it.
-    raters = select_raters(dataset, slices, args.raters, args.rater_policy, args.seed)
-    cases = [case_of(stem) for stem in slices]
-    train, held_out = map(dict, hold_out(slices.items(), cases, args.val_fraction, args.seed))
-    segments = Path(args.slic_root or dataset / "train_2D_slic")
-    recipe = training_recipe(train, raters, segments, args.raters, args.num_classes, args.image_size)
-    digest = contents_of([*recipe.sources, *held_out.values(), *test.paths], selection_json(raters))  # before reading
-    data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
-    intensity = Intensity.chosen(args.inputs, data.images)
+    recipe = mmis.training_recipe(train, raters, maps, args.raters, args.num_classes, args.image_size)
+    contours = settings.run.contours
+    if settings.wants_tau:
+        samples = ((sample.image, sample.label) for sample in map(recipe.read, range(len(recipe.names))))
+        settings = settings.with_tau(*estimate_tau(samples, args.num_classes, contours == "corrected"))
+    digest = contents_of([*recipe.sources, *held_out.values(), *test.paths], mmis.selection_json(raters))
+    data = load_training_set(recipe, "none" if args.cache == NO_CACHE else "auto", args.cache, device, contours)
+    intensity = Intensity.chosen(settings.run.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
-        print(f"{dataset}: {len(part)} {name} slices of {len({case_of(stem) for stem in part})} cases")
+        print(f"{dataset}: {len(part)} {name} slices of {len({mmis.case_of(stem) for stem in part})} cases")
     shares = ", ".join(
         f"{count} of rater {rater + 1}" for rater, count in sorted(Counter(raters[stem] for stem in train).items())
     )
-    print(f"{dataset}: {len(test)} test volumes; training masks: {shares}; {tau_in_words(args)}")
+    print(f"{dataset}: {len(test)} test volumes; training masks: {shares}")
+    print(f"tau {settings.method.tau:g}: {settings.tau_from}")
 
     experiment = experiment_of(
         args,
+        settings,
+        in_words(settings, superpixels),
         networks=two_unets(data.images.shape[1], args.num_classes, args.seed),
         device=device,
         team=team,
@@ -98,21 +106,21 @@ def main() -> None:
             training_batches,
             data,
             args.batch_size,
-            args.jitter,
+            settings.run.jitter,
             intensity,
             device=device,
+            max_rotation=settings.run.max_rotation,
+            noise_sigma=settings.run.noise_sigma,
             team=team,
-            max_rotation=MAX_ROTATION,
-            noise_sigma=NOISE_SIGMA,
         ),
         intensity=intensity,
         cases=test,
-        validation=validation_cases(held_out, args.raters, args.num_classes, args.image_size),
+        validation=mmis.validation_cases(held_out, args.raters, args.num_classes, args.image_size),
     )
-    folder = Path(args.output_root) / f"MMIS2024+{args.exp}+{args.rater_policy or 'select1'}"
-    found = {"intensity": intensity.stated(READING), "data": digest}
-    run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
-    run.write_json(SELECTION, selection_json(raters))
+    folder = Path(args.output_root) / f"MMIS2024+{settings.exp}+{args.rater_policy or 'select1'}"
+    found = {"intensity": intensity.stated(READING), "data": digest, "amp": experiment.precision}
+    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, team)
+    run.write_json(mmis.SELECTION, mmis.selection_json(raters))
     if held_out:
         run.write_json("split.json", {"train": list(train), "held_out": list(held_out)})
     print_result(fit(experiment, run), folder)

@@ -1,9 +1,9 @@
-"""Train GSD-Net on LIDC with the mask of one reader a slice, and test it against every reader.
+"""Train GSD-Net on LIDC with the mask of one rater per slice, and test it against every rater.
 
     python GSD_Net_lidc_each_select1.py
 
-reads data/lidc (README: LIDC), trains for 100 epochs and writes model/lidc+gsd+cycle/. Superpixels are made beforehand:
-python scripts/generate_SLIC.py --lidc_pickle data/lidc/lidc_attributes.pkl
+reads data/lidc (README: LIDC), trains for 100 epochs and writes model/lidc+gsd+cycle/. Superpixels that are missing are
+made.
 """
 
 import argparse
@@ -11,82 +11,108 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from dataloaders.batches import training_batches
-from dataloaders.cache import load_training_set
-from dataloaders.files import contents_of
-from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, training_recipe
-from dataloaders.raters import choose_raters, hold_out
-from networks.unet import two_unets
-from utils.commands.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
+from dataloaders.datasets import LIDC
+from utils.commands.arguments import NO_CACHE, add_rater_arguments, add_training_arguments, run_flags, settings_of
 from utils.commands.errors import UserError, run_main
-from utils.engine.device import choose_device
-from utils.engine.distributed import join_team, leave_team
-from utils.engine.experiment import experiment_of
-from utils.engine.intensity import Intensity
-from utils.engine.report import print_result
-from utils.engine.run_folder import Run
-from utils.engine.training import fit
-
-SETTINGS = {"tau": 0.003, "consistency": 0.9, "jitter": 0.05}  # the paper's for LIDC: docs/method.md sections 1 and 5
+from utils.method.settings import in_words
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags, with the paper's settings where none is given."""
+    """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rater_policy",
         default="cycle",
-        help="whose mask a training slice has: cycle (slice i that of reader i mod 4), random (drawn from --seed), or "
-        "one reader's number, from 1 (default: %(default)s)",
+        help="whose mask a training slice has: cycle (slice i that of rater i mod 4), random (drawn from --seed), or "
+        "one rater's number, from 1 (default: %(default)s)",
     )
     add_rater_arguments(parser)
-    # Not "extended", which corrects contours: where annotators differ, each one's contour is what is to be learned.
-    add_training_arguments(parser, image_size=128, fidelity="paper", settings=SETTINGS)
-    return resolve_arguments(parser.parse_args(), SETTINGS)
+    add_training_arguments(parser, LIDC.image_size)
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Arguments, data, networks, experiment, run, report."""
+    """Arguments, settings, data, networks, experiment, run, report."""
     args = parse_arguments()
-    device = choose_device(args.device, args.gpu)
-    team = join_team(device)
+    settings = settings_of(args, LIDC.defaults("given"), LIDC.tau["given"])
+
+    from dataloaders.batches import training_batches
+    from dataloaders.cache import load_training_set
+    from dataloaders.files import contents_of
+    from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, slic_sources, training_recipe
+    from dataloaders.raters import choose_raters, hold_out
+    from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
+    from networks.unet import two_unets
+    from utils.engine.device import choose_device
+    from utils.engine.distributed import is_main_process, join_team, leave_team
+    from utils.engine.experiment import experiment_of
+    from utils.engine.intensity import Intensity
+    from utils.engine.report import print_result
+    from utils.engine.run_folder import Run
+    from utils.engine.training import fit
+    from utils.masks.noise_rate import estimate_tau
+
     dataset = Path(args.data_root) / "lidc"
+    own = superpixel_folder(dataset / LIDC.layout.segments, args.image_size, LIDC.image_size)
+    slic = Path(args.slic_root) if args.slic_root else own
+    superpixels = segments_in_words(slic, args.image_size)
+    if is_main_process():
+        print(in_words(settings, superpixels))
     pickled = contents_of([dataset / PICKLE])
     slices = read_slices(dataset / PICKLE, args.raters, args.num_classes)
     train, test = read_split(dataset, slices)
-    # Before the hold-out, so that a slice's reader does not depend on it.
+    # Before the hold-out, so that a slice's rater does not depend on it.
     read_by = zip(train, choose_raters(len(train), args.rater_policy, args.raters, args.seed), strict=True)
-    kept, held_out = hold_out(read_by, [piece.patient for piece in train], args.val_fraction, args.seed)
+    kept, held_out = hold_out(read_by, [piece.patient for piece in train], args.val_fraction or 0, args.seed)
     train, raters = map(list, zip(*kept, strict=True))
     validation = [piece for piece, _ in held_out]
-    segments = Path(args.slic_root or dataset / "lidc_slic")
-    recipe = training_recipe(dataset / PICKLE, train, raters, segments, args.image_size, args.num_classes)
+    maps = None
+    if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
+        maps = find_maps(slic_sources(train), dataset / PICKLE, slic, args.image_size)
+    device = choose_device(args.device, args.gpu)
+    team = join_team(device)
+    recipe = training_recipe(dataset / PICKLE, train, raters, maps, args.image_size, args.num_classes)
+    contours = settings.run.contours
+    if settings.wants_tau:
+        samples = ((sample.image, sample.label) for sample in map(recipe.read, range(len(recipe.names))))
+        settings = settings.with_tau(*estimate_tau(samples, args.num_classes, contours == "corrected"))
     digest = contents_of([*recipe.sources, *(dataset / name for name in SPLIT)])
     if contents_of([dataset / PICKLE]) != pickled:
         raise UserError(f"{dataset / PICKLE}: has changed while it was read; start again when it is complete")
-    data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
-    intensity = Intensity.chosen(args.inputs, data.images)
+    data = load_training_set(recipe, "none" if args.cache == NO_CACHE else "auto", args.cache, device, contours)
+    intensity = Intensity.chosen(settings.run.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")
-    shares = ", ".join(f"{count} of reader {rater + 1}" for rater, count in sorted(Counter(raters).items()))
-    print(f"training masks, --rater_policy {args.rater_policy}: {shares}; {tau_in_words(args)}")
+    shares = ", ".join(f"{count} of rater {rater + 1}" for rater, count in sorted(Counter(raters).items()))
+    print(f"training masks, --rater_policy {args.rater_policy}: {shares}")
+    print(f"tau {settings.method.tau:g}: {settings.tau_from}")
 
     experiment = experiment_of(
         args,
+        settings,
+        in_words(settings, superpixels),
         networks=two_unets(1, args.num_classes, args.seed),
         device=device,
         team=team,
         training_images=len(data),
         epoch_batches=partial(
-            training_batches, data, args.batch_size, args.jitter, intensity, device=device, team=team
+            training_batches,
+            data,
+            args.batch_size,
+            settings.run.jitter,
+            intensity,
+            device=device,
+            max_rotation=settings.run.max_rotation,
+            noise_sigma=settings.run.noise_sigma,
+            team=team,
         ),
         intensity=intensity,
         cases=as_test_cases(test, args.image_size),
         validation=as_test_cases(validation, args.image_size),
     )
-    folder = Path(args.output_root) / f"lidc+{args.exp}+{args.rater_policy}"
-    found = {"intensity": intensity.stated("0..255, as stored"), "data": digest}
-    run = Run(folder, vars(args) | found, args.resume, args.overwrite, team)
+    folder = Path(args.output_root) / f"lidc+{settings.exp}+{args.rater_policy}"
+    found = {"intensity": intensity.stated("0..255, as stored"), "data": digest, "amp": experiment.precision}
+    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, team)
     run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
     if validation:
         run.write_json("split.json", {"train": list(data.names), "held_out": [piece.name for piece in validation]})

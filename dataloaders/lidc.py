@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
@@ -12,10 +13,9 @@ import torch
 
 from dataloaders.batches import TestCase
 from dataloaders.cache import Recipe, Sample
-from dataloaders.files import read_segments
 from dataloaders.raters import label_classes
 from dataloaders.safe_pickle import read_object_array, read_pickle
-from dataloaders.slic import existing_maps
+from dataloaders.slic import folder_of, read_map
 from utils.commands.errors import UserError, is_plain, listed
 from utils.masks.geometry import resize_image, resize_label
 
@@ -135,22 +135,23 @@ def _read_index(path: Path, slices: dict[str, Slice]) -> list[Slice]:
 
 
 def training_recipe(
-    pickle: Path, slices: Sequence[Slice], raters: Sequence[int], segments: Path, image_size: int, num_classes: int
+    pickle: Path,
+    slices: Sequence[Slice],
+    raters: Sequence[int],
+    maps: Mapping[str, Path] | None,
+    image_size: int,
+    num_classes: int,
 ) -> Recipe:
     """The slices of ``pickle`` at image_size x image_size, each with the mask of its rater (index from 0) and its
-    superpixels, ``segments``/NAME.npy.
+    superpixel map, given by name; maps: None where no superpixels vote.
 
-    Raises `UserError` if superpixels are missing, and when read if they are of another size.
+    Raises `UserError` when read, for superpixels that are damaged or of another size.
     """
-    flags = slic_flags(pickle, segments, len(slices[0].masks), num_classes)
-    files = existing_maps([piece.name for piece in slices], segments, f"{flags} --image_size {image_size}")
 
     def read(index: int) -> Sample:
         piece = slices[index]
         label = resize_label(piece.masks[raters[index]], image_size)
-        return Sample(
-            resize_image(piece.image, image_size), label, read_segments(files[index], (image_size, image_size))
-        )
+        return Sample(resize_image(piece.image, image_size), label, read_map(maps, piece.name, image_size))
 
     names = tuple(piece.name for piece in slices)
     raters = list(raters)
@@ -158,11 +159,16 @@ def training_recipe(
         "pickle": str(pickle.resolve()),
         "names": names,
         "raters": raters,
-        "segments": str(segments.resolve()),
+        "segments": folder_of(maps),
         "image_size": image_size,
         "num_classes": num_classes,
     }
-    return Recipe(names, read, [pickle, *files], settings)
+    return Recipe(names, read, [pickle, *(maps or {}).values()], settings)
+
+
+def slic_sources(slices: Iterable[Slice]) -> dict[str, Callable[[], np.ndarray]]:
+    """What superpixels are made of: each slice's name and its image, uint8 (H,W,1)."""
+    return {piece.name: partial(np.asarray, piece.image) for piece in slices}
 
 
 def slic_flags(pickle: Path, segments: Path, num_raters: int, num_classes: int) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
@@ -17,10 +18,9 @@ from tqdm import tqdm
 
 from dataloaders.batches import TestCase
 from dataloaders.cache import Recipe, Sample
-from dataloaders.files import read_segments
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
-from dataloaders.slic import existing_maps
+from dataloaders.slic import folder_of, read_map
 from utils.commands.errors import UserError, check_plain, listed
 from utils.commands.files import read_json
 from utils.masks.geometry import resize_image, resize_label
@@ -236,35 +236,41 @@ def _read_selection(path: Path, num_raters: int) -> dict[str, int]:
 def training_recipe(
     slices: Mapping[str, Path],
     raters: Mapping[str, int],
-    segments: Path,
+    maps: Mapping[str, Path] | None,
     num_raters: int,
     num_classes: int,
     image_size: int,
 ) -> Recipe:
     """The slices (stem -> path) at image_size x image_size, each with the label of its rater (stem -> index from 0)
-    and its superpixels, ``segments``/STEM.npy.
+    and its superpixel map, given by stem; maps: None where no superpixels vote.
 
-    Raises `UserError` for missing superpixels, and when read as `read_slice` and for superpixels of another size.
+    Raises `UserError` when read, as `read_slice` and for superpixels that are damaged or of another size.
     """
     names = tuple(slices)
-    flags = slic_flags(next(iter(slices.values())).parents[1], segments, num_raters, num_classes)
-    files = existing_maps(names, segments, f"{flags} --image_size {image_size}")
 
     def read(index: int) -> Sample:
         image, labels = read_slice(slices[names[index]], num_raters, num_classes)
         label = resize_label(labels[raters[names[index]]], image_size)
-        ids = read_segments(files[index], (image_size, image_size))
-        return Sample(resize_image(image, image_size), label, ids)
+        return Sample(resize_image(image, image_size), label, read_map(maps, names[index], image_size))
 
     settings = {
         "files": [str(path.resolve()) for path in slices.values()],
         "raters": [raters[name] for name in names],
-        "segments": str(segments.resolve()),
+        "segments": folder_of(maps),
         "num_raters": num_raters,
         "num_classes": num_classes,
         "image_size": image_size,
     }
-    return Recipe(names, read, [*slices.values(), *files], settings)
+    return Recipe(names, read, [*slices.values(), *(maps or {}).values()], settings)
+
+
+def slic_sources(slices: Mapping[str, Path], num_raters: int, num_classes: int) -> dict[str, Callable[[], np.ndarray]]:
+    """What superpixels are made of: each slice's stem and its three modalities as one picture, uint8 (H,W,3)."""
+    return {stem: partial(_picture, path, num_raters, num_classes) for stem, path in slices.items()}
+
+
+def _picture(path: Path, num_raters: int, num_classes: int) -> np.ndarray:
+    return read_slice(path, num_raters, num_classes)[0]
 
 
 def slic_flags(root: Path, segments: Path, num_raters: int, num_classes: int) -> str:

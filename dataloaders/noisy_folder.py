@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,56 +11,17 @@ from tqdm import tqdm
 
 from dataloaders.batches import TestCase
 from dataloaders.cache import Recipe, Sample
-from dataloaders.files import channels_in_words, list_images, pair_by_stem, read_image, read_mask, read_segments
+from dataloaders.datasets import Layout, folder_dataset
+from dataloaders.files import channels_in_words, list_images, pair_by_stem, read_image, read_mask
 from dataloaders.pixels import PERCENTILES, format_of
 from dataloaders.raters import hold_out
+from dataloaders.slic import folder_of, read_map
 from utils.commands.errors import UserError, listed
 from utils.masks.geometry import resize_image, resize_label
 
 VAL_FRACTION = 0.2  # of the training images, where there is no test set
 
 Pair = tuple[Path, Path]  # an image and its mask
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Names of a dataset's folders; the defaults are Kvasir's, which any dataset of your own shares."""
-
-    images: str = "images"
-    images_test: str = "images_test"
-    segments: str = "images_SLIC"
-    masks: str = "masks"
-    masks_test: str = "masks_test"
-    shrunk: str = "masks_200_0.2_0.05_0.2_mask_channel0"
-    expanded: str = "masks_200_0.8_0.05_0.2_mask_channel0"
-    dilated_eroded: str = "masks_DE"
-
-    def training_masks(self, noise_type: str) -> str:
-        """The folder of the training masks: 02 is S_R, 08 is S_E, DE is S_DE (docs/method.md section 6)."""
-        return {
-            "clean": self.masks,
-            "given": self.masks,
-            "02": self.shrunk,
-            "08": self.expanded,
-            "DE": self.dilated_eroded,
-        }[noise_type]
-
-
-# Keys in lower case: names are matched without regard to case.
-LAYOUTS = {
-    "shenzhen": Layout(
-        images="img",
-        images_test="test_img",
-        masks="mask",
-        masks_test="test_mask",
-        shrunk="mask_200_0.2_0.05_0.2",
-        expanded="mask_200_0.8_0.05_0.2",
-        dilated_eroded="mask_DE",
-    ),
-    "busuc": Layout(shrunk="masks_200_0.2_0.05_0.2", expanded="masks_200_0.8_0.05_0.2"),
-}
-CHANNELS = {"busuc": 3}  # whose scans may be stored in grey or in colour; elsewhere as stored
-NOISE_TYPES = ("clean", "02", "08", "DE", "given")
 
 
 def find_dataset(data_root: Path, name: str) -> tuple[Path, Layout]:
@@ -79,7 +39,7 @@ def find_dataset(data_root: Path, name: str) -> tuple[Path, Layout]:
     exact = [path for path in matching if path.name == name]
     if len(matching) > 1 and not exact:
         raise UserError(f"--datasets {name}: several folders match: {listed(path.name for path in matching)}")
-    return (exact or matching)[0], LAYOUTS.get(name.lower(), Layout())
+    return (exact or matching)[0], folder_dataset(name).layout
 
 
 class Parts(NamedTuple):
@@ -105,16 +65,33 @@ class Parts(NamedTuple):
         return {"train": list(trained), "held_out": held_out} if held_out else {}
 
 
+def masks_folder(folder: Path, name: str) -> Path:
+    """The folder of --masks ``name``: in the dataset's ``folder`` if it is there, else where the command was started.
+
+    Raises `UserError` if there is none.
+    """
+    found = [path for path in (folder / name, Path(name)) if path.is_dir()]
+    if not found:
+        raise UserError(f"--masks {name}: no such folder, neither in {folder} nor where this was started")
+    return found[0]
+
+
 def find_parts(
-    folder: Path, layout: Layout, noise_type: str, val_fraction: float | None = None, seed: int = 0
+    folder: Path,
+    layout: Layout,
+    noise_type: str,
+    val_fraction: float | None = None,
+    seed: int = 0,
+    masks: Path | None = None,
 ) -> Parts:
     """The images of a dataset folder, paired with their masks, and what each is for.
 
+    masks: the folder of the training masks; None: that of ``noise_type``.
     ``val_fraction`` of the training images are held out, drawn from ``seed``: by default none where there are test
     images, else a fifth. Raises `UserError` for anything missing or unpaired, if of test images and test masks only one
     is there, and if there is nothing to score on.
     """
-    masks = folder / layout.training_masks(noise_type)
+    masks = masks or folder / layout.training_masks(noise_type)
     if not masks.is_dir() and noise_type in ("02", "08", "DE"):
         raise UserError(
             f"{masks}: no such folder for --noise_type {noise_type}; "
@@ -164,28 +141,29 @@ def common_format(images: Sequence[Path], channels: int | None = None) -> tuple[
 
 def training_recipe(
     pairs: Sequence[Pair],
-    maps: Mapping[str, Path],
+    maps: Mapping[str, Path] | None,
     image_size: int,
     channels: int,
     num_classes: int = 2,
 ) -> Recipe:
     """Training images and masks with their superpixel maps, given by stem, at image_size x image_size, with
-    ``channels`` channels.
+    ``channels`` channels. maps: None where no superpixels vote.
 
     Images are resized by area or linearly, masks by nearest neighbour; superpixels must have been computed at that
     size. Raises `UserError` when read, for what is unreadable or of the wrong shape.
     """
     names = tuple(image.stem for image, _ in pairs)
-    segment_files = [maps[name] for name in names]
+    segment_files = [maps[name] for name in names] if maps else []
 
     def read(index: int) -> Sample:
         image, label, soiled = _read_pair(*pairs[index], num_classes, channels)
         image, label = resize_image(image, image_size), resize_label(label, image_size)
-        segments = read_segments(segment_files[index], (image_size, image_size))
+        segments = read_map(maps, names[index], image_size)
         return Sample(image, label, segments, pairs[index][1].name if soiled else "")
 
-    folders = {"images": pairs[0][0].parent, "masks": pairs[0][1].parent, "segments": segment_files[0].parent}
+    folders = {"images": pairs[0][0].parent, "masks": pairs[0][1].parent}
     settings: dict[str, object] = {name: str(folder.resolve()) for name, folder in folders.items()}
+    settings |= {"segments": folder_of(maps)}
     settings |= {"names": names, "image_size": image_size, "channels": channels, "num_classes": num_classes}
     return Recipe(names, read, [*(path for pair in pairs for path in pair), *segment_files], settings)
 

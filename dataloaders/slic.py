@@ -2,12 +2,11 @@
 
 import io
 import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import NamedTuple
 
 import cv2
@@ -15,13 +14,14 @@ import numpy as np
 
 from dataloaders.files import read_image, read_segments
 from utils.commands.errors import UserError, listed
-from utils.commands.files import claimed, keep_settings, locked, write_atomically
+from utils.commands.files import claimed, keep_settings, locked, read_json, write_atomically
 from utils.commands.jobs import run_jobs
 from utils.masks.geometry import resize_image
 from utils.masks.superpixels import slic_segments
 
 Sources = dict[str, Callable[[], np.ndarray]]  # an image's name and its reader, which gives uint8 (H,W,C)
-SETTINGS = {"n_segments": 1024, "compactness": 10.0, "sigma": 1.0}  # docs/method.md section 3
+PAPER_SEGMENTS = 1024
+SETTINGS = {"n_segments": PAPER_SEGMENTS, "compactness": 10.0, "sigma": 1.0}  # docs/method.md section 3
 
 
 class Outcome(NamedTuple):
@@ -37,55 +37,93 @@ def image_sources(images: dict[str, Path]) -> Sources:
     return {stem: partial(read_image, path) for stem, path in images.items()}
 
 
-def find_maps(images: dict[str, Path], folder: Path, image_size: int) -> dict[str, Path]:
-    """The superpixel map of each of ``images``, both by stem; ``folder`` is made on first use.
+def usual_segments(image_size: int) -> int:
+    """The number of superpixels where none is asked for: the paper's 1024, and at most one for 16 pixels."""
+    return min(PAPER_SEGMENTS, max(1, image_size**2 // 16))
 
-    Only a folder that is complete appears under its name; another process at the same is waited for. Raises `UserError`
-    if the folder is that of the images, if it is there and lacks some maps, if it cannot be written, or if an image is
-    not readable.
+
+def superpixel_folder(plain: Path, image_size: int, paper_size: int) -> Path:
+    """Where the superpixels of a dataset for ``image_size`` are, or are to be made.
+
+    plain: the dataset's own folder, if its maps are of that size; else the one with the size behind its name. Where
+    neither has maps it is the plain one if that is not there, or if the size is the paper's.
     """
-    root = next(iter(images.values())).parent
-    if folder.resolve() == root.resolve():  # .npy images would be read as their own superpixels
+    stored = _stored_size(plain)
+    sized = plain.with_name(f"{plain.name}_{image_size}")
+    if stored == image_size:
+        return plain
+    if stored is None and not sized.is_dir() and (image_size == paper_size or not plain.is_dir()):
+        return plain
+    return sized
+
+
+def _stored_size(folder: Path) -> int | None:
+    """The side of the maps in ``folder``, of the first that can be read; None if there is none."""
+    for path in sorted(folder.glob("*.npy")) if folder.is_dir() else ():
+        with suppress(Exception):  # a damaged file is named when it is read
+            return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[0])
+    return None
+
+
+def segments_in_words(folder: Path, image_size: int) -> str:
+    """What votes, for the first line of a run: how many superpixels an image was to be cut into, if that is known."""
+    record = folder / "settings.json"
+    if folder.is_dir():
+        known = read_json(record, "remove it") if record.is_file() else {}
+        count = known.get("n_segments") if isinstance(known, dict) else None
+        return f"{count} superpixels" if count else f"superpixels of {folder}"
+    return f"{usual_segments(image_size)} superpixels"
+
+
+def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> dict[str, Path]:
+    """The superpixel map of each of ``sources``, by name; those that ``folder`` lacks are made, and said so.
+
+    origin: the folder or file of the images. Another process that makes them is waited for. Raises `UserError` if the
+    folder is that of the images or cannot be written, or if an image is not readable.
+    """
+    if folder.resolve() == origin.resolve():  # .npy images would be read as their own superpixels
         raise UserError(f"{folder}: the folder of the images, not of superpixels; give another by --slic_root")
-    if not folder.is_dir():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process is making it; waiting"):
-                if not folder.is_dir():
-                    print(f"{folder}: no such folder, making superpixels of {len(images)} images", flush=True)
-                    _make_folder(images, folder, image_size)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: superpixels cannot be kept there ({error.strerror}); give another folder by --slic_root"
-            ) from error
-    make = f"--images_root {quote(str(root))} --save_root {quote(str(folder))} --image_size {image_size}"
-    hint = f"{make}, or remove the folder to have all made anew"
-    return dict(zip(images, existing_maps(images, folder, hint), strict=True))
-
-
-def existing_maps(names: Iterable[str], folder: Path, hint: str) -> list[Path]:
-    """The superpixel maps of images in ``folder``, by their names. Raises `UserError` if some are not there.
-
-    hint: the flags of scripts/generate_SLIC.py that make them, and what else would help.
-    """
-    maps = [folder / f"{name}.npy" for name in names]
-    lacking = [path.stem for path in maps if not path.is_file()]
-    if lacking:
+    maps = {name: folder / f"{name}.npy" for name in sources}
+    if all(path.is_file() for path in maps.values()):
+        return maps
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process is making it; waiting"):
+            lacking = {name: read for name, read in sources.items() if not maps[name].is_file()}
+            if lacking:
+                print(f"{folder}: making superpixels of {len(lacking)} of {len(sources)} images", flush=True)
+                make_maps(origin, lacking, folder, image_size, _settings_of(folder, image_size), os.cpu_count() or 1)
+    except OSError as error:
         raise UserError(
-            f"{folder}: no superpixels for {len(lacking)} of {len(maps)} images: {listed(lacking, most=10)}; "
-            f"make them with scripts/generate_SLIC.py {hint}"
-        )
+            f"{folder}: superpixels cannot be kept there ({error.strerror}); give another folder by --slic_root"
+        ) from error
     return maps
 
 
-def _make_folder(images: dict[str, Path], folder: Path, image_size: int) -> None:
-    root, making = next(iter(images.values())).parent, folder.with_name(f".{folder.name}.making")
-    shutil.rmtree(making, ignore_errors=True)  # a process that was killed may have left it
-    try:
-        make_maps(root, image_sources(images), making, image_size, SETTINGS, os.cpu_count() or 1, named=folder)
-        making.rename(folder)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+def _settings_of(folder: Path, image_size: int) -> dict:
+    """What further maps of ``folder`` are made with: its own settings, else the usual ones."""
+    usual = {**SETTINGS, "n_segments": usual_segments(image_size)}
+    record = folder / "settings.json"
+    if not record.is_file():
+        return usual
+    known = read_json(record, f"remove {folder} to have all made again")
+    return {name: known.get(name, value) for name, value in usual.items()} if isinstance(known, dict) else usual
+
+
+def read_map(maps: Mapping[str, Path] | None, name: str, image_size: int) -> np.ndarray:
+    """The superpixels of image ``name``, int32 (image_size,image_size), from its map (`find_maps`).
+
+    maps: None where no superpixels vote; all of the image is one segment then. Raises `UserError` if the map is damaged
+    or of another size.
+    """
+    if maps is None:
+        return np.zeros((image_size, image_size), np.int32)
+    return read_segments(maps[name], (image_size, image_size))
+
+
+def folder_of(maps: Mapping[str, Path] | None) -> str | None:
+    """The folder of superpixel maps, as the settings of a cached set name it."""
+    return str(next(iter(maps.values())).parent.resolve()) if maps else None
 
 
 def make_maps(
@@ -96,11 +134,9 @@ def make_maps(
     slic: dict,
     workers: int,
     overwrite: bool = False,
-    named: Path | None = None,
 ) -> None:
     """Write the superpixel map (image_size, image_size) of each source into ``folder``, as .npy of its name, and the
-    settings. Maps that are there and valid stay, unless ``overwrite``. What was made is said on stdout, where the
-    folder goes by the name of ``named``, its own by default.
+    settings. Maps that are there and valid stay, unless ``overwrite``. What was made is said on stdout.
 
     origin: the folder or file of the images; it is one of the settings, since the images of another may have the same
     names. slic: the arguments of `utils.masks.superpixels.slic_segments`. Raises `UserError` if the folder holds the
@@ -110,7 +146,7 @@ def make_maps(
     if folder.resolve() == origin.resolve():
         raise UserError(f"{folder}: the folder of the images, which would be lost; choose another for the superpixels")
     # Below the folder of both, so that a dataset may be moved.
-    images = os.path.relpath(origin.resolve(), (named or folder).resolve())
+    images = os.path.relpath(origin.resolve(), folder.resolve())
     settings = {"images": images, **slic, "image_size": image_size}
     with claimed(folder):
         keep_settings(folder, settings, overwrite, [folder / f"{name}.npy" for name in sources], exclusive=True)
@@ -121,7 +157,7 @@ def make_maps(
         cv2.setNumThreads(threads)
     outcomes = [result for result in results if result is not None]
     if outcomes:
-        print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {named or folder}")
+        print(", ".join(f"{name} {value}" for name, value in settings.items()) + f" -> {folder}")
         print(summary(outcomes))
     if failures:
         raise UserError(f"{len(failures)} of {len(sources)} images got no superpixels:\n" + "\n".join(failures))

@@ -47,9 +47,9 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.files import channels_of, contents_of, list_images, pair_by_stem, read_image, read_mask
-from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, check_size, find_dataset
-from dataloaders.slic import find_maps
+from dataloaders.noisy_folder import check_size, find_dataset
 from utils.audit.page import SIDE, Entry, audit_page
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
@@ -76,7 +76,7 @@ from utils.masks.label_quality import contour_beliefs, label_quality, wrong_prob
 REPO = Path(__file__).resolve().parents[1]
 # What the folds' trainings have of the audit: flags that both have, and flags that are set for each of them.
 SHARED = ("image_size", "num_classes", "channels", "device", "gpu", "amp", "overwrite")
-FIXED = ("datasets", "noise_type", "data_root", "output_root", "slic_root", "cache_root", "exp", "resume")
+FIXED = ("datasets", "noise_type", "masks", "data_root", "output_root", "slic_root", "cache", "exp", "resume")
 FORMS = (("images_root", "masks_root"), ("datasets", "noise_type"))  # of saying which masks to judge
 LOGITS = ".logits"  # how folders of the networks' logits begin, while they are needed
 WRONG = (40, 120, 255)  # the colour of pixels believed wrong, RGB: neither tissue nor X-ray has it
@@ -175,7 +175,7 @@ def choose_folders(args: argparse.Namespace) -> None:
         )
     args.refined_root = args.refined_root or args.save_root / "masks_refined"
     if not args.checkpoint:  # which has channels of its own
-        args.channels = args.channels or CHANNELS.get(args.datasets.lower())
+        args.channels = args.channels or folder_dataset(args.datasets).channels
 
 
 def beside(masks_root: Path) -> Path:
@@ -308,7 +308,7 @@ def train_fold(args: argparse.Namespace, pairs: Sequence[Pair], held_out: set[in
             link.symlink_to(path.resolve())
     command = [sys.executable, str(REPO / "train_GSD-Net.py"), "--datasets", dataset.name, "--noise_type", "given"]
     command += ["--data_root", str(dataset.parent), "--output_root", str(root), "--slic_root", str(root / "slic")]
-    command += ["--cache_root", str(root / "cache"), "--exp", "fold", "--device", args.device]
+    command += ["--cache", str(root / "cache"), "--exp", "fold", "--device", args.device]
     command += ["--gpu", str(args.gpu), "--amp", args.amp, "--image_size", str(args.image_size)]
     command += ["--overwrite" if args.overwrite else "--resume"]
     command += ["--num_classes", str(args.num_classes)] + (["--channels", str(args.channels)] if args.channels else [])
@@ -331,7 +331,6 @@ def predict_folds(args: argparse.Namespace, files: Sequence[tuple[Path, Path]], 
     check_unchanged(root / "files.json", pairs, args.overwrite)
     if args.overwrite:
         shutil.rmtree(root / "slic", ignore_errors=True)  # of images that may have changed, perhaps of another size
-    find_maps({image.stem: image for image, _ in pairs}, root / "slic", args.image_size)
     order = np.random.default_rng(args.seed).permutation(len(pairs))
     for fold, part in enumerate(np.array_split(order, args.folds), start=1):
         checkpoint = train_fold(args, pairs, set(part.tolist()), fold)

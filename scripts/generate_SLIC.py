@@ -11,14 +11,11 @@ section 3.
 import argparse
 import os
 import sys
-from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images
-from dataloaders.slic import SETTINGS, Sources, image_sources, make_maps
+from dataloaders.slic import SETTINGS, Sources, image_sources, make_maps, usual_segments
 from utils.commands.errors import UserError, run_main
 
 
@@ -33,10 +30,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--raters", type=int, help="annotators of LIDC or MMIS (default: 4)")
     parser.add_argument("--num_classes", type=int, help="classes of their masks (default: 2)")
-    parser.add_argument("--n_segments", type=int, help="superpixels wanted (default: %(default)s)")
+    parser.add_argument("--n_segments", type=int, help="superpixels wanted (default: 1024, at most one for 16 pixels)")
     parser.add_argument("--compactness", type=float, help="more gives squarer superpixels (default: %(default)s)")
     parser.add_argument("--sigma", type=float, help="smoothing beforehand, pixels (default: %(default)s)")
-    parser.set_defaults(**SETTINGS)
+    parser.set_defaults(compactness=SETTINGS["compactness"], sigma=SETTINGS["sigma"])
     parser.add_argument(
         "--image_size", type=int, help="side of the map, that of the training (default: 256, for LIDC and MMIS 128)"
     )
@@ -53,6 +50,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.save_root = args.mmis_root / "train_2D_slic" if args.mmis_root else args.lidc_pickle.parent / "lidc_slic"
     if args.image_size is None:
         args.image_size = 256 if args.images_root else 128
+    if args.n_segments is None:
+        args.n_segments = usual_segments(args.image_size)
 
     for flag, valid, wanted in (
         ("--n_segments", args.n_segments >= 1, "at least 1"),
@@ -72,21 +71,12 @@ def find_images(args: argparse.Namespace) -> Sources:
         return image_sources(list_images(args.images_root))
     # These import torch, which a folder of images need not wait for.
     if args.lidc_pickle:
-        from dataloaders.lidc import read_slices
+        from dataloaders import lidc
 
-        slices = read_slices(args.lidc_pickle, args.raters, args.num_classes)
-        return {name: partial(np.asarray, piece.image) for name, piece in slices.items()}
-    from dataloaders.mmis import list_slices
+        return lidc.slic_sources(lidc.read_slices(args.lidc_pickle, args.raters, args.num_classes).values())
+    from dataloaders import mmis
 
-    paths = list_slices(args.mmis_root / "training_2d")
-    return {stem: partial(read_mmis, path, args.raters, args.num_classes) for stem, path in paths.items()}
-
-
-def read_mmis(path: Path, num_raters: int, num_classes: int) -> np.ndarray:
-    """The three modalities of an MMIS training file as one picture, uint8 (H,W,3)."""
-    from dataloaders.mmis import read_slice
-
-    return read_slice(path, num_raters, num_classes)[0]
+    return mmis.slic_sources(mmis.list_slices(args.mmis_root / "training_2d"), args.raters, args.num_classes)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,8 +27,8 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.batches import TrainingSet
 from dataloaders.cache import load_training_set
-from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, common_format, find_dataset, find_parts, training_recipe
-from dataloaders.slic import find_maps
+from dataloaders.datasets import NOISE_TYPES, folder_dataset
+from dataloaders.noisy_folder import common_format, find_dataset, find_parts, training_recipe
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json
@@ -42,11 +42,11 @@ REPO = Path(__file__).resolve().parents[1]
 CANDIDATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 # Flags of the search that are every training's too.
 SHARED = (
-    *("datasets", "noise_type", "data_root", "slic_root", "cache_root", "image_size", "num_classes", "channels"),
+    *("datasets", "noise_type", "data_root", "slic_root", "cache", "image_size", "num_classes", "channels"),
     *("batch_size", "max_epochs", "contours", "seed", "device", "gpu"),
 )
 # What the search sets for each training, or relies on: GSD-Net, trained on all the images that are then predicted.
-FIXED = ("tau", "method", "val_fraction", "exp", "output_root", "warm_up", "resume")
+FIXED = ("tau", "method", "val_fraction", "exp", "output_root", "masks", "resume")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--contours", choices=("given", "corrected"), default="given", help="the masks that are trained on")
     add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
     add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
-    add("--cache_root", help="folder of the cached training sets (default: cache)")
+    add("--cache", default="cache", metavar="FOLDER", help="where training sets are kept (default: %(default)s)")
     add("--image_size", type=number(int, 16), default=256, help="training size in pixels (default: %(default)s)")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_passed(args.training, before=(*SHARED, "overwrite"), never=FIXED)
     args.candidates = sorted(set(args.candidates))
-    args.channels = args.channels or CHANNELS.get(args.datasets.lower())
+    args.channels = args.channels or folder_dataset(args.datasets).channels
     return args
 
 
@@ -81,16 +81,14 @@ def load_data(args: argparse.Namespace) -> TrainingSet:
     """The images and masks that every training sees."""
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
     parts = find_parts(dataset, layout, args.noise_type, seed=args.seed)
-    maps = find_maps(parts.given, Path(args.slic_root or dataset / layout.segments), args.image_size)
     channels, _ = common_format(parts.images, args.channels)
-    recipe = training_recipe(parts.train, maps, args.image_size, channels, args.num_classes)
-    return load_training_set(recipe, "ram", args.cache_root, torch.device("cpu"), args.contours)
+    recipe = training_recipe(parts.train, None, args.image_size, channels, args.num_classes)
+    return load_training_set(recipe, "none", None, torch.device("cpu"), args.contours)
 
 
 def train(args: argparse.Namespace, tau: float) -> Path:
     """Train with ``tau``, or go on with it; returns the checkpoint. Raises `UserError` if training fails."""
     command = [sys.executable, str(REPO / "train_GSD-Net.py"), "--tau", str(tau), "--exp", f"tau{tau}"]
-    command += ["--warm_up", "0.3"]  # the same for tau 0, for which training would leave the second phase out
     command += ["--output_root", str(args.save_root / "runs"), "--overwrite" if args.overwrite else "--resume"]
     for name in SHARED:
         if getattr(args, name) is not None:

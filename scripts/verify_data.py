@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 
-from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, find_dataset
+from dataloaders.datasets import NOISE_TYPES, folder_dataset
+from dataloaders.noisy_folder import find_dataset
 from dataloaders.verification.verify import Report, verify_folder, verify_lidc, verify_mmis
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
@@ -60,7 +61,7 @@ def verify(args: argparse.Namespace) -> Report:
     folder, layout = find_dataset(args.data_root, args.datasets)
     if args.raters:
         raise UserError(f"--raters has no meaning for --datasets {args.datasets}, one mask an image: leave it out")
-    channels = args.channels or CHANNELS.get(args.datasets.lower())
+    channels = args.channels or folder_dataset(args.datasets).channels
     return verify_folder(folder, layout, args.noise_type, args.image_size or 256, **rest, channels=channels)
 
 

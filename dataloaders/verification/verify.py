@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from dataloaders import files, lidc, mmis
+from dataloaders.datasets import NOISE_TYPES, Layout
 from dataloaders.files import as_bytes, read_mask, similar_name, with_channels
-from dataloaders.noisy_folder import NOISE_TYPES, VAL_FRACTION, Layout, check_size, common_format
+from dataloaders.noisy_folder import VAL_FRACTION, check_size, common_format
 from dataloaders.pixels import decode, load_array, read_stored
 from dataloaders.raters import split_by_patient
 from dataloaders.safe_pickle import read_object_array, read_pickle

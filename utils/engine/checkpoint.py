@@ -9,6 +9,8 @@ import torch
 
 from utils.commands.errors import UserError
 
+FORMAT = 2  # of a checkpoint; 1, which did not say so, had settings of other names and defaults
+
 
 def read_checkpoint(path: Path) -> dict:
     """The contents of a checkpoint, on the CPU; only tensors and plain values are admitted.
@@ -34,6 +36,11 @@ def read_checkpoint_and_digest(path: Path) -> tuple[dict, str]:
     except Exception as error:  # broken bytes raise nearly any, and all mean the same to the user
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason[:200]!a})") from error
+    if isinstance(checkpoint, dict) and "networks" in checkpoint and checkpoint.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: made by another version of this program, whose settings had other names and defaults; train "
+            "again, in a folder of its own (--exp NAME)"
+        )
     kinds = {"networks": dict, "args": dict, "epoch": int}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
         raise UserError(f"{path}: not a checkpoint of this project")

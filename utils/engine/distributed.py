@@ -5,6 +5,7 @@ its part of the test cases; the first one writes. docs/decisions.md says what th
 """
 
 import atexit
+import os
 import sys
 from typing import NamedTuple
 
@@ -27,6 +28,11 @@ class Team(NamedTuple):
 
 
 ALONE = Team()
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints, before the processes have met too."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def join_team(device: torch.device) -> Team:

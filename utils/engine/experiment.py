@@ -2,23 +2,21 @@
 
 import argparse
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from utils.commands.arguments import gsd_config
 from utils.commands.errors import UserError
 from utils.engine.device import at_precision, keep_freed_memory, repeat_exactly, uses_bf16
 from utils.engine.distributed import Team, shared
 from utils.engine.intensity import Intensity
-from utils.method.baselines import METHODS, USES_TAU
-from utils.method.gsd import Batch, GSDConfig, Network, Step, gsd_step
+from utils.method.gsd import Batch, Network, Step
+from utils.method.settings import METHODS, Settings
 
 
 class TestCase(Protocol):
@@ -43,13 +41,13 @@ class Experiment:
     """Everything that a run trains and tests; training scripts differ in how they fill it."""
 
     networks: nn.ModuleList  # f1, f2 on the device
-    trained: Sequence[Network]  # the same two as training calls them: compiled, with gradients shared by the team
+    trained: Sequence[Network]  # the same two as training calls them: with gradients shared by the team
     team: Team
     optimiser: torch.optim.Optimizer
     learning_rate: Callable[[float], float]  # by the share of the run that is over
     step: Callable[..., Step]  # utils.method.gsd.gsd_step or a baseline of its signature
-    selects: bool  # whether the step drops pixels, as --tau says
-    config: GSDConfig
+    settings: Settings
+    description: str  # what is active, in one line
     epoch_batches: EpochBatches  # the batches of one epoch and their images' names
     steps_per_epoch: int
     cases: Sequence[TestCase]
@@ -60,26 +58,29 @@ class Experiment:
     batch_size: int
     generator: torch.Generator  # on the CPU; every draw of the run
     device: torch.device
-    bf16: bool
+    precision: str  # of the networks: bf16 or fp32
 
     @property
     def vote(self) -> str | None:
         """Which regions vote on the pixels that are dropped, at whatever epoch; None if none is dropped or refined."""
-        refining = self.step is gsd_step and self.config.tau > 0 and self.config.warm_up < 1
-        return self.config.vote if refining else None
-
-    @property
-    def weighs_by_distance(self) -> bool:
-        """Whether pixels count by their distance to the border."""
-        return self.step is gsd_step and self.config.weights == "distance"
+        method = self.settings.method
+        return method.vote if method.has("sgr") and method.tau > 0 else None
 
     def forwards(self, networks: Iterable[Network]) -> list[Network]:
         """The networks' forward passes at the run's precision."""
-        return [at_precision(network, self.device, self.bf16) for network in networks]
+        return [at_precision(network, self.device, self.precision == "bf16") for network in networks]
+
+
+def step_of(method: str) -> Callable[..., Step]:
+    """The training step of a method, where its row of `utils.method.settings.METHODS` says."""
+    module, name = METHODS[method].step.split(".")
+    return getattr(import_module(f"utils.method.{module}"), name)
 
 
 def experiment_of(
     args: argparse.Namespace,
+    settings: Settings,
+    description: str,
     networks: nn.ModuleList,
     device: torch.device,
     team: Team,
@@ -90,11 +91,10 @@ def experiment_of(
     validation: Sequence[TestCase] = (),
     scored_on: str = "test masks",
 ) -> Experiment:
-    """The experiment that a training script's flags ask for, on data that the script has read.
+    """The experiment that a training script's flags and settings ask for, on data that the script has read.
 
-    Moves the networks to the device, and puts the precision that --amp auto comes to in its place. Raises `UserError`
-    if there are fewer training images than a batch takes, if the team cannot share a batch evenly, or if nothing is
-    there to compile with.
+    Moves the networks to the device. Raises `UserError` if there are fewer training images than a batch takes, or if
+    the team cannot share a batch evenly.
     """
     if training_images < args.batch_size:
         raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
@@ -104,27 +104,21 @@ def experiment_of(
         )
     if args.batch_size % team.size:
         raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
-    # Resolved in args, and so kept with the run: resumed where "auto" means another, it would go on as another run.
-    args.amp = "bf16" if uses_bf16(args.amp, device) else "fp32"
     if device.type == "cpu":
         keep_freed_memory()
     repeat_exactly(args.deterministic)
     # channels_last: the layout of the fast convolutions, on the CPU in bf16 and on GPUs with tensor cores.
     networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
-    trained: list[Network] = [shared(network, team) for network in networks]
-    if args.compile:
-        if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-            raise UserError("--compile needs a C++ compiler, and neither g++ nor clang++ is there; leave it out")
-        trained = [torch.compile(network) for network in trained]
+    run = settings.run
     return Experiment(
         networks=networks,
-        trained=trained,
+        trained=[shared(network, team) for network in networks],
         team=team,
-        optimiser=optimiser_of(args.optimizer, networks, args.learning_rate),
-        learning_rate=partial(learning_rate_at, args.schedule, args.learning_rate),
-        step=METHODS[args.method],
-        selects=args.method in USES_TAU,
-        config=gsd_config(args),
+        optimiser=optimiser_of(run.optimizer, networks, run.learning_rate),
+        learning_rate=partial(learning_rate_at, run.schedule, run.learning_rate),
+        step=step_of(settings.method.method),
+        settings=settings,
+        description=description,
         epoch_batches=epoch_batches,
         steps_per_epoch=training_images // args.batch_size,
         cases=cases,
@@ -135,7 +129,8 @@ def experiment_of(
         batch_size=args.batch_size,
         generator=torch.Generator().manual_seed(args.seed),
         device=device,
-        bf16=args.amp == "bf16",
+        # Resolved, and so kept with the run: resumed where "auto" means another, it would go on as another run.
+        precision="bf16" if uses_bf16(args.amp, device) else "fp32",
     )
 
 

@@ -35,6 +35,9 @@ def report(experiment: Experiment, run: Run) -> dict:
         "averaged_epochs": len(last),
         "epochs": len(run.history),
         "method": run.settings["method"],
+        "recipe": run.settings["recipe"],
+        "tau": run.settings["tau"],
+        "description": experiment.description,
         "last_epoch": means(scores),
         "undefined": undefined,
         "empty_masks": counts,
@@ -45,7 +48,7 @@ def report(experiment: Experiment, run: Run) -> dict:
         "seconds_per_epoch": statistics.fmean(row["seconds"] for row in run.history),
         "device": str(experiment.device),
         "threads": torch.get_num_threads(),
-        "precision": "bf16" if experiment.bf16 else "fp32",
+        "precision": experiment.precision,
         "torch": torch.__version__,
     }
     if experiment.validation:
@@ -107,7 +110,8 @@ def print_result(result: dict, folder: Path) -> None:
 
 def _result_lines(result: dict) -> Iterator[str]:
     last = result["last_epoch"]
-    yield f"{result['method']}, {result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}"
+    yield result["description"]
+    yield f"{result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}"
     yield f"  {'':<32}{'last epoch':>12}{'mean of the last ' + str(result['averaged_epochs']):>24}"
     for name, title in titles_of(last).items():
         value = "undefined" if last[name] is None else f"{last[name]:.4f}"

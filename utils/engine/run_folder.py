@@ -11,9 +11,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.commands.errors import UserError, listed
 from utils.commands.files import claimed, read_json, write_atomically, write_json, write_table
-from utils.engine.checkpoint import _read_history, read_checkpoint
+from utils.engine.checkpoint import FORMAT, _read_history, read_checkpoint
 from utils.engine.distributed import ALONE, Team, wait_for_all
 from utils.engine.figures import Figure, learning_curves, pixels, png
+from utils.method.settings import flag_of
 
 RUN_FILES = (
     *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
@@ -22,7 +23,7 @@ RUN_FILES = (
 TENSORBOARD = "tensorboard"
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
 # Settings that say where a run happens, not what it computes: --resume may change them.
-PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
+PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache"}
 FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
 PROCESSES = "processes"  # the setting that is the number of processes that train together
 DATA = "data"  # the setting that is a digest of the files that are read
@@ -66,8 +67,7 @@ class Run:
             self._claim.enter_context(claimed(folder))
         else:
             wait_for_all()
-        # How the run was opened is no setting of the run.
-        self.settings = settings = {k: v for k, v in settings.items() if k not in ("resume", "overwrite")}
+        self.settings = settings = dict(settings)
         settings[PROCESSES] = team.size  # each selects, votes and mixes within its part of a batch
         self.history: list[dict] = []
         self.checkpoint: dict | None = None
@@ -84,7 +84,7 @@ class Run:
                     "continue it; --overwrite starts it again, --exp NAME keeps both"
                 )
             if flags:
-                names = {k: f"--{k}" if k != PROCESSES else "torchrun --nproc_per_node" for k in flags}
+                names = {k: flag_of(k) if k != PROCESSES else "torchrun --nproc_per_node" for k in flags}
                 was = ", ".join(f"{names[k]} {before.get(k)} (now {settings[k]})" for k in flags)
                 raise UserError(
                     f"{path}: --resume needs the settings of the run, which had {was}; --exp NAME begins another run "
@@ -177,6 +177,7 @@ class Run:
         if not self.writes:
             return
         checkpoint = {
+            "format": FORMAT,
             "epoch": len(self.history),
             "networks": networks.state_dict(),
             "optimiser": optimiser.state_dict(),
@@ -223,7 +224,7 @@ class Run:
     def _keep_best(self, checkpoint: dict) -> None:
         """Write best.pt if the checkpoint's epoch is the best so far on the validation cases."""
         if self.writes and "val_dice" in self.history[-1] and self.best_epoch is self.history[-1]:
-            self._save("best.pt", {name: checkpoint[name] for name in ("epoch", "networks", "args", "model")})
+            self._save("best.pt", {name: checkpoint[name] for name in ("format", "epoch", "networks", "args", "model")})
 
     def _save(self, name: str, contents: dict) -> None:
         buffer = io.BytesIO()

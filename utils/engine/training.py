@@ -15,7 +15,9 @@ from utils.engine.experiment import Experiment
 from utils.engine.figures import method_panels
 from utils.engine.report import report
 from utils.engine.run_folder import Run
-from utils.method.gsd import Batch, Step, drop_rate, highest_weight
+from utils.method.gsd import Batch, Step, drop_rate, weight_cap
+from utils.method.losses import added_dice_loss
+from utils.method.settings import METHODS, MethodSettings
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
@@ -35,12 +37,12 @@ def fit(experiment: Experiment, run: Run) -> dict:
         run.close()
         return result
     print(
-        f"{run.settings['method']}: {experiment.steps_per_epoch} steps an epoch, {experiment.device}, "
-        f"{'bf16' if experiment.bf16 else 'fp32'}; {len(experiment.cases)} cases scored on {experiment.scored_on}; "
-        f"writing {run.folder}"
+        f"{experiment.steps_per_epoch} steps an epoch, {experiment.device}, {experiment.precision}; "
+        f"{len(experiment.cases)} cases scored on {experiment.scored_on}; writing {run.folder}"
     )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
-    epochs = experiment.config.max_epochs
+    method = experiment.settings.method
+    epochs = method.max_epochs
     silent = not experiment.team.leads
     with tqdm(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", disable=silent) as bar:
         for epoch in range(run.epochs_done, epochs):
@@ -54,8 +56,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
             row = {
                 "epoch": epoch,
                 **losses,
-                "drop_rate": drop_rate(epoch, experiment.config.tau, epochs) if experiment.selects else None,
-                "weight_cap": highest_weight(epoch, experiment.config) if experiment.weighs_by_distance else None,
+                **schedule_of(method, epoch),
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
                 **means(evaluate(experiment, experiment.cases)),
                 "scored_on": experiment.scored_on,
@@ -96,16 +97,17 @@ def train_one_epoch(
     values: list[Tensor] = []  # on the device until looked at
     waited, asked = 0.0, time.perf_counter()
     batches = experiment.epoch_batches(experiment.generator)
-    steps, silent = experiment.steps_per_epoch, not experiment.team.leads
+    steps, silent, settings = experiment.steps_per_epoch, not experiment.team.leads, experiment.settings
     with tqdm(batches, total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=silent) as bar:
         for index, (batch, batch_names) in enumerate(bar):
             waited += time.perf_counter() - asked
             mixing = float(torch.rand((), generator=experiment.generator))
             permutation = torch.randperm(len(batch.image), generator=experiment.generator).to(experiment.device)
-            progress = (epoch + index / steps) / experiment.config.max_epochs
+            progress = (epoch + index / steps) / settings.method.max_epochs
             for group in experiment.optimiser.param_groups:
                 group["lr"] = experiment.learning_rate(progress)
-            step = experiment.step(forwards, batch, epoch, experiment.config, mixing, permutation)
+            step = experiment.step(forwards, batch, epoch, settings.method, mixing, permutation)
+            step = with_dice_loss(step, batch.label, settings.run.dice_weight)
             experiment.optimiser.zero_grad(set_to_none=True)
             step.loss.backward()
             experiment.optimiser.step()
@@ -122,6 +124,22 @@ def train_one_epoch(
         raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
     mean = dict(zip(("loss", *step.parts), average(torch.stack(values).mean(dim=0)).tolist(), strict=True))
     return {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}, waited, batch, step, watch.warnings()
+
+
+def with_dice_loss(step: Step, label: Tensor, weight: float) -> Step:
+    """A method's step with the Dice loss of a recipe added to its loss. Source: docs/method.md section 8."""
+    if not weight:
+        return step
+    dice = added_dice_loss(step.taught, label)
+    return step._replace(loss=step.loss + weight * dice, parts=step.parts | {"dice_loss": dice.detach()})
+
+
+def schedule_of(method: MethodSettings, epoch: int) -> dict[str, float | None]:
+    """The drop rate and the cap of the distance weights in ``epoch``; None where the method has no such thing."""
+    return {
+        "drop_rate": drop_rate(epoch, method.tau, method.max_epochs) if METHODS[method.method].selects else None,
+        "weight_cap": weight_cap(epoch, method.max_epochs, method.weight_decay_rate) if method.has("gda") else None,
+    }
 
 
 def _check_finite(values: list[Tensor], names: list[Sequence[str]], epoch: int) -> None:

@@ -4,22 +4,41 @@ A mask is wrong where its whole contour was displaced, and where it is uneven, a
 first (`utils.masks.edge_profile`); the second is what smoothing the mask changes. Source: docs/method.md section 10.
 """
 
-import argparse
 from collections.abc import Iterable
 
 import cv2
 import numpy as np
 
-from utils.commands.errors import UserError
 from utils.masks.contours import edges_shown, levels_of, move_contour, steps
 from utils.masks.edge_profile import level_probabilities, median_level
 from utils.masks.label_quality import contour_beliefs, wrong_probability
 
 SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
+FALLBACK_TAU = 0.05  # the paper's for Kvasir
 UNSEEN = 1.7  # unevenness of all scales, in units of what the smoothing sees; docs/method.md section 10
 
 
-def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, corrected: bool) -> float:
+def estimate_tau(
+    samples: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, corrected: bool
+) -> tuple[float, str]:
+    """--tau auto: the tau of a set, in [0, 1), and where it comes from, in words.
+
+    samples and corrected: as `estimate_noise_rate`. Where that cannot be estimated the tau is `FALLBACK_TAU`, which the
+    words say.
+    """
+    which = "after contour correction" if corrected else "as given"
+    try:
+        # Rounded, so that --resume finds the same.
+        return round(estimate_noise_rate(samples, num_classes, corrected), 4), f"auto, estimated on the masks {which}"
+    except UnknownRate as reason:
+        return FALLBACK_TAU, f"auto, not estimated: {reason}"
+
+
+class UnknownRate(Exception):
+    """Nothing in a set says how far its masks are off; the message says why."""
+
+
+def estimate_noise_rate(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_classes: int, corrected: bool) -> float:
     """The share of the pixels of a set's masks that are wrong, in [0, 1).
 
     samples: images (S,S,C) uint8 and their masks as given (S,S), classes 0..K-1, all of one size; they are gone through
@@ -27,7 +46,8 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
     probability that a pixel is on the wrong side of the contour, to which comes the mask's unevenness: as smoothing the
     given mask shows it; after correction, when no displacement hides the larger part of it, `UNSEEN` times that.
 
-    Raises `UserError` where no mask has a boundary, and where the images show no edges to measure displacement against.
+    Raises `UnknownRate` where no mask has a boundary, and where the images show no edges to measure displacement
+    against.
     """
     found, labels = [], []
     for image, label in samples:
@@ -36,12 +56,9 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
     side = max(labels[0].shape)
     levels = levels_of((side,))
     if all((label != 0).all() or not label.any() for label in labels):
-        raise UserError("--tau auto: no mask has a boundary, so nothing says how far it is off; give --tau as a number")
+        raise UnknownRate("no mask has a boundary")
     if not edges_shown(found, levels):
-        raise UserError(
-            "--tau auto: the images show no more of an edge at the contours of their masks than elsewhere, so they do "
-            "not say how far these are displaced; give --tau as a number"
-        )
+        raise UnknownRate("the images show no more of an edge at the contours of their masks than elsewhere")
     probabilities = level_probabilities(found, levels, side)
     moves = median_level(probabilities, levels) if corrected else np.zeros(len(labels))
     weight = UNSEEN if corrected else 1
@@ -51,15 +68,6 @@ def estimate_wrong_share(samples: Iterable[tuple[np.ndarray, np.ndarray]], num_c
         for label, move, probable in zip(labels, moves, probabilities, strict=True)
     ]
     return float(np.mean(shares))
-
-
-def estimate_tau(args: argparse.Namespace, samples: Iterable[tuple[np.ndarray, np.ndarray]]) -> None:
-    """--tau auto: put the estimated share of wrong pixels in its place, and say so on stdout and in args.json."""
-    corrected = args.contours == "corrected"
-    # Rounded, so that --resume finds the same.
-    args.tau = round(estimate_wrong_share(samples, args.num_classes, corrected), 4)
-    args.tau_from = f"estimated, of the masks {'after contour correction' if corrected else 'as given'}"
-    print(f"--tau auto: {args.tau}, {args.tau_from}")
 
 
 def unevenness(label: np.ndarray) -> float:

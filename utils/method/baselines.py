@@ -7,36 +7,38 @@ done with pixels, and what it does with a batch of images with all pixels of the
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.method.gsd import Batch, GSDConfig, Network, Step, drop_rate, gsd_step, masked_mean, select_small_loss
+from utils.method.gsd import Batch, Network, Step, drop_rate, masked_mean, select_small_loss
 from utils.method.losses import (
     co_regularised_map,
     cross_entropy_map,
     generalised_cross_entropy_map,
     symmetric_cross_entropy_map,
 )
+from utils.method.settings import MethodSettings
 
 JOCOR_LAMBDA = 0.85  # share of the agreement in the loss; the paper searches 0.05..0.95 for each dataset
 
 
 def ce_step(
-    networks: Sequence[Network], batch: Batch, epoch: int, config: GSDConfig, mixing: float, permutation: Tensor
+    networks: Sequence[Network], batch: Batch, epoch: int, settings: MethodSettings, mixing: float, permutation: Tensor
 ) -> Step:
-    """Plain cross-entropy on every pixel, each network on its view: GSD-Net with every part switched off."""
+    """Plain cross-entropy on every pixel, each network on its view: the section 5 networks without any treatment."""
     return _every_pixel(networks, batch, cross_entropy_map)
 
 
 def gce_step(
-    networks: Sequence[Network], batch: Batch, epoch: int, config: GSDConfig, mixing: float, permutation: Tensor
+    networks: Sequence[Network], batch: Batch, epoch: int, settings: MethodSettings, mixing: float, permutation: Tensor
 ) -> Step:
     """Generalised cross-entropy on every pixel. Source: Zhang & Sabuncu, NeurIPS 2018, q = 0.7, not truncated."""
     return _every_pixel(networks, batch, generalised_cross_entropy_map)
 
 
 def sce_step(
-    networks: Sequence[Network], batch: Batch, epoch: int, config: GSDConfig, mixing: float, permutation: Tensor
+    networks: Sequence[Network], batch: Batch, epoch: int, settings: MethodSettings, mixing: float, permutation: Tensor
 ) -> Step:
     """Symmetric cross-entropy on every pixel. Source: Wang et al., ICCV 2019.
 
@@ -47,39 +49,40 @@ def sce_step(
 
 
 def coteaching_step(
-    networks: Sequence[Network], batch: Batch, epoch: int, config: GSDConfig, mixing: float, permutation: Tensor
+    networks: Sequence[Network], batch: Batch, epoch: int, settings: MethodSettings, mixing: float, permutation: Tensor
 ) -> Step:
     """Co-teaching: each network learns on the pixels whose loss is small for the other.
 
     The map "kept" is the share of the two networks that kept a pixel: 0, 0.5 or 1.
     Source: Han et al., NeurIPS 2018, with tau as the forget rate.
     """
-    loss1, loss2 = (cross_entropy_map(log_p, batch.label) for log_p in _log_probabilities(networks, batch))
+    log_p1, log_p2 = _log_probabilities(networks, batch)
+    loss1, loss2 = (cross_entropy_map(log_p, batch.label) for log_p in (log_p1, log_p2))
     # Co-teaching and JoCoR ramp the rate linearly too, over 10 of 200 epochs. All methods share GSD-Net's ramp over a
     # fifth of the run: they then drop equally many pixels at any time and differ only in which, and a ramp meant for
     # the hundreds of steps an epoch of CIFAR does not shrink to the few of a small dataset.
-    rate = drop_rate(epoch, config.tau, config.max_epochs)
+    rate = drop_rate(epoch, settings.tau, settings.max_epochs)
     keep1, keep2 = (select_small_loss(loss.detach(), rate) for loss in (loss1, loss2))
     total = masked_mean(loss1, keep2) + masked_mean(loss2, keep1)
     parts = {"pixel_loss": (loss1 + loss2).detach().mean(), "kept": keep1.float().mean()}  # both keep equally many
-    return Step(total, parts, {"kept": (keep1.float() + keep2.float()) / 2})
+    return Step(total, parts, {"kept": (keep1.float() + keep2.float()) / 2}, ((log_p1, keep2), (log_p2, keep1)))
 
 
 def jocor_step(
-    networks: Sequence[Network], batch: Batch, epoch: int, config: GSDConfig, mixing: float, permutation: Tensor
+    networks: Sequence[Network], batch: Batch, epoch: int, settings: MethodSettings, mixing: float, permutation: Tensor
 ) -> Step:
     """JoCoR: both networks learn on the pixels with a small joint loss, supervised and for agreement.
 
-    Not GSD-Net without its other parts: there the agreement weighs 1 - `GSDConfig.consistency` against the
+    Not GSD-Net without its other parts: there the agreement weighs 1 - `MethodSettings.consistency` against the
     cross-entropies, here lambda / (1 - lambda). Source: Wei et al., CVPR 2020.
     """
     # Over 1 - lambda: the order of the losses stays, and so the selection. The paper's Adam does not see the factor,
     # but SGD would learn as many times slower from the labels than with the other methods at the same learning rate.
     log_p1, log_p2 = _log_probabilities(networks, batch)
     loss = co_regularised_map(log_p1, log_p2, batch.label, JOCOR_LAMBDA) / (1 - JOCOR_LAMBDA)
-    keep = select_small_loss(loss.detach(), drop_rate(epoch, config.tau, config.max_epochs))
+    keep = select_small_loss(loss.detach(), drop_rate(epoch, settings.tau, settings.max_epochs))
     parts = {"pixel_loss": loss.detach().mean(), "kept": keep.float().mean()}
-    return Step(masked_mean(loss, keep), parts, {"kept": keep})
+    return Step(masked_mean(loss, keep), parts, {"kept": keep}, ((log_p1, keep), (log_p2, keep)))
 
 
 def _log_probabilities(networks: Sequence[Network], batch: Batch) -> list[Tensor]:
@@ -88,17 +91,7 @@ def _log_probabilities(networks: Sequence[Network], batch: Batch) -> list[Tensor
 
 
 def _every_pixel(networks: Sequence[Network], batch: Batch, loss_map: Callable[[Tensor, Tensor], Tensor]) -> Step:
-    loss1, loss2 = (loss_map(log_p, batch.label).mean() for log_p in _log_probabilities(networks, batch))
-    total = loss1 + loss2
-    return Step(total, {"pixel_loss": total.detach()}, {})
-
-
-METHODS: dict[str, Callable[..., Step]] = {
-    "gsd": gsd_step,
-    "ce": ce_step,
-    "gce": gce_step,
-    "sce": sce_step,
-    "coteaching": coteaching_step,
-    "jocor": jocor_step,
-}
-USES_TAU = frozenset({"gsd", "coteaching", "jocor"})  # the others train on every pixel
+    log_p1, log_p2 = _log_probabilities(networks, batch)
+    total = loss_map(log_p1, batch.label).mean() + loss_map(log_p2, batch.label).mean()
+    every = torch.ones_like(batch.label, dtype=torch.bool)
+    return Step(total, {"pixel_loss": total.detach()}, {}, ((log_p1, every), (log_p2, every)))

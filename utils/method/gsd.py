@@ -9,22 +9,15 @@ everything else float32. Randomness enters as arguments.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.method.losses import (
-    bounded_cross_entropy_map,
-    cross_entropy_map,
-    foreground_dice,
-    soft_dice,
-    symmetric_kl_map,
-)
+from utils.method.losses import bounded_cross_entropy_map, cross_entropy_map, soft_dice, symmetric_kl_map
+from utils.method.settings import MethodSettings
 
-VOTES = ("superpixels", "rings", "intersections", "pixels", "given")
 NUM_RINGS = 11  # section 7: regions of equal whole distance 0..10 to the boundary, inside and outside merged
 
 Network = Callable[[Tensor], Tensor]  # image (B,C,*S) -> logits (B,K,*S)
@@ -42,49 +35,14 @@ class Batch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one training step gives."""
+    """What one training step of a method gives."""
 
     loss: Tensor  # scalar with gradient
     parts: dict[str, Tensor]  # scalars for the log, detached
     maps: dict[str, Tensor]  # (B,*S) or (B,C,*S), what the method did with each pixel, for the image panels
-
-
-@dataclass(frozen=True)
-class GSDConfig:
-    """Settings of the method (docs/method.md sections 1-5), then the choices of section 7, then those of section 8."""
-
-    tau: float  # expected share of wrong pixels, in [0, 1)
-    max_epochs: int = 100
-    ratecp: float = 0.5  # foreground share above which knowledge transfer copies the background
-    consistency: float = 0.5  # lambda: 1 switches the agreement of the two networks off in the selection loss
-    weight_decay_rate: int = 10  # the distance weight's cap falls from 11 by this much over the run
-    warm_up: float = 0.3  # share of the run before refinement and transfer begin; 1: they never do
-    transfer: Literal["paste", "none"] = "paste"  # none: refined labels are learned on the images as they are
-    vote: Literal["superpixels", "rings", "intersections", "pixels", "given"] = "superpixels"
-    transfer_loss: Literal["logits", "probabilities"] = "logits"
-    distance: Literal["exact", "floored"] = "exact"
-    weights: Literal["distance", "even"] = "distance"
-    label_loss: Literal["ce", "ce+dice"] = "ce"
-    dice_weight: float = 3.0  # of each network's Dice loss, where label_loss has one
-
-    def __post_init__(self):
-        for name, value, valid in (
-            ("tau", self.tau, 0 <= self.tau < 1),
-            ("max_epochs", self.max_epochs, self.max_epochs >= 1),
-            ("ratecp", self.ratecp, 0 <= self.ratecp <= 1),
-            ("consistency", self.consistency, 0 <= self.consistency <= 1),
-            ("weight_decay_rate", self.weight_decay_rate, self.weight_decay_rate >= 0),
-            ("warm_up", self.warm_up, 0 <= self.warm_up <= 1),
-            ("transfer", self.transfer, self.transfer in ("paste", "none")),
-            ("vote", self.vote, self.vote in VOTES),
-            ("transfer_loss", self.transfer_loss, self.transfer_loss in ("logits", "probabilities")),
-            ("distance", self.distance, self.distance in ("exact", "floored")),
-            ("weights", self.weights, self.weights in ("distance", "even")),
-            ("label_loss", self.label_loss, self.label_loss in ("ce", "ce+dice")),
-            ("dice_weight", self.dice_weight, 0 <= self.dice_weight < math.inf),
-        ):
-            if not valid:
-                raise ValueError(f"GSDConfig.{name}: {value!r} is outside its range")
+    # Of each network its log-probabilities (B,K,*S), with gradient, and the pixels (B,*S) whose labels teach it, bool:
+    # on these a recipe may add a loss of its own.
+    taught: tuple[tuple[Tensor, Tensor], ...]
 
 
 # --- 1 Small-loss selection -------------------------------------------------------------------------------------------
@@ -129,11 +87,6 @@ def weight_cap(epoch: int, max_epochs: int, decay_rate: int = 10) -> int:
     return max(11 - decay_rate * epoch // max_epochs, 1)
 
 
-def highest_weight(epoch: int, config: GSDConfig) -> int:
-    """The cap of ``epoch`` under ``config``; 1, all pixels alike, if weights are even (docs/method.md section 8)."""
-    return weight_cap(epoch, config.max_epochs, config.weight_decay_rate) if config.weights == "distance" else 1
-
-
 def distance_weight(distance: Tensor, cap: int) -> Tensor:
     """w = clip(D, 1, cap), like ``distance``: pixels far from the boundary count more.
 
@@ -167,18 +120,13 @@ def region_vote(probability: Tensor, regions: Tensor, num_regions: int) -> Tenso
 def vote_of(kind: str, probability: Tensor, batch: Batch) -> Tensor:
     """The class that each pixel's region takes, (B,*S), int64.
 
-    kind: "superpixels", section 3; "rings" of equal whole distance, section 7; their "intersections"; "pixels", each
-    for itself; "given", the label as it was. Source: docs/method.md sections 3 and 7.
+    kind: "superpixels", section 3; "rings" of equal whole distance, section 7; "pixels", each for itself.
+    Source: docs/method.md sections 3 and 7.
     """
     if kind == "pixels":
         return probability.argmax(dim=1)
-    if kind == "given":
-        return batch.label
-    rings = batch.distance.long()
     if kind == "rings":
-        return region_vote(probability, rings, NUM_RINGS)
-    if kind == "intersections":
-        return region_vote(probability, batch.segments * NUM_RINGS + rings, batch.num_segments * NUM_RINGS)
+        return region_vote(probability, batch.distance.long(), NUM_RINGS)
     return region_vote(probability, batch.segments, batch.num_segments)
 
 
@@ -232,19 +180,11 @@ def agreement_loss(log_q1: Tensor, log_q2: Tensor, weight: Tensor) -> Tensor:
 # --- 5 Total ----------------------------------------------------------------------------------------------------------
 
 
-def refines(epoch: int, max_epochs: int, warm_up: float = 0.3) -> bool:
-    """Whether refinement and transfer are on in ``epoch``: from a share of the run on, 0.3 in the paper.
-
-    Source: docs/method.md sections 3-5.
-    """
-    return epoch >= warm_up * max_epochs - 1e-6  # 1e-6: 0.07 * 100 comes out above 7 in binary
-
-
 def gsd_step(
     networks: Sequence[Network],
     batch: Batch,
     epoch: int,
-    config: GSDConfig,
+    settings: MethodSettings,
     mixing: float,
     permutation: Tensor,
 ) -> Step:
@@ -258,44 +198,45 @@ def gsd_step(
     log_p2 = F.log_softmax(f2(batch.jittered), dim=1)
 
     # Selection (1) and distance weights (2)
-    rate = drop_rate(epoch, config.tau, config.max_epochs)
-    pixel_loss = selection_loss(log_p1, log_p2, batch.label, config.consistency)
-    keep = select_small_loss(pixel_loss.detach(), rate)
-    distance = batch.distance.floor() if config.distance == "floored" else batch.distance
-    weight = distance_weight(distance, highest_weight(epoch, config))
+    rate = drop_rate(epoch, settings.tau, settings.max_epochs)
+    pixel_loss = selection_loss(log_p1, log_p2, batch.label, settings.consistency)
+    small = select_small_loss(pixel_loss.detach(), rate)
+    keep = small if settings.has("selection") else torch.ones_like(small)
+    weight = torch.ones_like(batch.distance)
+    if settings.has("gda"):
+        distance = batch.distance.floor() if settings.distance == "floored" else batch.distance
+        weight = distance_weight(distance, weight_cap(epoch, settings.max_epochs, settings.weight_decay_rate))
     gda = masked_mean(weight * pixel_loss, keep)
     # The mean loss before selection: a non-finite pixel would be dropped, and so hidden, by the selection.
     parts = {"pixel_loss": pixel_loss.mean(), "kept": keep.float().mean(), "gda": gda}
     maps = {"kept": keep, "weight": weight}
-    loss = gda
-    if config.label_loss == "ce+dice":  # section 8
-        dice1, dice2 = (foreground_dice(log_p.exp(), batch.label, keep) for log_p in (log_p1, log_p2))
-        parts["dice_loss"] = (1 - dice1) + (1 - dice2)
-        loss = loss + config.dice_weight * parts["dice_loss"]
-    if not refines(epoch, config.max_epochs, config.warm_up):
-        return Step(loss, _detached(parts), maps)
+    taught = ((log_p1, keep), (log_p2, keep))
+    if not settings.second_phase or epoch < settings.second_phase_from:
+        return Step(gda, _detached(parts), maps, taught)
 
     # Refinement (3)
     with torch.no_grad():
-        probability = mixing * log_p1.exp() + (1 - mixing) * log_p2.exp()
-        refined = refine(batch.label, keep, vote_of(config.vote, probability, batch))
+        refined = batch.label
+        if settings.has("sgr"):
+            probability = mixing * log_p1.exp() + (1 - mixing) * log_p2.exp()
+            refined = refine(batch.label, small, vote_of(settings.vote, probability, batch))
 
         # Knowledge transfer (4)
-        mask = transfer_mask(refined, config.ratecp) if config.transfer == "paste" else torch.ones_like(keep)
+        mask = transfer_mask(refined, settings.ratecp) if settings.has("kt") else torch.ones_like(small)
         mixed = mix(mask, batch.image, permutation)
         mixed_jittered = mix(mask, batch.jittered, permutation)
         mixed_label = mix(mask, refined, permutation)
         mixed_weight = mix(mask, weight, permutation)
     log_q1 = F.log_softmax(f1(mixed), dim=1)
     log_q2 = F.log_softmax(f2(mixed_jittered), dim=1)
-    transfer1 = transfer_loss(log_q1, mixed_label, mixed_weight, config.transfer_loss)
-    transfer2 = transfer_loss(log_q2, mixed_label, mixed_weight, config.transfer_loss)
+    transfer1 = transfer_loss(log_q1, mixed_label, mixed_weight, settings.transfer_loss)
+    transfer2 = transfer_loss(log_q2, mixed_label, mixed_weight, settings.transfer_loss)
     agreement = agreement_loss(log_q1, log_q2, mixed_weight)
 
     # Total (5)
     parts |= {"transfer1": transfer1, "transfer2": transfer2, "agreement": agreement}
     maps |= {"refined": refined, "mixed": mixed}
-    return Step(loss + transfer1 + transfer2 + agreement, _detached(parts), maps)
+    return Step(gda + transfer1 + transfer2 + agreement, _detached(parts), maps, taught)
 
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ Shapes: log-probabilities (B,K,*S), labels (B,*S) with classes 0..K-1, for any n
 Inputs should be float32: halves lose the small differences that selection rests on.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,6 +82,16 @@ def foreground_dice(probability: Tensor, label: Tensor, mask: Tensor, smoothing:
     """
     inside = mask.unsqueeze(1)
     return _dice_of_each(probability[:, 1:] * inside, _one_hot(probability, label)[:, 1:] * inside, smoothing).mean()
+
+
+def added_dice_loss(taught: Sequence[tuple[Tensor, Tensor]], label: Tensor) -> Tensor:
+    """The Dice loss that a recipe adds to a method's: the sum over the networks of 1 - `foreground_dice`, a scalar.
+
+    taught: of each network its log-probabilities (B,K,*S) and the pixels (B,*S), bool, whose labels teach it.
+    Source: docs/method.md section 8.
+    """
+    losses = [1 - foreground_dice(log_p.exp(), label, keep) for log_p, keep in taught]
+    return torch.stack(losses).sum()
 
 
 def _one_hot(probability: Tensor, label: Tensor) -> Tensor:
