@@ -11,22 +11,19 @@ python=.venv/bin/python
 data=data/phantom
 noisy=$data/masks_200_0.2_0.05_0.2_mask_channel0
 
-echo "== 1/5 drawn images of lesions with their clean masks: $data"
+echo "== 1/4 drawn images of lesions with their clean masks: $data"
 $python scripts/make_phantoms.py --save_root $data --train 160 --test 60 --image_size 256
 
-echo "== 2/5 label noise S_R, which shrinks the training masks: $noisy"
+echo "== 2/4 label noise S_R, which shrinks the training masks: $noisy"
 $python scripts/generate_simulated_noise.py --gts_root $data/masks --save_root $noisy --theta1 0.2
-
-echo "== 3/5 superpixels (SLIC): $data/images_SLIC"
-$python scripts/generate_SLIC.py --images_root $data/images --save_root $data/images_SLIC --image_size 64 --n_segments 256
 
 train() {
     $python train_GSD-Net.py --datasets phantom --noise_type 02 --image_size 64 --max_epochs 30 \
         --batch_size 8 --resume --method "$1"
 }
-echo "== 4/5 plain cross-entropy on the noisy masks: model/phantom+ce+02"
+echo "== 3/4 cross-entropy on the noisy masks: model/phantom+ce+02"
 train ce
-echo "== 5/5 GSD-Net on the same masks: model/phantom+gsd+02"
+echo "== 4/4 GSD-Net on the same masks, with the superpixels that it makes: model/phantom+gsd+02"
 train gsd
 
 echo

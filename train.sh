@@ -1,7 +1,7 @@
 #!/bin/sh
 # Nine runs on the paper's sets: Kvasir, Shenzhen and BU-SUC, each with S_R (02), S_E (08) and S_DE (DE) masks.
 #
-#     sh train.sh [flags for every run, such as --fidelity paper --exp paper for the paper's method]
+#     sh train.sh [flags for every run, such as --method ce or --recipe contour]
 #
 # Datasets are looked for in DATA_ROOT (default: data), and runs written to model, of the folder where it is called. Safe
 # to run again: complete runs are not repeated and broken ones are continued. PYTHON chooses the interpreter (default:

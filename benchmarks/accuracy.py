@@ -1,22 +1,17 @@
-"""Train every method on every dataset, noise and seed, and tabulate how well each predicts the clean test masks.
+"""Train methods on noisy masks at the paper's schedule, and tabulate how well each predicts the clean masks.
 
-    python benchmarks/accuracy.py --data_root data                       # protocol small: 128 px, minutes a cell
-    python benchmarks/accuracy.py --data_root data --protocol full       # 256 px, 100 epochs: for a GPU
-    python benchmarks/accuracy.py --data_root data --grid ablation --protocol brief  # one factor at a time: see below
-    python benchmarks/accuracy.py --data_root data --grid tau --protocol brief       # half, once, twice the tau
-    python benchmarks/accuracy.py --data_root data --grid missing --protocol brief   # objects missing from masks
-    python benchmarks/accuracy.py --data_root data --grid precision      # bf16, cached, compiled against plain fp32
-    python benchmarks/accuracy.py --table --figure accuracy.png          # from the results there are; trains nothing
+    python benchmarks/accuracy.py --data_root data                             # the methods, 64 px
+    python benchmarks/accuracy.py --data_root data --grid modules              # each module of GSD-Net off, and alone
+    python benchmarks/accuracy.py --data_root data --grid tau --split validation
+    python benchmarks/accuracy.py --table --figure accuracy.png                # from the results there are; no training
 
-A cell is one run of train_GSD-Net.py; its result is a row of benchmarks/results/accuracy.csv, written as soon as it is
-there. Broken off, the same command goes on with the cell, and the epoch, where it stopped. Noisy masks and superpixels
-are made by the project's own scripts, with seed 0, where they are not there yet.
+A cell is one run of train_GSD-Net.py: 100 epochs of SGD 0.005, batches of 16; Dice and IoU are means over the last ten
+epochs. Its result is a row of benchmarks/results/accuracy.csv, and its curve a file of benchmarks/results/curves/, as
+soon as it is there. Broken off, the same command goes on with the cell, and the epoch, where it stopped. Noisy masks
+that are missing are made by scripts/generate_simulated_noise.py with seed 0, superpixels by training.
 
-The main grid is scored on the datasets' test images. The other grids, by which settings were chosen, never read them:
-a fifth of the training images, drawn with a fixed seed, takes their place (and is not trained on).
-
-Gap recovered = (Dice - Dice of ce on the noisy masks) / (Dice of ce on the clean masks - Dice of ce on the noisy
-masks): 0 is plain training, 1 training without label noise.
+With --split validation nothing is scored on the test images: a fifth of the training images, drawn with a fixed seed
+and not trained on, takes their place, with clean masks. By these a setting may be chosen.
 """
 
 import argparse
@@ -29,176 +24,112 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.machine import machine
+from dataloaders.datasets import Layout
 from dataloaders.files import list_images, pair_by_stem
-from dataloaders.noisy_folder import Layout, find_dataset
-from scripts.generate_simulated_noise import make_noisy
+from dataloaders.noisy_folder import find_dataset
+from dataloaders.slic import usual_segments
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import locked, write_atomically, write_table
 from utils.engine.figures import png
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
-CURVES = ROOT / "benchmarks" / "results" / "curves"
 CURVE = ("epoch", "loss", "kept", "drop_rate", "weight_cap", "dice", "iou")  # what is kept of each run's log.csv
-NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE"}
+NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE", "clean": "clean"}
 NOISE_FLAGS = {"02": ("--theta1", "0.2"), "08": ("--theta1", "0.8"), "DE": ("--noisetype", "DE")}
-MISSING = "missing"  # the noise of the grid of that name, whatever --noises says: see object_missing
-MISSING_SHARE = 0.4  # of the masks
-CLEAN = "ce on clean masks"
-GSD_CLEAN = "gsd on clean masks"  # what its other loss brings where nothing is wrong
-ON_CLEAN = (CLEAN, GSD_CLEAN)
+PROTOCOLS = {  # flags of train_GSD-Net.py
+    "schedule": ("--max_epochs", "100", "--batch_size", "16"),
+    "half": ("--max_epochs", "50", "--batch_size", "16"),
+}
+SCORED_AT = "mask size"
 
-# Flags of train_GSD-Net.py. All methods, those of the paper included, have the optimiser of --fidelity extended: a
-# difference between rows is then one of methods, and the few steps of small are too few for plain SGD.
-SAME_FOR_ALL = ("--optimizer", "adamw", "--schedule", "cosine")
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "small": {  # about ten minutes a cell on one CPU core
-        "flags": ("--image_size", "128", *SAME_FOR_ALL),
-        "segments": 256,
-        "epochs": {"shenzhen": 12, "Kvasir": 12},
-    },
-    # For grids of many cells: a quarter of small's time, as many steps.
-    "brief": {
-        "flags": ("--image_size", "64", *SAME_FOR_ALL),
-        "segments": 256,
-        "epochs": {"shenzhen": 12, "Kvasir": 12},
-    },
-    "full": {"flags": ("--image_size", "256", *SAME_FOR_ALL), "segments": 1024, "epochs": {}},
-    # The paper's own schedule at a quarter of its size: SGD, 100 epochs.
-    "schedule": {
-        "flags": ("--image_size", "64", "--optimizer", "sgd", "--schedule", "constant"),
-        "segments": 256,
-        "epochs": {},
-    },
-}
-METHODS = {
+AUTO = ("--tau", "auto")
+METHODS: dict[str, tuple[str, ...]] = {
     "ce": ("--method", "ce"),
-    "gce": ("--method", "gce"),
-    "sce": ("--method", "sce"),
-    "coteaching": ("--method", "coteaching"),
-    "jocor": ("--method", "jocor"),
-    "gsd published": ("--fidelity", "published"),
-    "gsd paper": ("--fidelity", "paper"),
-    "gsd": (),
-    "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),  # what of gsd is the correction alone
-    CLEAN: ("--method", "ce"),
-    GSD_CLEAN: (),
+    "ce + Dice": ("--method", "ce", "--set", "dice_weight=3"),
+    "GSD-Net": (),
+    "GSD-Net, tau auto": AUTO,
+    "GSD-Net + contour recipe": ("--recipe", "contour"),
+    "ce + contour recipe": ("--method", "ce", "--recipe", "contour"),
+    "GSD-Net as published": ("--fidelity", "published"),
+    "co-teaching": ("--method", "coteaching"),
+    "JoCoR": ("--method", "jocor"),
 }
-PAPER = ("--fidelity", "paper")
-ABLATION = {  # one change each from gsd as it ships, then from the paper's form; then the ends of the gap
-    "gsd": (),
-    "contours as given": ("--contours", "given"),
-    "contours as given, nothing dropped": ("--contours", "given", "--tau", "0", "--warm_up", "1"),
-    "distance weights": ("--weights", "distance"),
-    "no Dice loss": ("--label_loss", "ce"),
-    "Dice loss x 1": ("--dice_weight", "1"),
-    "Dice loss x 10": ("--dice_weight", "10"),
-    "no agreement": ("--consistency", "1"),
-    "selection": ("--tau", "x1", "--warm_up", "1"),
-    "selection, refinement, transfer": ("--tau", "x1"),
-    "the same, tau x 0.3": ("--tau", "x0.3"),
-    "transfer": ("--warm_up", "0.3"),
-    "ce, contours corrected": ("--method", "ce", "--contours", "corrected"),
-    "paper": PAPER,
-    "paper, even weights": (*PAPER, "--weights", "even"),
-    "paper, whole distances": (*PAPER, "--distance", "floored"),
-    "paper, label kept": (*PAPER, "--vote", "given"),
-    "paper, vote of each pixel": (*PAPER, "--vote", "pixels"),
-    "paper, vote of rings": (*PAPER, "--vote", "rings"),
-    "paper, vote of intersections": (*PAPER, "--vote", "intersections"),
-    "paper, 64 superpixels": PAPER,
-    "paper, 1024 superpixels": PAPER,
-    "paper, no transfer": (*PAPER, "--transfer", "none"),
-    "paper, no second phase": (*PAPER, "--warm_up", "1"),
-    "paper, warm-up 0": (*PAPER, "--warm_up", "0"),
-    "paper, bounded cross-entropy": (*PAPER, "--transfer_loss", "probabilities"),
-    "paper, no agreement in the selection": (*PAPER, "--consistency", "1"),
-    "paper, agreement in full": (*PAPER, "--consistency", "0"),
-    "paper, constant cap of the weights": (*PAPER, "--weight_decay_rate", "0"),
-    "paper, raw inputs": (*PAPER, "--inputs", "raw"),
-    "published": ("--fidelity", "published"),
-    "ce": ("--method", "ce"),
-    CLEAN: ("--method", "ce"),
-    GSD_CLEAN: (),
-}
-SEGMENTS = {"paper, 64 superpixels": 64, "paper, 1024 superpixels": 1024}  # elsewhere the protocol's
-RATE_FACTORS = (0.25, 0.5, 1, 1.4)
+MODULES = ("selection", "gda", "sgr", "kt")
 GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
     "methods": METHODS,
-    "ablation": ABLATION,
-    "precision": {  # what speed costs in accuracy
-        "bf16, cache, compiled": ("--amp", "bf16", "--cache", "ram", "--compile"),
-        "fp32, no cache": ("--amp", "fp32", "--cache", "none"),
+    "modules": {
+        "GSD-Net, tau auto": AUTO,
+        **{f"GSD-Net without {module}": ("--without", module, *AUTO) for module in MODULES},
+        **{
+            f"GSD-Net with {module} alone": ("--without", *(other for other in MODULES if other != module), *AUTO)
+            for module in MODULES
+        },
     },
+    # tau as a multiple of the true label noise rate.
     "tau": {
-        f"{name}, tau x {factor:g}": (*METHODS[name], "--tau", f"x{factor:g}")
-        for name in ("coteaching", "jocor", "gsd published", "gsd")
-        for factor in (0.5, 1, 2)
-    },
-    # tau as a multiple of the true share of wrong pixels.
-    "noise rate": {f"gsd paper, tau = rate x {factor:g}": (*PAPER, "--tau", f"r{factor:g}") for factor in RATE_FACTORS},
-    "missing": {
-        "ce": ("--method", "ce"),
-        "coteaching": ("--method", "coteaching", "--tau", "x1"),
-        "jocor": ("--method", "jocor", "--tau", "x1"),
-        "gsd published": ("--fidelity", "published", "--tau", "x1"),
-        "gsd paper": (*PAPER, "--tau", "x1"),
-        "gsd": (),
-        "selection": ("--tau", "x1", "--warm_up", "1"),
-        "selection, refinement, transfer": ("--tau", "x1"),
-        "the same, vote of each pixel": ("--tau", "x1", "--vote", "pixels"),
-        CLEAN: ("--method", "ce"),
-        GSD_CLEAN: (),
+        "ce": METHODS["ce"],
+        "ce + Dice": METHODS["ce + Dice"],
+        "GSD-Net, tau auto": AUTO,
+        **{f"GSD-Net, tau = rate x {factor:g}": ("--tau", f"x{factor:g}") for factor in (0.25, 0.5, 1, 1.4)},
     },
 }
-TAU = {"shenzhen": 0.17, "Kvasir": 0.05}  # the paper's, which x1 stands for
-RATE = {  # the share of wrong pixels in the noisy masks at 64x64, by generate_simulated_noise.py with seed 0
+RATE = {  # label noise rate at 64x64 of the noisy masks that generate_simulated_noise.py makes with seed 0
     "shenzhen": {"S_R": 0.1384, "S_E": 0.1703, "S_DE": 0.1237},
     "Kvasir": {"S_R": 0.0459, "S_E": 0.0513, "S_DE": 0.0391},
 }
-TAU_MISSING = {"shenzhen": 0.05, "Kvasir": 0.06}  # in the grid of that name: the share of wrong pixels there
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a grid."""
+    """One training run."""
 
-    grid: str
-    protocol: str
     dataset: str  # the folder's name
-    noise: str  # S_R, S_E, S_DE or "missing"; on clean masks, "clean"
-    method: str
+    noise: str  # S_R, S_E, S_DE, clean or the name of a folder of masks
+    method: str  # its name in a grid
     seed: int
+    protocol: str
+    image_size: int
+    split: str  # test, or validation: a part of the training images
     flags: str  # of train_GSD-Net.py, given in addition to the method's and the protocol's
 
 
 @dataclass(frozen=True)
-class Row(Cell):
-    """A cell with its result: Dice and IoU, means over the last quarter of the epochs, at most ten."""
+class Row:
+    """A cell with its result."""
 
-    dice: float
+    dataset: str
+    noise: str
+    method: str
+    recipe: str
+    seed: int
+    protocol: str
+    image_size: int
+    segments: int
+    tau: float
+    split: str
+    flags: str
+    scored_at: str  # mask size; rows of an earlier rule: training size
+    cases: int
+    dice: float  # mean over the last epochs, at most ten
     iou: float
-    hd95: float | None  # pixels at the training size, after the last epoch; None where no image has one
-    epochs: int
-    averaged: int
-    seconds: float
-    precision: str
-    torch: str
+    hd95: float | None  # pixels, after the last epoch
+    seconds: float  # of training, without scoring
     machine: str
     date: str
+    commit: str
 
     @property
     def cell(self) -> Cell:
@@ -237,118 +168,53 @@ def add_row(path: Path, row: Row) -> None:
     """Add a row to the results' file, which other processes may be adding to as well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock"), f"waiting for another process that writes {path}"):
-        rows = {**{old.cell: old for old in read_rows(path)}, row.cell: row}
+        others = [old for old in read_rows(path) if (old.cell, old.scored_at) != (row.cell, row.scored_at)]
         text = io.StringIO()
         writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(
-            asdict(rows[cell]) for cell in sorted(rows, key=lambda cell: tuple(map(str, asdict(cell).values())))
-        )
+        writer.writerows(asdict(one) for one in sorted([*others, row], key=lambda one: tuple(map(str, astuple(one)))))
         write_atomically(path, text.getvalue().encode())
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------
 
 
-def call(*command: object, log: Path | None = None, threads: int | None = None) -> None:
-    """Run one of the project's scripts; its output goes to ``log``, or is shown.
-
-    Raises `UserError` with its last words if it fails.
-    """
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    arguments = [sys.executable, *map(str, command)]
-    if log is None:
-        done = subprocess.run(arguments, cwd=ROOT, env=environment)
-        words = "see above"
-    else:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a") as file:
-            done = subprocess.run(arguments, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        words = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
-    if done.returncode:
-        raise UserError(f"{' '.join(map(str, command))} ended with code {done.returncode}: {words} ({log or ''})")
-
-
-def make_noise(dataset: Path, layout: Layout, noises: list[str], work_root: Path) -> None:
-    """Make the noisy masks that are not there yet."""
-    clean = dataset / layout.masks
-    for noise in noises:
-        call(
-            "scripts/generate_simulated_noise.py",
-            "--gts_root",
-            clean,
-            "--save_root",
-            dataset / layout.training_masks(noise),
-            *NOISE_FLAGS[noise],
-            "--seed",
-            0,
-            log=work_root / "prepare.log",
+def call(*command: object, log: Path, threads: int = 1) -> None:
+    """Run one of the project's scripts; its output goes to ``log``. Raises `UserError` with its last words."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
+    if done.returncode:
+        words = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+        raise UserError(f"{' '.join(map(str, command))} ended with code {done.returncode}: {words} ({log})")
 
 
-def make_superpixels(dataset: Path, layout: Layout, segments: int, protocol: str, work_root: Path) -> Path:
-    """Make the superpixels that are not there yet; returns their folder."""
-    size = PROTOCOLS[protocol]["flags"][1]
-    folder = work_root / "slic" / f"{dataset.name}_{size}_{segments}"
-    call(
-        "scripts/generate_SLIC.py",
-        "--images_root",
-        dataset / layout.images,
-        "--save_root",
-        folder,
-        "--image_size",
-        size,
-        "--n_segments",
-        segments,
-        log=work_root / "prepare.log",
-    )
-    return folder
+def make_noise(dataset: Path, layout: Layout, noise: str, log: Path) -> None:
+    """Make the noisy masks that are not there yet."""
+    folder = dataset / layout.training_masks(noise)
+    roots = ("--gts_root", dataset / layout.masks, "--save_root", folder)
+    call("scripts/generate_simulated_noise.py", *roots, *NOISE_FLAGS[noise], "--seed", 0, log=log)
 
 
-def object_missing(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``mask``, bool (H,W), without one of its objects in four cases of ten, else as it is.
-
-    Objects are connected pieces of at least a tenth of the foreground.
-    """
-    count, piece, figures, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    area = figures[1:, cv2.CC_STAT_AREA]
-    objects = [number for number in range(1, count) if 10 * area[number - 1] >= area.sum()]
-    if not objects or rng.random() >= MISSING_SHARE:
-        return mask
-    return mask & (piece != rng.choice(objects))
-
-
-def make_missing(dataset: Path, layout: Layout, work_root: Path) -> Path:
-    """Make the masks with missing objects that are not there yet; returns their folder."""
-    folder = work_root / "missing_masks" / dataset.name
-    folder.mkdir(parents=True, exist_ok=True)
-    masks = [make_noisy(mask, folder, object_missing, 0, 2) for mask in list_images(dataset / layout.masks).items()]
-    print(f"{folder}: {statistics.fmean(mask.wrong_share for mask in masks):.4f} of the pixels are wrong")
-    return folder
-
-
-def validation_dataset(
-    dataset: Path, layout: Layout, noises: list[str], target: Path, masks: Path | None = None
-) -> None:
+def validation_dataset(dataset: Path, layout: Layout, noises: list[str], target: Path) -> None:
     """Lay out ``target`` like ``dataset``, its test set a fifth of the training images and the rest to train on.
 
-    masks: a folder of masks to train on in place of the dataset's. Files are links. The dataset's own test images are
-    not part of it.
+    Files are links. The dataset's own test images are not part of it.
     """
     images = list_images(dataset / layout.images)
     held_out = set(np.random.default_rng(0).permutation(sorted(images))[: len(images) // 5].tolist())
-    clean, given = (
-        pair_by_stem(images, list_images(folder), folder)
-        for folder in (dataset / layout.masks, masks or dataset / layout.masks)
-    )
-    for stem, (image, mask), (_, given_mask) in zip(images, clean, given, strict=True):
-        if stem in held_out:
-            _link(image, target / layout.images_test)
-            _link(mask, target / layout.masks_test)
-        else:
-            _link(image, target / layout.images)
-            _link(given_mask, target / layout.masks)
-    for folder in (layout.training_masks(noise) for noise in noises):
+    clean = pair_by_stem(images, list_images(dataset / layout.masks), dataset / layout.masks)
+    for stem, (image, mask) in zip(images, clean, strict=True):
+        test = stem in held_out
+        _link(image, target / (layout.images_test if test else layout.images))
+        _link(mask, target / (layout.masks_test if test else layout.masks))
+    for folder in {layout.training_masks(noise) for noise in noises} - {layout.masks}:
         for stem, path in list_images(dataset / folder).items():
             if stem not in held_out:
                 _link(path, target / folder)
@@ -365,44 +231,42 @@ def _link(source: Path, folder: Path) -> None:
 
 
 def cells_of(args: argparse.Namespace) -> list[Cell]:
-    """The cells that the flags ask for, all methods of a dataset, noise and seed next to each other."""
-    cells = []
-    for seed in args.seeds or [0]:
-        for dataset in args.datasets:
-            for noise in args.noises:
-                for method in args.methods or GRIDS[args.grid]:
-                    # Clean masks are the same whatever the noise.
-                    effect = MISSING if args.grid == MISSING else NOISES[noise]
-                    effect = "clean" if method in ON_CLEAN else effect
-                    cells.append(Cell(args.grid, args.protocol, dataset, effect, method, seed, " ".join(args.flags)))
-    return list(dict.fromkeys(cells))
+    """The cells that the flags ask for: one seed of all before the next."""
+    return [
+        Cell(dataset, NOISES[noise], method, seed, args.protocol, args.image_size, args.split, " ".join(args.flags))
+        for seed in args.seeds or [0]
+        for dataset in args.datasets
+        for noise in args.noises
+        for method in args.methods or GRIDS[args.grid]
+    ]
 
 
-def flags_of(cell: Cell) -> list[str]:
-    """The flags of train_GSD-Net.py that are the cell's own."""
-    flags = [*GRIDS[cell.grid][cell.method], *PROTOCOLS[cell.protocol]["flags"], "--seed", str(cell.seed)]
-    if "--tau" in flags:
-        place = flags.index("--tau") + 1
-        if flags[place].startswith("r"):
-            tau = RATE[cell.dataset][cell.noise]
-        else:
-            tau = (TAU_MISSING if cell.grid == MISSING else TAU)[cell.dataset]
-        flags[place] = format(tau * float(flags[place][1:]), ".3g")
-    epochs = PROTOCOLS[cell.protocol]["epochs"].get(cell.dataset)
-    noise = {MISSING: "given", "clean": "clean", **{effect: kind for kind, effect in NOISES.items()}}[cell.noise]
-    return [*flags, *(("--max_epochs", str(epochs)) if epochs else ()), "--noise_type", noise]
+def flags_of(cell: Cell, grid: str) -> list[str]:
+    """The flags of train_GSD-Net.py that are the cell's own. Raises `UserError` for an unknown noise rate."""
+    flags = list(GRIDS[grid][cell.method])
+    if "--tau" in flags and flags[-1].startswith("x"):
+        try:
+            rate = RATE[cell.dataset][cell.noise]
+        except KeyError as error:
+            raise UserError(f"--grid {grid}: RATE has no noise rate of {cell.dataset} {cell.noise}") from error
+        flags[-1] = format(rate * float(flags[-1][1:]), ".3g")
+    noise = {effect: kind for kind, effect in NOISES.items()}[cell.noise]
+    common = ("--noise_type", noise, "--image_size", str(cell.image_size), "--seed", str(cell.seed))
+    return [*flags, *PROTOCOLS[cell.protocol], *common, *cell.flags.split()]
 
 
-def run_cell(cell: Cell, data_root: Path, segments: Path, work_root: Path, threads: int) -> Row:
+def name_of(cell: Cell) -> str:
+    """A cell's name as that of a file."""
+    return "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in astuple(cell) if part != "")
+
+
+def run_cell(cell: Cell, grid: str, data_root: Path, work_root: Path, curves: Path, threads: int) -> Row:
     """Train a cell, or finish it, and read its result."""
-    name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in asdict(cell).values())
-    folder = work_root / "runs" / name
+    folder = work_root / "runs" / name_of(cell)
+    places = ("--output_root", folder, "--exp", "cell", "--cache", work_root / "cache", "--resume")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     call(
-        "train_GSD-Net.py",
-        *("--datasets", cell.dataset, "--data_root", data_root, "--slic_root", segments),
-        *("--output_root", folder, "--exp", "cell", "--cache_root", work_root / "cache", "--resume"),
-        *flags_of(cell),
-        *cell.flags.split(),
+        *("train_GSD-Net.py", "--datasets", cell.dataset, "--data_root", data_root, *places, *flags_of(cell, grid)),
         log=folder / "log.txt",
         threads=threads,
     )
@@ -410,57 +274,46 @@ def run_cell(cell: Cell, data_root: Path, segments: Path, work_root: Path, threa
     result = json.loads((run / "result.json").read_text())
     with open(run / "log.csv", newline="") as file:
         log = list(csv.DictReader(file))
-    write_table(CURVES / f"{name}.csv", [{key: row[key] for key in CURVE if key in row} for row in log])
-    averaged = min(10, max(1, len(log) // 4))
-    dice, iou = (statistics.fmean(float(row[score]) for row in log[-averaged:]) for score in ("dice", "iou"))
+    write_table(curves / f"{name_of(cell)}.csv", [{key: row[key] for key in CURVE} for row in log])
     where = machine(torch.device(result["device"]))
+    hd95 = result["last_epoch"]["hd95"]
     return Row(
         **asdict(cell),
-        dice=round(dice, 4),
-        iou=round(iou, 4),
-        hd95=None if result["last_epoch"]["hd95"] is None else round(result["last_epoch"]["hd95"], 2),
-        epochs=len(log),
-        averaged=averaged,
+        recipe=result["recipe"],
+        segments=usual_segments(cell.image_size),
+        tau=result["tau"],
+        scored_at=SCORED_AT,
+        cases=result["test_cases"],
+        dice=round(result["final_dice_mean"], 4),
+        iou=round(result["final_iou_mean"], 4),
+        hd95=None if hd95 is None else round(hd95, 2),
         seconds=round(sum(float(row["seconds"]) for row in log), 0),
-        precision=result["precision"],
-        torch=result["torch"],
-        machine=where["gpu"] or f"{where['cpu']}, {threads} threads",
+        machine=f"{where['gpu'] or where['cpu']}, {result['threads']} threads, {result['precision']}",
         date=datetime.date.today().isoformat(),
+        commit=commit.stdout.strip(),
     )
 
 
 def train_cells(args: argparse.Namespace) -> None:
     """Run every cell that the results' file lacks, some at a time."""
-    done = {row.cell for row in read_rows(args.results)}
+    done = {row.cell for row in read_rows(args.results) if row.scored_at == SCORED_AT}
     waiting = [cell for cell in cells_of(args) if cell not in done]
     print(f"{len(waiting)} cells to train, {len(cells_of(args)) - len(waiting)} are in {args.results}")
-    places: dict[tuple[str, bool], Path] = {}  # of a dataset, with missing objects or not
-    segments: dict[Cell, Path] = {}
-    usual = PROTOCOLS[args.protocol]["segments"]
+    places: dict[str, Path] = {}
     for name in dict.fromkeys(cell.dataset for cell in waiting):
         dataset, layout = find_dataset(args.data_root, name)
-        print(f"{dataset}: noisy masks and superpixels")
-        noises = [] if args.grid == MISSING else args.noises
-        make_noise(dataset, layout, noises, args.work_root)
-        counts = {cell: SEGMENTS.get(cell.method, usual) for cell in waiting if cell.dataset == name}
-        maps = {n: make_superpixels(dataset, layout, n, args.protocol, args.work_root) for n in set(counts.values())}
-        segments |= {cell: maps[count].resolve() for cell, count in counts.items()}
-        data_root = args.data_root.resolve()
-        if args.grid != "methods":
-            data_root = (args.work_root / "validation").resolve()
-            validation_dataset(dataset, layout, noises, data_root / dataset.name)
-        places[name, False] = data_root
-        if args.grid == MISSING:
-            data_root = (args.work_root / "missing").resolve()
-            masks = make_missing(dataset, layout, args.work_root)
-            validation_dataset(dataset, layout, [], data_root / dataset.name, masks)
-            places[name, True] = data_root
+        for noise in set(args.noises) & set(NOISE_FLAGS):
+            make_noise(dataset, layout, noise, args.work_root / "prepare.log")
+        places[name] = args.data_root.resolve()
+        if args.split == "validation":
+            places[name] = (args.work_root / "validation").resolve()
+            validation_dataset(dataset, layout, args.noises, places[name] / dataset.name)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(waiting), unit="cell") as bar:
 
         def train(cell: Cell) -> None:
-            place = places[cell.dataset, cell.noise == MISSING]
-            row = run_cell(cell, place, segments[cell], args.work_root.resolve(), threads)
+            curves = args.results.parent / "curves"
+            row = run_cell(cell, args.grid, places[cell.dataset], args.work_root.resolve(), curves, threads)
             add_row(args.results, row)
             bar.update()
             bar.write(
@@ -480,67 +333,31 @@ def train_cells(args: argparse.Namespace) -> None:
 
 
 def asked_for(row: Row, args: argparse.Namespace) -> bool:
-    """Whether a result is of what the flags ask for."""
+    """Whether a result is of what the flags ask for; rows scored by an earlier rule are of nothing."""
     return (
-        (row.grid, row.protocol, row.flags) == (args.grid, args.protocol, " ".join(args.flags))
+        (row.protocol, row.image_size, row.split, row.flags, row.scored_at)
+        == (args.protocol, args.image_size, args.split, " ".join(args.flags), SCORED_AT)
         and row.dataset in args.datasets
-        and row.noise in {"clean", MISSING, *(NOISES[noise] for noise in args.noises)}
-        and (not args.methods or row.method in args.methods)
+        and row.noise in {NOISES[noise] for noise in args.noises}
+        and row.method in (args.methods or GRIDS[args.grid])
         and (not args.seeds or row.seed in args.seeds)
     )
 
 
-def by_cell(rows: list[Row], score: str = "dice") -> dict[tuple[str, str, str], list[float]]:
-    """A score of every seed that has it, by (dataset, noise, method)."""
-    found: dict[tuple[str, str, str], list[float]] = {}
+def table(rows: list[Row], dataset: str, methods: list[str]) -> str:
+    """A Markdown table of one dataset: a row per method; Dice for each noise, mean +- deviation over (n) seeds."""
+    found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        if getattr(row, score) is not None:
-            found.setdefault((row.dataset, row.noise, row.method), []).append(getattr(row, score))
-    return found
-
-
-def gap_recovered(dice: float | None, noisy: float | None, clean: float | None) -> float | None:
-    """Share of the Dice that label noise costs plain training which a method wins back; 1 is all of it.
-
-    None where one of the three is not there, or where the noise costs nothing.
-    """
-    if dice is None or noisy is None or clean is None or clean <= noisy:
-        return None
-    return (dice - noisy) / (clean - noisy)
-
-
-def table(rows: list[Row], dataset: str) -> str:
-    """A Markdown table of one dataset: a line a method; Dice of each noise, mean +- deviation over (how many) seeds.
-
-    Behind them, where all noises are there, the means over the noises: Dice, IoU, HD95, and the gap that is recovered
-    of the mean Dice.
-    """
-    rows = [row for row in rows if row.dataset == dataset]
-    dice, iou, hd95 = (by_cell(rows, score) for score in ("dice", "iou", "hd95"))
-    noises = _noises(rows) or ["clean"]
-    ends = [_mean_over(dice, dataset, noises, method) for method in ("ce", CLEAN)]
-    lines = [f"| {dataset} | {' | '.join(noises)} | mean | IoU | HD95 | gap |", "|---" * (len(noises) + 5) + "|"]
-    for method in sorted({row.method for row in rows}, key=_place):
-        found = [_cell_text(dice.get((dataset, "clean" if method in ON_CLEAN else n, method))) for n in noises]
-        mean = _mean_over(dice, dataset, noises, method)
-        for value, form in (
-            (mean, ".4f"),
-            (_mean_over(iou, dataset, noises, method), ".4f"),
-            (_mean_over(hd95, dataset, noises, method), ".1f"),
-            (gap_recovered(mean, *ends), ".0%"),
-        ):
-            found.append("" if value is None else format(value, form))
-        lines.append("| " + " | ".join([method, *found]) + " |")
-    return "\n".join(lines)
-
-
-def _noises(rows: list[Row]) -> list[str]:
-    return [noise for noise in (*NOISES.values(), MISSING) if any(row.noise == noise for row in rows)]
-
-
-def _place(method: str) -> tuple[int, str]:
-    order = list(dict.fromkeys(name for grid in GRIDS.values() for name in grid))
-    return (order.index(method) if method in order else len(order)), method
+        if row.dataset == dataset:
+            found.setdefault((row.method, row.noise), []).append(row.dice)
+    noises = [noise for noise in NOISES.values() if any(noise == key[1] for key in found)]
+    lines = [f"| {dataset} | {' | '.join(noises)} |", "|---" * (len(noises) + 1) + "|"]
+    for method in methods:
+        if any(method == key[0] for key in found):
+            texts = [_cell_text(found.get((method, noise))) for noise in noises]
+            lines.append("| " + " | ".join([method, *texts]) + " |")
+    cases = {row.cases for row in rows if row.dataset == dataset}
+    return "\n".join([*lines, "", f"Each figure is a mean over {' or '.join(map(str, sorted(cases)))} images."])
 
 
 def _cell_text(values: list[float] | None) -> str:
@@ -550,59 +367,44 @@ def _cell_text(values: list[float] | None) -> str:
     return f"{statistics.fmean(values):.4f}{spread}"
 
 
-def _mean_over(scores: dict, dataset: str, noises: list[str], method: str) -> float | None:
-    keys = [(dataset, "clean" if method in ON_CLEAN else noise, method) for noise in noises]
-    return (
-        statistics.fmean(statistics.fmean(scores[key]) for key in keys) if all(key in scores for key in keys) else None
-    )
-
-
-def draw(rows: list[Row]) -> Figure:
-    """Dice of every method, a panel a dataset and noise; each seed a dot, dashed the ends of the gap."""
-    dice = by_cell(rows)
-    datasets = list(dict.fromkeys(row.dataset for row in rows))
-    methods = sorted({row.method for row in rows} - set(ON_CLEAN), key=_place)
-    noises = _noises(rows)
-    figure = Figure(
-        figsize=(3.2 * len(noises), 0.6 + (0.25 * len(methods) + 0.7) * len(datasets)), layout="constrained"
-    )
-    axes = figure.subplots(len(datasets), len(noises), sharey=True, sharex="row", squeeze=False)
-    for row, dataset in zip(axes, datasets, strict=True):
-        for axis, noise in zip(row, noises, strict=True):
-            axis.set_title(f"{dataset}, {noise}", fontsize=9)
-            for place, method in enumerate(methods):
-                values = dice.get((dataset, noise, method), [])
-                colour = "tab:red" if method == "gsd" else "tab:blue"
-                axis.plot(values, [place] * len(values), "o", color=colour, markersize=4)
-            for key in ((dataset, noise, "ce"), (dataset, "clean", CLEAN)):
-                if key in dice:
-                    axis.axvline(statistics.fmean(dice[key]), color="black", linestyle="--", linewidth=0.7)
-            axis.set_yticks(range(len(methods)), methods, fontsize=8)
-            axis.invert_yaxis() if axis is row[0] and not axis.yaxis_inverted() else None
-            axis.tick_params(axis="x", labelsize=8)
-    for axis in axes[-1]:
-        axis.set_xlabel("Dice", fontsize=8)
+def draw(rows: list[Row], curves: Path) -> Figure:
+    """Dice against the epoch: a panel for each dataset and noise, a line for each method, of the first seed."""
+    panels = list(dict.fromkeys((row.dataset, row.noise) for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows))
+    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained", dpi=110)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (dataset, noise) in zip(axes, panels, strict=True):
+        axis.set(title=f"{dataset}, {noise}", xlabel="epoch", ylabel="Dice")
+        for number, method in enumerate(methods):
+            own = [row for row in rows if (row.dataset, row.noise, row.method) == (dataset, noise, method)]
+            path = curves / f"{name_of(own[0].cell)}.csv" if own else None
+            if path and path.is_file():
+                with open(path, newline="") as file:
+                    dice = [float(line["dice"]) for line in csv.DictReader(file)]
+                axis.plot(dice, label=method, color=f"C{number}", linewidth=1)
+        axis.legend(fontsize=7)
     return figure
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; whatever follows -- goes to every training run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_root", type=Path, default=Path("data"), help="default: %(default)s")
-    parser.add_argument(
-        "--work_root", type=Path, default=Path("model/accuracy"), help="runs, superpixels (%(default)s)"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: benchmarks/results/accuracy.csv")
-    parser.add_argument("--protocol", choices=tuple(PROTOCOLS), default="small", help="default: %(default)s")
-    parser.add_argument("--grid", choices=tuple(GRIDS), default="methods", help="default: %(default)s")
-    parser.add_argument("--datasets", nargs="+", default=["shenzhen", "Kvasir"], choices=tuple(TAU), metavar="NAME")
-    parser.add_argument("--noises", nargs="+", default=list(NOISES), choices=tuple(NOISES), metavar="NOISE")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="of the grid; default: all")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default: 0 to train, all to print")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time (default: %(default)s)")
-    parser.add_argument("--table", action="store_true", help="print the table of the results there are; train nothing")
-    parser.add_argument("--figure", type=Path, metavar="FILE.png", help="draw the results there are")
-    parser.add_argument("flags", nargs="*", help="flags of train_GSD-Net.py for every run, behind --")
+    add = parser.add_argument
+    add("--data_root", type=Path, default=Path("data"), help="default: %(default)s")
+    add("--work_root", type=Path, default=Path("model/accuracy"), help="runs and cached sets (%(default)s)")
+    add("--results", type=Path, default=RESULTS, help="default: benchmarks/results/accuracy.csv")
+    add("--protocol", choices=tuple(PROTOCOLS), default="schedule", help="half: 50 epochs (default: %(default)s)")
+    add("--image_size", type=int, default=64, help="training size in pixels (default: %(default)s)")
+    add("--grid", choices=tuple(GRIDS), default="methods", help="default: %(default)s")
+    add("--split", choices=("test", "validation"), default="test", help="what is scored on (default: %(default)s)")
+    add("--datasets", nargs="+", default=["shenzhen", "Kvasir"], metavar="NAME", help="folders of --data_root")
+    add("--noises", nargs="+", default=["02", "08", "DE"], choices=tuple(NOISES), metavar="NOISE")
+    add("--methods", nargs="+", metavar="METHOD", help="of the grid; default: all")
+    add("--seeds", nargs="+", type=int, metavar="SEED", help="default: 0 to train, all to print")
+    add("--jobs", type=int, default=1, help="cells at a time (default: %(default)s)")
+    add("--table", action="store_true", help="print the table of the results there are; train nothing")
+    add("--figure", type=Path, metavar="FILE.png", help="draw the curves of the results there are")
+    add("flags", nargs="*", help="flags of train_GSD-Net.py for every run, behind --")
     args = parser.parse_args(argv)
     for method in args.methods or ():
         if method not in GRIDS[args.grid]:
@@ -620,9 +422,11 @@ def main(argv: list[str] | None = None) -> None:
     rows = [row for row in read_rows(args.results) if asked_for(row, args)]
     if not rows:
         raise UserError(f"{args.results}: no results of --grid {args.grid}, --protocol {args.protocol} and these flags")
-    print("\n\n".join(table(rows, dataset) for dataset in args.datasets if any(row.dataset == dataset for row in rows)))
+    methods = list(GRIDS[args.grid])
+    there = [dataset for dataset in args.datasets if any(row.dataset == dataset for row in rows)]
+    print("\n\n".join(table(rows, dataset, methods) for dataset in there))
     if args.figure:
-        write_atomically(args.figure, png(draw(rows)))
+        write_atomically(args.figure, png(draw(rows, args.results.parent / "curves")))
 
 
 if __name__ == "__main__":

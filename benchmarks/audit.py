@@ -34,7 +34,8 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.accuracy import NOISE_FLAGS, NOISES
+from benchmarks.accuracy import NOISE_FLAGS
+from benchmarks.accuracy import NOISES as ALL_NOISES
 from benchmarks.contours import correct
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
@@ -44,8 +45,9 @@ from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_table
 from utils.engine.metrics import overlap_scores
 from utils.masks.geometry import resize_image, resize_label
-from utils.masks.noise_rate import estimate_wrong_share
+from utils.masks.noise_rate import estimate_noise_rate
 
+NOISES = {kind: ALL_NOISES[kind] for kind in NOISE_FLAGS}
 SPOILED = 0.2  # share of the masks in the sets where most are right
 
 
@@ -111,9 +113,9 @@ def estimated_shares(
     corrected = correct(*map(list, zip(*samples, strict=True))).labels
     wrong = [(label != resize_label(clean[stem], size)).mean() for stem, label in zip(images, corrected, strict=True)]
     return {
-        "tau_auto": estimate_wrong_share(samples, 2, corrected=False),
+        "tau_auto": estimate_noise_rate(samples, 2, corrected=False),
         "wrong_corrected": float(np.mean(wrong)),
-        "tau_corrected": estimate_wrong_share(samples, 2, corrected=True),
+        "tau_corrected": estimate_noise_rate(samples, 2, corrected=True),
     }
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.accuracy import NOISES, make_noise
+from benchmarks.accuracy import NOISE_FLAGS, NOISES, make_noise
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from utils.commands.arguments import number
@@ -85,7 +85,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def rows_of(name: str, args: argparse.Namespace, show: Callable[..., None]) -> None:
     """Show the rows of one dataset."""
     dataset, layout = find_dataset(args.data_root, name)
-    make_noise(dataset, layout, list(NOISES), args.work_root)
+    for noise in NOISE_FLAGS:
+        make_noise(dataset, layout, noise, args.work_root / "prepare.log")
     paths = list_images(dataset / layout.images)
     images = [resize_image(read_image(path), args.image_size) for path in paths.values()]
     segments = {n: [slic_segments(image, n) for image in images] for n in SUPERPIXELS}
@@ -96,7 +97,7 @@ def rows_of(name: str, args: argparse.Namespace, show: Callable[..., None]) -> N
         return [resize_label(read_mask(mask).labels, args.image_size) for _, mask in pairs]
 
     clean = masks("clean")
-    for kind, effect in {**NOISES, "clean": "clean"}.items():
+    for kind, effect in NOISES.items():
         given = masks(kind)
         once = correct(images, given)
         again = correct(images, once.labels)

@@ -87,7 +87,7 @@ def write_data(data: Path) -> None:
 def command(program: Program, folder: Path) -> list[str]:
     """The command line that makes ``folder``; training can be resumed, and has its cache there too."""
     line = [sys.executable, str(ROOT / program.name), *program.arguments, *program.output, str(folder / "out")]
-    return [*line, "--cache_root", str(folder / "cache"), "--resume"] if program.trains else line
+    return [*line, "--cache", str(folder / "cache"), "--resume"] if program.trains else line
 
 
 def start(line: list[str], **environment: str) -> subprocess.Popen:
@@ -255,7 +255,7 @@ def compare_pairs(data: Path, work: Path, bar: Callable[[], object]) -> list[tup
         ]
         if program.trains:
             cases.append(("without a cache", [*command(program, work / "2"), "--cache", "none"], {}))
-            cases.append(("a cache that was there", [*command(program, work / "3"), "--cache_root",
+            cases.append(("a cache that was there", [*command(program, work / "3"), "--cache",
                                                      str(usual / "cache")], {}))  # fmt: skip
         else:
             cases.append(("one worker in place of two", [*command(program, work / "2"), "--workers", "1"], {}))

@@ -56,7 +56,6 @@ from utils.masks.noise import markov_noise
 from utils.masks.superpixels import slic_segments
 from utils.method.gsd import (
     Batch,
-    GSDConfig,
     agreement_loss,
     gsd_step,
     masked_mean,
@@ -68,8 +67,9 @@ from utils.method.gsd import (
     transfer_loss,
     transfer_mask,
 )
+from utils.method.settings import MethodSettings
 
-CONFIG = GSDConfig(tau=0.05)  # the settings of Kvasir
+CONFIG = MethodSettings(tau=0.05)  # the settings of Kvasir
 JITTER = 0.5
 EPOCH = 60  # of 100: selection, refinement and transfer are all on
 NOISE: dict[str, Any] = {"T": 200, "theta1": 0.8, "theta2": 0.05}
