@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+IGNORED = 255  # the label of a pixel without one, as in utils/method/losses.py
 DISTANCE_CAP = 10  # pixels; docs/method.md section 2
 
 
@@ -12,22 +13,31 @@ def squared_boundary_distance(label: np.ndarray, cap: int = DISTANCE_CAP) -> np.
 
     label: integers, any number of spatial axes and classes. A squared distance on a grid is a whole number, so
     uint8 holds it exactly for cap <= 15 in a quarter of the memory of a float. A label with one class only has no
-    boundary: cap**2 everywhere. Source: docs/method.md section 2.
+    boundary: cap**2 everywhere. `IGNORED` pixels are no class, and their rim is no boundary; their own distance is that
+    to the second nearest class. Source: docs/method.md sections 2 and 5.
     """
     assert 1 <= cap <= 15
     squared = np.full(label.shape, cap * cap, np.uint8)
     classes = np.unique(label)
-    if len(classes) == 1:
+    if IGNORED in classes:
+        found = [_distance(label != value) for value in classes if value != IGNORED]
+        if len(found) > 1:  # the nearest class of a labelled pixel is its own
+            second = np.partition(np.stack(found), 1, axis=0)[1]
+            squared[second < cap] = np.rint(second[second < cap] ** 2)
         return squared
-    for value in classes:
+    for value in classes if len(classes) > 1 else ():
         inside = label == value
-        if label.ndim == 2:  # OpenCV's is exact too, and several times as fast as scipy's
-            distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        else:
-            distance = distance_transform_edt(inside)
+        distance = _distance(inside)
         near = inside & (distance < cap)
         squared[near] = np.rint(distance[near] ** 2)
     return squared
+
+
+def _distance(inside: np.ndarray) -> np.ndarray:
+    """Euclidean distance from each pixel where ``inside`` is True to the nearest where it is not."""
+    if inside.ndim == 2:  # OpenCV's is exact too, and several times as fast as scipy's
+        return cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return distance_transform_edt(inside)
 
 
 def resize_image(image: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:

@@ -7,15 +7,15 @@ done with pixels, and what it does with a batch of images with all pixels of the
 
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.method.gsd import Batch, Network, Step, drop_rate, masked_mean, select_small_loss
+from utils.method.gsd import Batch, Network, Step, drop_rate, every_pixel, select_small_loss
 from utils.method.losses import (
     co_regularised_map,
     cross_entropy_map,
     generalised_cross_entropy_map,
+    masked_mean,
     symmetric_cross_entropy_map,
 )
 from utils.method.settings import MethodSettings
@@ -62,9 +62,10 @@ def coteaching_step(
     # fifth of the run: they then drop equally many pixels at any time and differ only in which, and a ramp meant for
     # the hundreds of steps an epoch of CIFAR does not shrink to the few of a small dataset.
     rate = drop_rate(epoch, settings.tau, settings.max_epochs)
-    keep1, keep2 = (select_small_loss(loss.detach(), rate) for loss in (loss1, loss2))
+    keep1, keep2 = (select_small_loss(loss.detach(), rate, batch.labelled) for loss in (loss1, loss2))
     total = masked_mean(loss1, keep2) + masked_mean(loss2, keep1)
-    parts = {"pixel_loss": (loss1 + loss2).detach().mean(), "kept": keep1.float().mean()}  # both keep equally many
+    pixel_loss = masked_mean((loss1 + loss2).detach(), batch.labelled)
+    parts = {"pixel_loss": pixel_loss, "kept": keep1.float().mean()}  # both keep equally many
     return Step(total, parts, {"kept": (keep1.float() + keep2.float()) / 2}, ((log_p1, keep2), (log_p2, keep1)))
 
 
@@ -80,8 +81,9 @@ def jocor_step(
     # but SGD would learn as many times slower from the labels than with the other methods at the same learning rate.
     log_p1, log_p2 = _log_probabilities(networks, batch)
     loss = co_regularised_map(log_p1, log_p2, batch.label, JOCOR_LAMBDA) / (1 - JOCOR_LAMBDA)
-    keep = select_small_loss(loss.detach(), drop_rate(epoch, settings.tau, settings.max_epochs))
-    parts = {"pixel_loss": loss.detach().mean(), "kept": keep.float().mean()}
+    rate = drop_rate(epoch, settings.tau, settings.max_epochs)
+    keep = select_small_loss(loss.detach(), rate, batch.labelled)
+    parts = {"pixel_loss": masked_mean(loss.detach(), batch.labelled), "kept": keep.float().mean()}
     return Step(masked_mean(loss, keep), parts, {"kept": keep}, ((log_p1, keep), (log_p2, keep)))
 
 
@@ -92,6 +94,7 @@ def _log_probabilities(networks: Sequence[Network], batch: Batch) -> list[Tensor
 
 def _every_pixel(networks: Sequence[Network], batch: Batch, loss_map: Callable[[Tensor, Tensor], Tensor]) -> Step:
     log_p1, log_p2 = _log_probabilities(networks, batch)
-    total = loss_map(log_p1, batch.label).mean() + loss_map(log_p2, batch.label).mean()
-    every = torch.ones_like(batch.label, dtype=torch.bool)
+    loss1, loss2 = (masked_mean(loss_map(log_p, batch.label), batch.labelled) for log_p in (log_p1, log_p2))
+    total = loss1 + loss2
+    every = every_pixel(batch)
     return Step(total, {"pixel_loss": total.detach()}, {}, ((log_p1, every), (log_p2, every)))

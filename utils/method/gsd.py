@@ -4,7 +4,8 @@ The whole method as pure functions, in the order of docs/method.md, whose sectio
 al., "From Noisy Labels to Intrinsic Structure", arXiv 2509.02419, Medical Image Analysis 112 (2026) 104130.
 
 Shapes: B images, C channels, K classes, S spatial axes, any number of them. Labels and superpixel ids are int64,
-everything else float32. Randomness enters as arguments.
+everything else float32. Randomness enters as arguments. ``labelled`` are the pixels that have a label, bool (B,*S);
+None where all have one.
 """
 
 import math
@@ -15,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.method.losses import bounded_cross_entropy_map, cross_entropy_map, soft_dice, symmetric_kl_map
+from utils.method.losses import (
+    bounded_cross_entropy_map,
+    cross_entropy_map,
+    masked_mean,
+    soft_dice,
+    symmetric_kl_map,
+)
 from utils.method.settings import MethodSettings
 
 NUM_RINGS = 11  # section 7: regions of equal whole distance 0..10 to the boundary, inside and outside merged
@@ -28,10 +35,11 @@ class Batch(NamedTuple):
 
     image: Tensor  # (B,C,*S)
     jittered: Tensor  # (B,C,*S), the colour-jittered view of the same image
-    label: Tensor  # (B,*S) noisy classes 0..K-1
+    label: Tensor  # (B,*S) noisy classes 0..K-1, or `IGNORED`
     distance: Tensor  # (B,*S) distance to the label's boundary in pixels, in (0, 10]; 10 where there is none
     segments: Tensor  # (B,*S) superpixel ids, each in 0..num_segments-1
     num_segments: int
+    labelled: Tensor | None = None  # (B,*S) bool: where the label is none of `IGNORED`; None: everywhere
 
 
 class Step(NamedTuple):
@@ -43,6 +51,11 @@ class Step(NamedTuple):
     # Of each network its log-probabilities (B,K,*S), with gradient, and the pixels (B,*S) whose labels teach it, bool:
     # on these a recipe may add a loss of its own.
     taught: tuple[tuple[Tensor, Tensor], ...]
+
+
+def every_pixel(batch: Batch) -> Tensor:
+    """The pixels that have a label, bool (B,*S)."""
+    return torch.ones_like(batch.label, dtype=torch.bool) if batch.labelled is None else batch.labelled
 
 
 # --- 1 Small-loss selection -------------------------------------------------------------------------------------------
@@ -63,12 +76,15 @@ def drop_rate(epoch: int, tau: float, max_epochs: int) -> float:
     return tau * min(epoch / max(0.2 * max_epochs - 1, 1), 1)
 
 
-def select_small_loss(loss: Tensor, rate: float) -> Tensor:
-    """Mask M, bool like ``loss``: the floor((1 - rate) * N) pixels of the whole batch with the smallest loss.
+def select_small_loss(loss: Tensor, rate: float, labelled: Tensor | None = None) -> Tensor:
+    """Mask M, bool like ``loss``: the floor((1 - rate) * n) of the batch's n labelled pixels with the smallest loss.
 
-    The count is exact whatever the ties. Source: docs/method.md section 1.
+    The count is exact whatever the ties. Source: docs/method.md sections 1 and 5.
     """
-    kept = math.floor((1 - rate) * loss.numel() + 1e-6)  # 1e-6: (1 - 0.9) * 10 is 0.99... in binary
+    count = loss.numel()
+    if labelled is not None:
+        count, loss = int(labelled.sum()), loss.masked_fill(~labelled, math.inf)
+    kept = math.floor((1 - rate) * count + 1e-6)  # 1e-6: (1 - 0.9) * 10 is 0.99... in binary
     keep = torch.ones(loss.numel(), dtype=torch.bool, device=loss.device)
     # The dropped are few, and an unsorted top-k of few costs a fraction of a sort of all.
     dropped = loss.flatten().topk(loss.numel() - kept, sorted=False).indices
@@ -93,11 +109,6 @@ def distance_weight(distance: Tensor, cap: int) -> Tensor:
     Source: docs/method.md section 2.
     """
     return distance.clamp(1, cap)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` where ``mask`` is True, a scalar; 0 where it is True nowhere."""
-    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 # --- 3 Structure-guided label refinement ------------------------------------------------------------------------------
@@ -141,14 +152,17 @@ def refine(label: Tensor, keep: Tensor, vote: Tensor) -> Tensor:
 # --- 4 Knowledge transfer ---------------------------------------------------------------------------------------------
 
 
-def transfer_mask(refined: Tensor, ratecp: float) -> Tensor:
+def transfer_mask(refined: Tensor, ratecp: float, labelled: Tensor | None = None) -> Tensor:
     """K, bool (B,*S): the foreground of each image, or its background where the foreground's share exceeds ratecp.
 
-    Source: docs/method.md section 4.
+    Pixels without a label are in neither. Source: docs/method.md sections 4 and 5.
     """
-    foreground = refined != 0
-    share = foreground.flatten(1).float().mean(dim=1).view(-1, *[1] * (refined.ndim - 1))
-    return torch.where(share <= ratecp, foreground, ~foreground)
+    foreground, background = refined != 0, refined == 0
+    pixels: Tensor | int = refined[0].numel()
+    if labelled is not None:
+        foreground, pixels = foreground & labelled, labelled.flatten(1).sum(dim=1).clamp(min=1)
+    share = (foreground.flatten(1).sum(dim=1) / pixels).view(-1, *[1] * (refined.ndim - 1))
+    return torch.where(share <= ratecp, foreground, background)
 
 
 def mix(mask: Tensor, values: Tensor, permutation: Tensor) -> Tensor:
@@ -161,20 +175,23 @@ def mix(mask: Tensor, values: Tensor, permutation: Tensor) -> Tensor:
     return torch.where(mask, values, values[permutation])
 
 
-def transfer_loss(log_q: Tensor, refined: Tensor, weight: Tensor, kind: str = "logits") -> Tensor:
+def transfer_loss(
+    log_q: Tensor, refined: Tensor, weight: Tensor, kind: str = "logits", labelled: Tensor | None = None
+) -> Tensor:
     """Half weighted cross-entropy, half weighted soft Dice loss of one network on the mixed images, a scalar.
 
     kind: "logits" for the cross-entropy of section 4, "probabilities" for the bounded one of section 7.
     Source: docs/method.md section 4.
     """
     pixel_loss = cross_entropy_map if kind == "logits" else bounded_cross_entropy_map
-    dice_loss = 1 - soft_dice(log_q.exp(), refined)
-    return 0.5 * (weight * pixel_loss(log_q, refined)).mean() + 0.5 * weight.mean() * dice_loss
+    dice_loss = 1 - soft_dice(log_q.exp(), refined, labelled)
+    supervised = masked_mean(weight * pixel_loss(log_q, refined), labelled)
+    return 0.5 * supervised + 0.5 * masked_mean(weight, labelled) * dice_loss
 
 
-def agreement_loss(log_q1: Tensor, log_q2: Tensor, weight: Tensor) -> Tensor:
+def agreement_loss(log_q1: Tensor, log_q2: Tensor, weight: Tensor, labelled: Tensor | None = None) -> Tensor:
     """Weighted symmetric KL of the two networks on the mixed images, a scalar. Source: docs/method.md section 4."""
-    return 0.5 * (weight * symmetric_kl_map(log_q1, log_q2)).mean()
+    return 0.5 * masked_mean(weight * symmetric_kl_map(log_q1, log_q2), labelled)
 
 
 # --- 5 Total ----------------------------------------------------------------------------------------------------------
@@ -200,15 +217,15 @@ def gsd_step(
     # Selection (1) and distance weights (2)
     rate = drop_rate(epoch, settings.tau, settings.max_epochs)
     pixel_loss = selection_loss(log_p1, log_p2, batch.label, settings.consistency)
-    small = select_small_loss(pixel_loss.detach(), rate)
-    keep = small if settings.has("selection") else torch.ones_like(small)
+    small = select_small_loss(pixel_loss.detach(), rate, batch.labelled)
+    keep = small if settings.has("selection") else every_pixel(batch)
     weight = torch.ones_like(batch.distance)
     if settings.has("gda"):
         distance = batch.distance.floor() if settings.distance == "floored" else batch.distance
         weight = distance_weight(distance, weight_cap(epoch, settings.max_epochs, settings.weight_decay_rate))
     gda = masked_mean(weight * pixel_loss, keep)
     # The mean loss before selection: a non-finite pixel would be dropped, and so hidden, by the selection.
-    parts = {"pixel_loss": pixel_loss.mean(), "kept": keep.float().mean(), "gda": gda}
+    parts = {"pixel_loss": masked_mean(pixel_loss, batch.labelled), "kept": keep.float().mean(), "gda": gda}
     maps = {"kept": keep, "weight": weight}
     taught = ((log_p1, keep), (log_p2, keep))
     if not settings.second_phase or epoch < settings.second_phase_from:
@@ -216,22 +233,26 @@ def gsd_step(
 
     # Refinement (3)
     with torch.no_grad():
-        refined = batch.label
-        if settings.has("sgr"):
+        refined, labelled = batch.label, batch.labelled
+        if settings.has("sgr"):  # which gives every pixel a class
+            labelled = None
             probability = mixing * log_p1.exp() + (1 - mixing) * log_p2.exp()
             refined = refine(batch.label, small, vote_of(settings.vote, probability, batch))
 
         # Knowledge transfer (4)
-        mask = transfer_mask(refined, settings.ratecp) if settings.has("kt") else torch.ones_like(small)
+        mask = torch.ones_like(small)
+        if settings.has("kt"):
+            mask = transfer_mask(refined, settings.ratecp, labelled)
         mixed = mix(mask, batch.image, permutation)
         mixed_jittered = mix(mask, batch.jittered, permutation)
         mixed_label = mix(mask, refined, permutation)
         mixed_weight = mix(mask, weight, permutation)
+        mixed_labelled = None if labelled is None else mix(mask, labelled, permutation)
     log_q1 = F.log_softmax(f1(mixed), dim=1)
     log_q2 = F.log_softmax(f2(mixed_jittered), dim=1)
-    transfer1 = transfer_loss(log_q1, mixed_label, mixed_weight, settings.transfer_loss)
-    transfer2 = transfer_loss(log_q2, mixed_label, mixed_weight, settings.transfer_loss)
-    agreement = agreement_loss(log_q1, log_q2, mixed_weight)
+    transfer1 = transfer_loss(log_q1, mixed_label, mixed_weight, settings.transfer_loss, mixed_labelled)
+    transfer2 = transfer_loss(log_q2, mixed_label, mixed_weight, settings.transfer_loss, mixed_labelled)
+    agreement = agreement_loss(log_q1, log_q2, mixed_weight, mixed_labelled)
 
     # Total (5)
     parts |= {"transfer1": transfer1, "transfer2": transfer2, "agreement": agreement}

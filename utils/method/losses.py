@@ -1,6 +1,7 @@
 """Loss maps and the soft Dice, as pure functions on log-probabilities.
 
-Shapes: log-probabilities (B,K,*S), labels (B,*S) with classes 0..K-1, for any number of spatial axes S and K >= 2.
+Shapes: log-probabilities (B,K,*S), labels (B,*S) with classes 0..K-1 or `IGNORED`, for any number of spatial axes S and
+K >= 2. A pixel that is ignored has no label: its cross-entropy is 0, and it is outside means and overlaps.
 Inputs should be float32: halves lose the small differences that selection rests on.
 """
 
@@ -10,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+IGNORED = 255  # the label of a pixel without one; above every class
+
 
 def cross_entropy_map(log_p: Tensor, label: Tensor) -> Tensor:
-    """-log p(label) per pixel, (B,*S), >= 0."""
-    return F.nll_loss(log_p, label, reduction="none")
+    """-log p(label) per pixel, (B,*S), >= 0; 0 where the label is ignored."""
+    return F.nll_loss(log_p, label, reduction="none", ignore_index=IGNORED)
 
 
 def bounded_cross_entropy_map(log_p: Tensor, label: Tensor) -> Tensor:
@@ -22,7 +25,7 @@ def bounded_cross_entropy_map(log_p: Tensor, label: Tensor) -> Tensor:
     For K = 2 it lies between 0.313 and 1.313, so that a wrong label costs little more than a doubtful one.
     Source: docs/method.md section 7 (the published implementation's knowledge-transfer loss).
     """
-    return F.nll_loss(F.log_softmax(log_p.exp(), dim=1), label, reduction="none")
+    return cross_entropy_map(F.log_softmax(log_p.exp(), dim=1), label)
 
 
 def generalised_cross_entropy_map(log_p: Tensor, label: Tensor, q: float = 0.7) -> Tensor:
@@ -64,13 +67,24 @@ def co_regularised_map(log_p: Tensor, log_q: Tensor, label: Tensor, agreement: f
     return (1 - agreement) * supervised + agreement * symmetric_kl_map(log_p, log_q)
 
 
-def soft_dice(probability: Tensor, label: Tensor, smoothing: float = 1.0) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of ``values`` where ``mask`` is True, a scalar; 0 where it is True nowhere. None: everywhere."""
+    if mask is None:
+        return values.mean()
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def soft_dice(probability: Tensor, label: Tensor, labelled: Tensor | None = None, smoothing: float = 1.0) -> Tensor:
     """Soft Dice of probabilities (B,K,*S) with the label, per sample and class (background too), then the mean.
 
+    labelled: the pixels (B,*S) that count, bool; None: all.
     Returns a scalar in (0, 1], 1 for a perfect prediction.
     Source: docs/method.md section 4; Milletari et al., 3DV 2016.
     """
-    return _dice_of_each(probability, _one_hot(probability, label), smoothing).mean()
+    target = _one_hot(probability, label)
+    if labelled is not None:
+        probability, target = probability * labelled.unsqueeze(1), target * labelled.unsqueeze(1)
+    return _dice_of_each(probability, target, smoothing).mean()
 
 
 def foreground_dice(probability: Tensor, label: Tensor, mask: Tensor, smoothing: float = 1.0) -> Tensor:
@@ -95,7 +109,8 @@ def added_dice_loss(taught: Sequence[tuple[Tensor, Tensor]], label: Tensor) -> T
 
 
 def _one_hot(probability: Tensor, label: Tensor) -> Tensor:
-    return torch.zeros_like(probability).scatter_(1, label.unsqueeze(1), 1.0)
+    # Ignored labels count as class 0 here; whoever asks masks them.
+    return torch.zeros_like(probability).scatter_(1, (label * (label != IGNORED)).unsqueeze(1), 1.0)
 
 
 def _dice_of_each(probability: Tensor, target: Tensor, smoothing: float) -> Tensor:
