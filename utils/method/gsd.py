@@ -184,7 +184,7 @@ def transfer_loss(
     Source: docs/method.md section 4.
     """
     pixel_loss = cross_entropy_map if kind == "logits" else bounded_cross_entropy_map
-    dice_loss = 1 - soft_dice(log_q.exp(), refined, labelled)
+    dice_loss = 1 - soft_dice(log_q.exp(), refined, labelled=labelled)
     supervised = masked_mean(weight * pixel_loss(log_q, refined), labelled)
     return 0.5 * supervised + 0.5 * masked_mean(weight, labelled) * dice_loss
 

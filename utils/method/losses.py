@@ -74,7 +74,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def soft_dice(probability: Tensor, label: Tensor, labelled: Tensor | None = None, smoothing: float = 1.0) -> Tensor:
+def soft_dice(probability: Tensor, label: Tensor, smoothing: float = 1.0, labelled: Tensor | None = None) -> Tensor:
     """Soft Dice of probabilities (B,K,*S) with the label, per sample and class (background too), then the mean.
 
     labelled: the pixels (B,*S) that count, bool; None: all.
