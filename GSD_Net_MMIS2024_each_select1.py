@@ -49,7 +49,7 @@ def main() -> None:
     from dataloaders.files import contents_of
     from dataloaders.raters import hold_out
     from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
-    from networks.unet import two_unets
+    from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
     from utils.engine.distributed import is_main_process, join_team, leave_team
     from utils.engine.experiment import experiment_of
@@ -76,6 +76,7 @@ def main() -> None:
     if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
         sources = mmis.slic_sources(train, args.raters, args.num_classes)
         maps = find_maps(sources, dataset / MMIS.layout.images, slic, args.image_size)
+    start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
     recipe = mmis.training_recipe(train, raters, maps, args.raters, args.num_classes, args.image_size)
@@ -85,7 +86,7 @@ def main() -> None:
         settings = settings.with_tau(*estimate_tau(samples, args.num_classes, contours == "corrected"))
     digest = contents_of([*recipe.sources, *held_out.values(), *test.paths], mmis.selection_json(raters))
     data = load_training_set(recipe, "none" if args.cache == NO_CACHE else "auto", args.cache, device, contours)
-    intensity = Intensity.chosen(settings.run.inputs, data.images)
+    intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
         print(f"{dataset}: {len(part)} {name} slices of {len({mmis.case_of(stem) for stem in part})} cases")
     shares = ", ".join(
@@ -98,7 +99,7 @@ def main() -> None:
         args,
         settings,
         in_words(settings, superpixels),
-        networks=two_unets(data.images.shape[1], args.num_classes, args.seed),
+        channels=data.images.shape[1],
         device=device,
         team=team,
         training_images=len(data),
@@ -116,9 +117,15 @@ def main() -> None:
         intensity=intensity,
         cases=test,
         validation=mmis.validation_cases(held_out, args.raters, args.num_classes, args.image_size),
+        start=start,
     )
     folder = Path(args.output_root) / f"MMIS2024+{settings.exp}+{args.rater_policy or 'select1'}"
-    found = {"intensity": intensity.stated(READING), "data": digest, "amp": experiment.precision}
+    found = {
+        "intensity": intensity.stated(READING),
+        "data": digest,
+        "amp": experiment.precision,
+        "network": experiment.network,
+    }
     run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, team)
     run.write_json(mmis.SELECTION, mmis.selection_json(raters))
     if held_out:

@@ -42,7 +42,7 @@ def main() -> None:
     from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, slic_sources, training_recipe
     from dataloaders.raters import choose_raters, hold_out
     from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
-    from networks.unet import two_unets
+    from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
     from utils.engine.distributed import is_main_process, join_team, leave_team
     from utils.engine.experiment import experiment_of
@@ -69,6 +69,7 @@ def main() -> None:
     maps = None
     if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
         maps = find_maps(slic_sources(train), dataset / PICKLE, slic, args.image_size)
+    start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
     recipe = training_recipe(dataset / PICKLE, train, raters, maps, args.image_size, args.num_classes)
@@ -80,7 +81,7 @@ def main() -> None:
     if contents_of([dataset / PICKLE]) != pickled:
         raise UserError(f"{dataset / PICKLE}: has changed while it was read; start again when it is complete")
     data = load_training_set(recipe, "none" if args.cache == NO_CACHE else "auto", args.cache, device, contours)
-    intensity = Intensity.chosen(settings.run.inputs, data.images)
+    intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")
     shares = ", ".join(f"{count} of rater {rater + 1}" for rater, count in sorted(Counter(raters).items()))
@@ -91,7 +92,7 @@ def main() -> None:
         args,
         settings,
         in_words(settings, superpixels),
-        networks=two_unets(1, args.num_classes, args.seed),
+        channels=1,
         device=device,
         team=team,
         training_images=len(data),
@@ -109,9 +110,15 @@ def main() -> None:
         intensity=intensity,
         cases=as_test_cases(test, args.image_size),
         validation=as_test_cases(validation, args.image_size),
+        start=start,
     )
     folder = Path(args.output_root) / f"lidc+{settings.exp}+{args.rater_policy}"
-    found = {"intensity": intensity.stated("0..255, as stored"), "data": digest, "amp": experiment.precision}
+    found = {
+        "intensity": intensity.stated("0..255, as stored"),
+        "data": digest,
+        "amp": experiment.precision,
+        "network": experiment.network,
+    }
     run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, team)
     run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
     if validation:

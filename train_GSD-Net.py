@@ -55,7 +55,7 @@ def main() -> None:
         training_recipe,
     )
     from dataloaders.slic import find_maps, image_sources, segments_in_words, superpixel_folder
-    from networks.unet import two_unets
+    from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
     from utils.engine.distributed import is_main_process, join_team, leave_team
     from utils.engine.experiment import experiment_of
@@ -77,6 +77,7 @@ def main() -> None:
     if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
         images = {image.stem: image for image, _ in parts.train}
         maps = find_maps(image_sources(images), dataset / layout.images, slic, args.image_size)
+    start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
     channels, reading = common_format(parts.images, args.channels or known.channels)
@@ -88,7 +89,7 @@ def main() -> None:
     scored = [path for pair in (*parts.validation, *parts.cases) for path in pair]
     digest = contents_of([*recipe.sources, *scored])  # before they are read: of files that change now, it tells later
     data = load_training_set(recipe, "none" if args.cache == NO_CACHE else "auto", args.cache, device, contours)
-    intensity = Intensity.chosen(settings.run.inputs, data.images)
+    intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     print(f"{dataset}: {len(data)} training images; tau {settings.method.tau:g}: {settings.tau_from}")
     print(f"images: channels {channels}, {reading}; masks: {class_shares(data.labels, args.num_classes)}")
 
@@ -96,7 +97,7 @@ def main() -> None:
         args,
         settings,
         in_words(settings, superpixels),
-        networks=two_unets(channels, args.num_classes, args.seed),
+        channels=channels,
         device=device,
         team=team,
         training_images=len(data),
@@ -115,11 +116,12 @@ def main() -> None:
         cases=load_cases(parts.cases, args.image_size, channels, args.num_classes),
         validation=load_cases(parts.validation, args.image_size, channels, args.num_classes),
         scored_on=parts.scored_on,
+        start=start,
     )
     noise = masks.resolve().name if masks else kind
     folder = Path(args.output_root) / f"{args.datasets}+{settings.exp}+{noise}"
     found = {"intensity": intensity.stated(reading), "data": digest, "channels": args.channels or known.channels}
-    found |= {"val_fraction": parts.val_fraction, "amp": experiment.precision}
+    found |= {"val_fraction": parts.val_fraction, "amp": experiment.precision, "network": experiment.network}
     run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, team)
     if parts.split:
         run.write_json("split.json", parts.split)

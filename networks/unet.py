@@ -59,18 +59,3 @@ def two_unets(in_channels: int, num_classes: int, seed: int) -> nn.ModuleList:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.ModuleList(UNet(in_channels, num_classes) for _ in range(2))
-
-
-def unets_of(checkpoint: dict) -> nn.ModuleList:
-    """The two trained networks of a checkpoint (`utils.engine.checkpoint.read_checkpoint`), on the CPU, to predict."""
-    model = checkpoint["model"]
-    weights = checkpoint["networks"]
-    # What a damaged file claims must not be made before it is compared with what the file holds.
-    if any(values.nbytes > values.untyped_storage().nbytes() for values in weights.values()):
-        raise ValueError("weights larger than what is stored of them")
-    stored = weights["0.encoders.0.0.weight"].shape[1], weights["0.head.weight"].shape[0]
-    if stored != (model["in_channels"], model["num_classes"]):
-        raise ValueError(f"weights for {stored[0]} channels and {stored[1]} classes, which its settings do not have")
-    networks = two_unets(*stored, seed=0)
-    networks.load_state_dict(weights)
-    return networks.eval()

@@ -21,7 +21,7 @@ from mmis_files import write_mmis
 from test_train_script import assert_same_run, log_rows
 
 from dataloaders.mmis import read_case
-from networks.unet import unets_of
+from networks.build import networks_of
 from utils.commands.arguments import FIDELITY
 from utils.commands.errors import run_main
 from utils.engine.intensity import Intensity
@@ -353,7 +353,7 @@ def test_volumes_are_scored_at_their_own_size(data_root, tmp_path, call):
     assert call(MMIS, data_root, tmp_path, "--amp", "fp32").returncode == 0
     folder = tmp_path / "MMIS2024+gsd+select1"
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    networks = unets_of(checkpoint).eval()
+    networks = networks_of(checkpoint).eval()
     intensity = Intensity(**checkpoint["model"]["intensity"])
     for case in cases_of(folder):
         path = data_root / "MMIS2024TASK1" / "testing" / f"{case['image']}.h5"

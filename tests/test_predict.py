@@ -16,7 +16,8 @@ from conftest import REPO, TRAIN_SCRIPT, blob, load_program, run_script, write_d
 from PIL import Image
 from torch.nn import functional as F
 
-from networks.unet import two_unets, unets_of
+from networks.build import networks_of
+from networks.unet import two_unets
 from scripts import evaluate, predict
 from utils.commands.errors import run_main
 from utils.commands.files import claimed
@@ -161,7 +162,7 @@ def test_run_folder_to_scores(tmp_path, monkeypatch, capsys):
 
 def test_class_is_the_argmax_of_the_mean_logits_resized(run, checkpoint, images, tmp_path):
     assert run("--probabilities_root", tmp_path / "prob")[0] == 0
-    networks = unets_of(torch.load(checkpoint, weights_only=True))
+    networks = networks_of(torch.load(checkpoint, weights_only=True))
     # Resized as training resizes it; everything after that is done here anew.
     resized = torch.from_numpy(resize_image(pixels(images / "a.png"), SIZE)).movedim(-1, 0).float()
     with torch.no_grad():

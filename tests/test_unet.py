@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from networks.unet import UNet, two_unets, unets_of
+from networks.build import networks_of
+from networks.unet import UNet, two_unets
 
 
 def test_the_papers_number_of_parameters():
@@ -82,6 +83,6 @@ def test_a_checkpoint_gives_its_networks_back_in_eval_mode():
     trained = two_unets(1, 3, seed=5)
     for network in trained:
         network(torch.randn(2, 1, 16, 16))  # moves the running statistics of the batch norm
-    restored = unets_of({"model": {"in_channels": 1, "num_classes": 3}, "networks": trained.state_dict()})
+    restored = networks_of({"model": {"in_channels": 1, "num_classes": 3}, "networks": trained.state_dict()})
     assert states_equal(restored, trained)
     assert not any(module.training for module in restored.modules())

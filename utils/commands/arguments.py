@@ -48,6 +48,17 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     """Add the flags that all training scripts have; ``image_size`` is the dataset's default."""
     _add_method(parser)
     add = parser.add_argument
+    add(
+        "--network",
+        help="unet, the paper's, or ARCHITECTURE-ENCODER of a library, such as unet-resnet34 (default: unet)",
+    )
+    add(
+        "--encoder_weights",
+        default="none",
+        metavar="imagenet|none|FILE",
+        help="initial weights of a library's encoder (default: none)",
+    )
+    add("--init", metavar="FILE", help="checkpoint whose networks are trained further, as a new run")
     add("--image_size", type=number(int, 16), default=image_size, help="training size in pixels (default: %(default)s)")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--max_epochs", type=number(int, 1), default=100, help="epochs; schedules are shares of it (default: 100)")

@@ -4,10 +4,12 @@ import hashlib
 import io
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from utils.commands.errors import UserError
+from utils.engine.intensity import Intensity
 
 FORMAT = 2  # of a checkpoint; 1, which did not say so, had settings of other names and defaults
 
@@ -45,6 +47,31 @@ def read_checkpoint_and_digest(path: Path) -> tuple[dict, str]:
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
         raise UserError(f"{path}: not a checkpoint of this project")
     return checkpoint, hashlib.sha256(data).hexdigest()
+
+
+class Start(NamedTuple):
+    """What --init starts from: the networks of a checkpoint, and how they are fed."""
+
+    path: Path
+    network: str
+    channels: int
+    num_classes: int
+    intensity: Intensity
+    weights: dict
+
+
+def read_start(path: Path) -> Start:
+    """The networks of a checkpoint, to train them further. Raises `UserError` as `read_checkpoint`."""
+    checkpoint = read_checkpoint(path)
+    try:
+        model = checkpoint["model"]
+        intensity = Intensity(**{name: tuple(map(float, values)) for name, values in model["intensity"].items()})
+        network, channels, classes = model["network"], int(model["in_channels"]), int(model["num_classes"])
+        return Start(path, network, channels, classes, intensity, checkpoint["networks"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: does not say how its networks are made ({error!a}); use another checkpoint"
+        ) from error
 
 
 def _epoch_of(row: object) -> object:

@@ -11,7 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from networks.build import NO_WEIGHTS, PAPER, check_fit, two_networks
 from utils.commands.errors import UserError
+from utils.engine.checkpoint import Start
 from utils.engine.device import at_precision, keep_freed_memory, repeat_exactly, uses_bf16
 from utils.engine.distributed import Team, shared
 from utils.engine.intensity import Intensity
@@ -40,6 +42,7 @@ EpochBatches = Callable[[torch.Generator], Iterable[tuple[Batch, Sequence[str]]]
 class Experiment:
     """Everything that a run trains and tests; training scripts differ in how they fill it."""
 
+    network: str  # its name (networks/build.py)
     networks: nn.ModuleList  # f1, f2 on the device
     trained: Sequence[Network]  # the same two as training calls them: with gradients shared by the team
     team: Team
@@ -77,11 +80,42 @@ def step_of(method: str) -> Callable[..., Step]:
     return getattr(import_module(f"utils.method.{module}"), name)
 
 
+def networks_of(args: argparse.Namespace, channels: int, batch: int, start: Start | None) -> tuple[str, nn.ModuleList]:
+    """The name and the two networks that the flags ask for, for images of ``channels`` channels, on the CPU.
+
+    batch: images per step of one process. Raises `UserError` for networks that cannot be made, that do not take images
+    of this size or so few at a time, and where --init has others.
+    """
+    name = args.network or (start.network if start else PAPER)
+    if start:
+        for flag, asked, has in (
+            ("--network", name, start.network),
+            ("--num_classes", args.num_classes, start.num_classes),
+            ("--channels", channels, start.channels),
+        ):
+            if asked != has:
+                raise UserError(
+                    f"{flag} {asked}: --init {start.path} has {has}; write {flag} {has}, or leave --init out"
+                )
+    try:
+        check_fit(name, channels, args.num_classes, args.image_size, batch)
+        networks = two_networks(
+            name, channels, args.num_classes, args.seed, NO_WEIGHTS if start else args.encoder_weights
+        )
+        if start:
+            networks.load_state_dict(start.weights)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            str(error) if isinstance(error, ValueError) else f"--init {args.init}: {error!s:.300}"
+        ) from error
+    return name, networks
+
+
 def experiment_of(
     args: argparse.Namespace,
     settings: Settings,
     description: str,
-    networks: nn.ModuleList,
+    channels: int,
     device: torch.device,
     team: Team,
     training_images: int,
@@ -90,20 +124,18 @@ def experiment_of(
     cases: Sequence[TestCase],
     validation: Sequence[TestCase] = (),
     scored_on: str = "test masks",
+    start: Start | None = None,
 ) -> Experiment:
     """The experiment that a training script's flags and settings ask for, on data that the script has read.
 
-    Moves the networks to the device. Raises `UserError` if there are fewer training images than a batch takes, or if
-    the team cannot share a batch evenly.
+    channels: of an image. start: what --init names. Raises `UserError` if there are fewer training images than a batch
+    takes, if the team cannot share a batch evenly, and as `networks_of`.
     """
     if training_images < args.batch_size:
         raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
-    if args.batch_size == team.size and args.image_size < 32:  # the deepest layer has one pixel, and no deviation
-        raise UserError(
-            f"--image_size {args.image_size}: needs at least two images a process, --batch_size above {team.size}"
-        )
     if args.batch_size % team.size:
         raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
+    name, networks = networks_of(args, channels, args.batch_size // team.size, start)
     if device.type == "cpu":
         keep_freed_memory()
     repeat_exactly(args.deterministic)
@@ -111,6 +143,7 @@ def experiment_of(
     networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     run = settings.run
     return Experiment(
+        network=name,
         networks=networks,
         trained=[shared(network, team) for network in networks],
         team=team,

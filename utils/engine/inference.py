@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from networks.unet import unets_of
+from networks.build import networks_of
 from utils.commands.errors import UserError
 from utils.engine.checkpoint import read_checkpoint_and_digest
 from utils.engine.device import at_precision, uses_bf16
@@ -70,7 +70,7 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
     """
     checkpoint, sha256 = read_checkpoint_and_digest(path)
     try:
-        networks, model = unets_of(checkpoint), checkpoint["model"]
+        networks, model = networks_of(checkpoint), checkpoint["model"]
         intensity = Intensity(**{name: tuple(map(float, values)) for name, values in model["intensity"].items()})
         num_classes, image_size = int(model["num_classes"]), int(checkpoint["args"]["image_size"])
         epochs, settings = int(checkpoint["epoch"]), dict(checkpoint["args"])

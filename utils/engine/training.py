@@ -66,6 +66,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
             row |= {"seconds": seconds, "waiting": waited / seconds}
             model = {
+                "network": experiment.network,
                 "in_channels": len(experiment.intensity.mean),
                 "num_classes": experiment.num_classes,
                 "intensity": {"mean": experiment.intensity.mean, "std": experiment.intensity.std},
