@@ -35,9 +35,7 @@ def two_networks(
 def _network(name: str, in_channels: int, num_classes: int, encoder_weights: str) -> nn.Module:
     if name == PAPER:
         if encoder_weights != NO_WEIGHTS:
-            raise ValueError(
-                f"--encoder_weights {encoder_weights}: --network {PAPER} has no such encoder; leave it out"
-            )
+            raise ValueError(f"--encoder_weights {encoder_weights}: of no effect with --network {PAPER}; leave it out")
         return UNet(in_channels, num_classes)
     architecture, encoder = _parts(name)
     import segmentation_models_pytorch as smp
@@ -112,8 +110,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 def check_fit(name: str, in_channels: int, num_classes: int, image_size: int, batch: int) -> None:
     """See that a network of this name takes images of ``image_size``, ``batch`` at a time, in training.
 
-    The network runs on tensors without values, where its architecture can. Raises ValueError with the nearest size that fits,
-    or with the number of images that it needs.
+    The network runs on tensors without values, where its architecture can. Raises ValueError with the nearest size
+    that fits, or with the number of images that it needs.
     """
     try:
         with torch.device("meta"):

@@ -50,7 +50,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     add = parser.add_argument
     add(
         "--network",
-        help="unet, the paper's, or ARCHITECTURE-ENCODER of a library, such as unet-resnet34 (default: unet)",
+        help="unet, the paper's, or ARCHITECTURE-ENCODER of a library, as unet-resnet34 (default: unet)",
     )
     add(
         "--encoder_weights",

@@ -69,9 +69,7 @@ def read_start(path: Path) -> Start:
         network, channels, classes = model["network"], int(model["in_channels"]), int(model["num_classes"])
         return Start(path, network, channels, classes, intensity, checkpoint["networks"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: does not say how its networks are made ({error!a}); use another checkpoint"
-        ) from error
+        raise UserError(f"{path}: does not say what its networks are ({error!a}); use another checkpoint") from error
 
 
 def _epoch_of(row: object) -> object:

@@ -104,10 +104,10 @@ def networks_of(args: argparse.Namespace, channels: int, batch: int, start: Star
         )
         if start:
             networks.load_state_dict(start.weights)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            str(error) if isinstance(error, ValueError) else f"--init {args.init}: {error!s:.300}"
-        ) from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except RuntimeError as error:
+        raise UserError(f"--init {args.init}: its weights do not fit ({error!s:.200})") from error
     return name, networks
 
 

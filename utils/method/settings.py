@@ -189,7 +189,7 @@ def resolve(
     if idle:
         where = f"--method {method}" + "".join([" --without ", *" ".join(without)] if without else [])
         raise ValueError(f"--set {idle[0]}={by_set[idle[0]]}: of no effect with {where}; leave it out")
-    exp = flags.get("exp") or _name(method, fidelity, recipe, without, by_set, flags.get("contours"))
+    exp = flags.get("exp") or _name(flags, without, by_set)
     return Settings(settings, run, fidelity, recipe, exp, tau_from)
 
 
@@ -217,14 +217,15 @@ def _tau(
     return 0.0, AUTO_TAU
 
 
-def _name(
-    method: str, fidelity: str, recipe: str, without: tuple[str, ...], by_set: Mapping[str, Any], contours: str | None
-) -> str:
+def _name(flags: Mapping[str, Any], without: tuple[str, ...], by_set: Mapping[str, Any]) -> str:
     """The default name of a run: the method and what differs from its defaults."""
-    parts = [method, *(kind for kind in (fidelity, recipe) if kind != "paper")]
+    parts = [flags["method"], *(kind for kind in (flags["fidelity"], flags["recipe"]) if kind != "paper")]
     parts += ["without", *without] if without else []
-    if contours and contours != RECIPES[recipe].get("contours", RunSettings.contours):
+    contours, network = flags.get("contours"), flags.get("network")
+    if contours and contours != RECIPES[flags["recipe"]].get("contours", RunSettings.contours):
         parts += ["contours", contours]
+    if network and network != "unet":
+        parts.append(network)
     return "-".join([*parts, *(f"{name}-{value}" for name, value in by_set.items())])
 
 
