@@ -30,7 +30,6 @@ or not be written.
 """
 
 import argparse
-import math
 import os
 import shutil
 import sys
@@ -50,37 +49,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_of, contents_of, list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import CHANNELS, NOISE_TYPES, check_size, find_dataset
 from dataloaders.slic import find_maps
-from utils.audit.page import SIDE, Entry, audit_page
+from utils.audit.folds import FIXED, SHARED, check_unchanged, fold_parts, train_fold, training_flags
+from utils.audit.judging import Judged, judge, look, probabilities_of
+from utils.audit.page import Entry, audit_page
+from utils.audit.report import notes, picture_pair, summary, worst_first
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import (
     claimed,
     keep_all_settings,
     name_others,
-    read_json,
     remove,
     write_atomically,
-    write_json,
     write_table,
 )
-from utils.commands.jobs import run_child, run_jobs
+from utils.commands.jobs import run_jobs
 from utils.commands.passed_flags import check_passed
 from utils.engine.device import choose_device
-from utils.engine.figures import as_png, contoured
+from utils.engine.figures import as_png
 from utils.engine.inference import Model, load_model
-from utils.masks.contours import Steps, edges_shown, levels_of, steps
-from utils.masks.edge_profile import level_probabilities, median_level
-from utils.masks.geometry import longest_side, resize_image, resize_label
-from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
+from utils.masks.contours import Steps
+from utils.masks.geometry import resize_image
 
-REPO = Path(__file__).resolve().parents[1]
-# What the folds' trainings have of the audit: flags that both have, and flags that are set for each of them.
-SHARED = ("image_size", "num_classes", "channels", "device", "gpu", "amp", "overwrite")
-FIXED = ("datasets", "noise_type", "data_root", "output_root", "slic_root", "cache_root", "exp", "resume")
 FORMS = (("images_root", "masks_root"), ("datasets", "noise_type"))  # of saying which masks to judge
 LOGITS = ".logits"  # how folders of the networks' logits begin, while they are needed
-WRONG = (40, 120, 255)  # the colour of pixels believed wrong, RGB: neither tissue nor X-ray has it
-
 Pair = tuple[Path, Path]  # an image and its mask
 
 
@@ -91,18 +83,6 @@ class Looked(NamedTuple):
     steps: Steps
     bounded: bool  # whether the mask has a boundary
     soiled: bool  # whether lossy compression had soiled it
-
-
-class Judged(NamedTuple):
-    """A row of audit.csv."""
-
-    image: str
-    score: float | None
-    wrong_pixels: int
-    wrong_share: float
-    added: int
-    removed: int
-    shift: float
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -194,61 +174,34 @@ def check_folders(args: argparse.Namespace) -> None:
             taken[path.resolve()] = flag
 
 
-def look(pair: Pair, size: int, channels: int | None, num_classes: int) -> Looked:
-    """Where the image shows steps in colour across the contours of its mask. Raises `UserError` if it is unreadable."""
+def look_at(pair: Pair, size: int, channels: int | None, num_classes: int) -> Looked:
+    """`look` at the files of an image and its mask. Raises `UserError` if one is unreadable."""
     image_path, mask_path = pair
     image, mask = read_image(image_path, channels), read_mask(mask_path, num_classes)
     check_size(mask_path, mask.labels, image_path, image)
-    small = longest_side(image.shape, size)
-    label = resize_label(mask.labels, small)
-    return Looked(pair, steps(resize_image(image, small), label), 0 < (label != 0).mean() < 1, mask.soiled)
+    return Looked(pair, *look(image, mask.labels, size), mask.soiled)
 
 
-def judge(
+def judge_file(
     item: tuple[Looked, np.ndarray | None, Path | None],
     size: int,
     num_classes: int,
     refined_root: Path,
     wrong_root: Path,
 ) -> Judged:
-    """Score one mask, write the believed one and the probability that its pixels are wrong.
+    """`judge` one mask, write the believed one and the probability that its pixels are wrong.
 
     item: what the first look found, the probabilities of the levels, None where the images say nothing of them, and
-    the file of the networks' logits, if any; one of the two there must be.
+    the file of the networks' logits, if any.
     """
     looked, probabilities, logits = item
     stem, mask_path = looked.pair[0].stem, looked.pair[1]
     label = read_mask(mask_path, num_classes).labels
-    scale = max(label.shape) / size
-    levels = levels_of((size,))
-    views = []
-    # A mask without a boundary has no levels: where networks can judge it, it does not count as sure of itself.
-    if probabilities is not None and (looked.bounded or not logits):
-        views.append(contour_beliefs(label, levels, probabilities, num_classes, scale))
-    if logits:
-        views.append(network_beliefs(np.load(logits), label.shape))
-    beliefs = np.mean(views, axis=0)
-    refined = beliefs.argmax(axis=0).astype(np.uint8)
-    wrong = refined != label
+    views = np.load(logits) if logits else None
+    row, refined, wrong = judge(stem, label, probabilities, views, looked.bounded, size, num_classes)
     write_atomically(refined_root / f"{stem}.png", as_png(refined * 255 if num_classes == 2 else refined))
-    chance = np.rint(255 * wrong_probability(label, beliefs).clip(0, 1)).astype(np.uint8)
-    write_atomically(wrong_root / f"{stem}.png", as_png(chance))
-    return Judged(
-        image=stem,
-        score=round(label_quality(label, beliefs), 6) if looked.bounded or logits else None,
-        wrong_pixels=int(wrong.sum()),
-        wrong_share=round(float(wrong.mean()), 6),
-        added=int((wrong & (label == 0)).sum()),
-        removed=int((wrong & (refined == 0)).sum()),
-        shift=0.0 if probabilities is None else round(float(median_level(probabilities[None], levels)[0] * scale), 2),
-    )
-
-
-def network_beliefs(logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Logits (K,S,S) as probabilities of the classes at the size of the mask, float32 (K,H,W)."""
-    full = np.stack([cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in logits.astype("f4")])
-    chances = np.exp(full - full.max(axis=0))
-    return chances / chances.sum(axis=0)
+    write_atomically(wrong_root / f"{stem}.png", as_png(np.rint(255 * wrong.clip(0, 1)).astype(np.uint8)))
+    return row
 
 
 def write_logits(model: Model, files: Sequence[tuple[Path, Path]], batch_size: int) -> None:
@@ -267,89 +220,19 @@ def write_logits(model: Model, files: Sequence[tuple[Path, Path]], batch_size: i
     bar.close()
 
 
-def check_unchanged(record: Path, pairs: Sequence[Pair], overwrite: bool) -> None:
-    """Remember in ``record`` what the images and masks of the folds hold.
-
-    Raises `UserError`, unless ``overwrite``, naming the files that are not what they were when it was written: networks
-    of theirs are no judges of what is there now. Training refuses to go on with them too, but cannot say which file.
-    """
-    now = {str(path.resolve()): contents_of([path]) for pair in pairs for path in pair}
-    if record.is_file() and not overwrite:
-        remedy = "add --overwrite to train all folds again"
-        before = read_json(record, remedy)
-        if not isinstance(before, dict):
-            raise UserError(f"{record}: not a record of the folds' files; {remedy}")
-        kinds = {
-            "changed": [name for name in now if before.get(name, now[name]) != now[name]],
-            "new": [name for name in now if name not in before],
-            "gone": [name for name in before if name not in now],
-        }
-        differ = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
-        if differ:
-            raise UserError(
-                f"--folds: {record.parent} has networks of other images or masks than are there now ({differ}); "
-                f"{remedy}, or choose another --save_root"
-            )
-    write_json(record, now)
-
-
-def train_fold(args: argparse.Namespace, pairs: Sequence[Pair], held_out: set[int], fold: int) -> Path:
-    """Train networks on all ``pairs`` but those held out, which are its test set; returns their checkpoint.
-
-    Run again, it goes on where it was broken off.
-    """
-    root = (args.save_root / "folds").resolve()
-    dataset = root / "data" / f"fold{fold}"
-    shutil.rmtree(dataset, ignore_errors=True)  # links only, of an earlier audit
-    for index, pair in enumerate(pairs):
-        for kind, path in zip(("images", "masks"), pair, strict=True):
-            link = dataset / (f"{kind}_test" if index in held_out else kind) / path.name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(path.resolve())
-    command = [sys.executable, str(REPO / "train_GSD-Net.py"), "--datasets", dataset.name, "--noise_type", "given"]
-    command += ["--data_root", str(dataset.parent), "--output_root", str(root), "--slic_root", str(root / "slic")]
-    command += ["--cache_root", str(root / "cache"), "--exp", "fold", "--device", args.device]
-    command += ["--gpu", str(args.gpu), "--amp", args.amp, "--image_size", str(args.image_size)]
-    command += ["--overwrite" if args.overwrite else "--resume"]
-    command += ["--num_classes", str(args.num_classes)] + (["--channels", str(args.channels)] if args.channels else [])
-    print(
-        f"fold {fold} of {args.folds}: training on {len(pairs) - len(held_out)} images; its test masks are "
-        f"those of the other {len(held_out)}, as given",
-        flush=True,
-    )
-    if run_child([*command, *args.training]):
-        raise UserError(f"--folds: training of fold {fold} failed, see above (in place of --exp, another --save_root)")
-    return root / f"{dataset.name}+fold+given" / "checkpoint.pt"
-
-
 def predict_folds(args: argparse.Namespace, files: Sequence[tuple[Path, Path]], pairs: Sequence[Pair]) -> None:
     """Write the logits of each (image, .npy file), of networks that were trained on the other folds' ``pairs``."""
     device = choose_device(args.device, args.gpu)
-    if len(pairs) < 2 * args.folds:
-        raise UserError(f"--folds {args.folds}: only {len(pairs)} images; each fold needs two at least")
+    parts = fold_parts(len(pairs), args.folds, args.seed)
     root = args.save_root / "folds"
-    check_unchanged(root / "files.json", pairs, args.overwrite)
+    digests = {str(path.resolve()): contents_of([path]) for pair in pairs for path in pair}
+    check_unchanged(root / "files.json", digests, args.overwrite)
     if args.overwrite:
         shutil.rmtree(root / "slic", ignore_errors=True)  # of images that may have changed, perhaps of another size
     find_maps({image.stem: image for image, _ in pairs}, root / "slic", args.image_size)
-    order = np.random.default_rng(args.seed).permutation(len(pairs))
-    for fold, part in enumerate(np.array_split(order, args.folds), start=1):
-        checkpoint = train_fold(args, pairs, set(part.tolist()), fold)
+    for fold, part in enumerate(parts, start=1):
+        checkpoint = train_fold(root, pairs, set(part), f"fold{fold}", training_flags(args))
         write_logits(load_model(checkpoint, device, args.amp), [files[index] for index in part], args.batch_size)
-
-
-def picture_pair(
-    image_path: Path, mask_path: Path, refined_path: Path, channels: int | None, classes: int
-) -> list[bytes]:
-    """Two JPEGs: the image with the given outline; with the believed one, and what is believed wrong in blue."""
-    image = read_image(image_path, channels)
-    size = longest_side(image.shape, SIDE)
-    image = resize_image(image, size)
-    given, believed = (resize_label(read_mask(path, classes).labels, size) for path in (mask_path, refined_path))
-    colour = image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
-    tinted = np.where((given != believed)[..., None], colour // 2 + np.array(WRONG, np.uint8) // 2, colour)
-    views = contoured(image, given, classes), contoured(tinted.astype(np.uint8), believed, classes)
-    return [cv2.imencode(".jpg", view[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes() for view in views]
 
 
 def check_channels(pairs: Sequence[Pair], asked: int | None, model: Model | None) -> int | None:
@@ -392,8 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     channels = check_channels(pairs, args.channels, model)
 
     looked, failures = see_all(pairs, args, channels)
-    levels = levels_of((args.image_size,))
-    probabilities = probabilities_of([item.steps for item in looked], levels, args)
+    probabilities = levels_shown(args, looked)
     with ExitStack() as claims:
         for folder in (args.save_root, args.refined_root):
             claims.enter_context(claimed(folder))
@@ -418,7 +300,7 @@ def judge_all(
     wrong_root = args.save_root / "wrong"
     record_settings(args, model, stems, wrong_root)
     job = partial(
-        judge,
+        judge_file,
         size=args.image_size,
         num_classes=args.num_classes,
         refined_root=args.refined_root,
@@ -445,27 +327,26 @@ def judge_all(
     return judged
 
 
-def probabilities_of(
-    found: Sequence[Steps], levels: np.ndarray, args: argparse.Namespace
-) -> Sequence[np.ndarray | None]:
+def levels_shown(args: argparse.Namespace, looked: Sequence[Looked]) -> Sequence[np.ndarray | None]:
     """The probabilities of the levels (L,) of each image; None, which is said, if the images show nothing of them.
 
     Raises `UserError` if nothing else is there to judge the masks.
     """
-    if edges_shown(found, levels):
-        return list(level_probabilities(found, levels, args.image_size))
+    probabilities = probabilities_of([item.steps for item in looked], args.image_size)
+    if probabilities is not None:
+        return probabilities
     finding = "the images show no more of an edge at the contours of their masks than elsewhere"
     if not (args.folds or args.checkpoint):
         raise UserError(f"{finding}; let networks judge them: give --folds or --checkpoint")
     print(f"note: {finding}: networks alone judge the masks")
-    return [None] * len(found)
+    return [None] * len(looked)
 
 
 def see_all(pairs: list[Pair], args: argparse.Namespace, channels: int | None) -> tuple[list[Looked], list[str]]:
     """The first look at every image, and the messages of those that are unreadable. Raises `UserError` if all are."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the processes take the cores
-    job = partial(look, size=args.image_size, channels=channels, num_classes=args.num_classes)
+    job = partial(look_at, size=args.image_size, channels=channels, num_classes=args.num_classes)
     results, failures = run_jobs(job, pairs, args.workers, "looking")
     cv2.setNumThreads(threads)
     looked = [result for result in results if result]
@@ -498,41 +379,21 @@ def record_settings(args: argparse.Namespace, model: Model | None, stems: list[s
 def report(args: argparse.Namespace, channels: int | None, looked: list[Looked], judged: list[Judged]) -> None:
     """Write audit.csv and audit.html, and say on stdout what they hold."""
     paths = {item.pair[0].stem: item.pair for item in looked}
-    rows = sorted(judged, key=lambda row: (math.inf if row.score is None else row.score, row.image))
-    unjudged = [row.image for row in rows if row.score is None]
+    rows = worst_first(judged)
     write_table(args.save_root / "audit.csv", [row._asdict() for row in rows])
-    shown = [
-        Entry(
-            rank,
-            row.image,
-            row.score,
-            row.wrong_share,
-            row.shift,
-            *picture_pair(*paths[row.image], args.refined_root / f"{row.image}.png", channels, args.num_classes),
-        )
-        for rank, row in enumerate(rows[: args.page_images], start=1)
-    ]
-    by = f"the image and {args.checkpoint or f'networks of {args.folds} folds'}"
-    notes = [
-        f"{len(rows)} masks, judged by {by if args.checkpoint or args.folds else 'the edges in the images'}; "
-        f"the {len(shown)} with the lowest scores are shown.",
-        "Score: the Dice to be expected of the given mask, 1 is best. Believed wrong: share of the image's pixels, in "
-        "blue. Contour moved: by how much the edge lies inside (+) or outside (-) of the given contour.",
-        "This is a program's opinion, to look at first what may be wrong; it is not a diagnosis.",
-    ]
-    title = "/".join(args.masks_root.resolve().parts[-2:])
-    write_atomically(
-        args.save_root / "audit.html",
-        audit_page(f"Audit of {title}", notes, shown).encode("utf-8", "replace"),
-    )
-    scores = [row.score for row in rows if row.score is not None]
-    if scores:
-        share = np.mean([row.wrong_share for row in rows if row.score is not None])
-        low, middle, high = np.percentile(scores, (5, 50, 95))
-        print(f"{len(scores)} masks scored: median {middle:.3f}, nine of ten from {low:.3f} to {high:.3f}")
-        print(f"believed wrong: {share:.2%} of the pixels of a scored mask in the mean")
-    if unjudged:
-        print(f"not judged, as they have no boundary (a --checkpoint would): {len(unjudged)} masks: {listed(unjudged)}")
+    shown = []
+    for rank, row in enumerate(rows[: args.page_images], start=1):
+        image_path, mask_path = paths[row.image]
+        given = read_mask(mask_path, args.num_classes).labels
+        believed = read_mask(args.refined_root / f"{row.image}.png", args.num_classes).labels
+        pictures = picture_pair(read_image(image_path, channels), given, believed, args.num_classes)
+        shown.append(Entry(rank, row.image, row.score, row.wrong_share, row.shift, *pictures))
+    networks = str(args.checkpoint) if args.checkpoint else f"networks of {args.folds} folds" if args.folds else None
+    title = "Audit of " + "/".join(args.masks_root.resolve().parts[-2:])
+    page = audit_page(title, notes(len(rows), len(shown), networks), shown)
+    write_atomically(args.save_root / "audit.html", page.encode("utf-8", "replace"))
+    for line in summary(rows):
+        print(line)
     print(f"{args.save_root}: audit.csv, audit.html, wrong/; {args.refined_root}: the believed masks")
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from networks.unet import two_unets
 from scripts import audit_labels
+from utils.audit import folds
 from utils.audit.page import Entry, audit_page
 from utils.commands.errors import run_main
 from utils.commands.files import claimed
@@ -249,7 +250,7 @@ def test_the_shift_is_by_how_much_training_would_move_the_contour(tmp_path):
     chances = 0.4 * (levels == -3) + 0.3 * (levels == 2) + 0.3 * (levels == 3)
     looked = audit_labels.Looked(pair, steps(image, given), True, False)
     roots = (tmp_path / "refined", tmp_path / "wrong")
-    judged = audit_labels.judge((looked, chances, None), SIZE, 2, *roots)
+    judged = audit_labels.judge_file((looked, chances, None), SIZE, 2, *roots)
     assert judged.shift == pytest.approx(1.5 + 1 / 3, abs=0.01)
     assert (judged.added, judged.removed > 0) == (0, True)
 
@@ -431,19 +432,19 @@ def test_folders_or_a_dataset(run, folder, names, found):
 def test_stale_folds_are_refused(run, folder, monkeypatch):
     """Networks that were trained before an image or a mask was changed do not judge it, nor are they trained on."""
     last = ("--", "--batch_size", 4, "--max_epochs", 1)
-    folds = ("--folds", 2, "--image_size", 32, *last)
-    assert run(*folds)[0] == 0
+    flags = ("--folds", 2, "--image_size", 32, *last)
+    assert run(*flags)[0] == 0
     mask, image = folder / "masks" / "case 04.png", folder / "images" / "case 04.png"
     good = {path: path.read_bytes() for path in (mask, image)}
 
     for path in (mask, image):
         save(path, pixels(path)[::-1])
-        assert_refused(run(*folds), "--folds", folder / "audit" / "folds", f"(changed: {path})", "--overwrite")
+        assert_refused(run(*flags), "--folds", folder / "audit" / "folds", f"(changed: {path})", "--overwrite")
         path.write_bytes(good[path])
     for path in (mask, image):
         path.rename(path.with_name("case 99.png"))
     gone = f"new: {image.with_name('case 99.png')}, {mask.with_name('case 99.png')}; gone: {image}, {mask}"
-    assert_refused(run(*folds), "--folds", gone, "--overwrite")
+    assert_refused(run(*flags), "--folds", gone, "--overwrite")
     for path in (mask, image):
         path.with_name("case 99.png").rename(path)
 
@@ -455,10 +456,10 @@ def test_stale_folds_are_refused(run, folder, monkeypatch):
         return said[-1].returncode
 
     with monkeypatch.context() as patch:
-        patch.setattr(audit_labels, "run_child", listen)
+        patch.setattr(folds, "run_child", listen)
         save(mask, pixels(mask)[::-1])
         (folder / "audit" / "folds" / "files.json").unlink()
-        assert_refused(run(*folds), "--folds", "fold 1")
+        assert_refused(run(*flags), "--folds", "fold1")
     assert [refused.returncode for refused in said] == [2] and "Traceback" not in said[0].stderr
     assert "masks or superpixels are no longer those of the run" in said[0].stderr
 
@@ -468,7 +469,7 @@ def test_stale_folds_are_refused(run, folder, monkeypatch):
 
 @pytest.mark.parametrize("flags", [("--datasets", "x"), ("--exp=x",), ("--res",), ("--output", "x"), ("--slic", "x")])
 def test_flags_of_the_audit_are_not_passed_on(run, folder, flags):
-    name = next(name for name in audit_labels.FIXED if f"--{name}".startswith(flags[0].split("=")[0]))
+    name = next(name for name in folds.FIXED if f"--{name}".startswith(flags[0].split("=")[0]))
     assert_refused(run("--folds", 2, "--", *flags), f"after --: --{name}", f"leave --{name} out")
     assert_refused(run("--folds", 2, "--", "--image_size", 32), "give --image_size before --")
     assert not (folder / "audit").exists()
@@ -674,7 +675,7 @@ def test_networks_alone_judge_a_mask_without_a_boundary(tmp_path):
     logits[1] = -20
     logits[1, 10:30, 10:30] = 20
     np.save(tmp_path / "logits.npy", logits)
-    judged = audit_labels.judge(
+    judged = audit_labels.judge_file(
         (looked, at_zero, tmp_path / "logits.npy"), SIZE, 2, tmp_path / "refined", tmp_path / "wrong"
     )
     assert judged.wrong_pixels == judged.added == 400 and judged.score < 0.1
