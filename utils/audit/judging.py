@@ -1,4 +1,4 @@
-"""Judging a mask: its score, the pixels believed wrong and a better mask. Arrays in, arrays out.
+"""Judging a mask: its score, its suspected label errors and an estimated mask. Arrays in, arrays out.
 
 Source: docs/method.md section 9.
 """
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.special import softmax
 
 from utils.masks.contours import Steps, edges_shown, levels_of, steps
 from utils.masks.edge_profile import level_probabilities, median_level
@@ -20,19 +21,19 @@ class Judged(NamedTuple):
 
     image: str
     score: float | None  # the Dice to be expected of the given mask, 0..1; None: not judged
-    wrong_pixels: int
-    wrong_share: float  # of the image's pixels
-    added: int  # pixels that the believed foreground has more
-    removed: int  # and less
+    suspected_pixels: int  # where the estimated mask differs from the given one
+    suspected_share: float  # of the image's pixels
+    added: int  # pixels of foreground that only the estimated mask has
+    removed: int  # and only the given one
     shift: float  # pixels; positive: the edge lies inside of the given contour
 
 
-class Estimate(NamedTuple):
+class Judgement(NamedTuple):
     """What is made of one mask."""
 
     row: Judged
-    mask: np.ndarray  # (H,W) uint8 classes
-    wrong: np.ndarray  # (H,W) float32, the probability that each pixel is wrong
+    estimated: np.ndarray  # (H,W) uint8 classes
+    error_probability: np.ndarray  # (H,W) float32, 0..1: that the class of each pixel is wrong
 
 
 def look(image: np.ndarray, label: np.ndarray, size: int) -> tuple[Steps, bool]:
@@ -59,7 +60,7 @@ def judge(
     bounded: bool,
     size: int,
     num_classes: int,
-) -> Estimate:
+) -> Judgement:
     """Score the mask ``label``, (H,W) classes, of the image ``name``, and estimate a better one.
 
     probabilities: of the levels (L,) at the longer side ``size``, None where the images say nothing of them; logits:
@@ -73,26 +74,25 @@ def judge(
     if probabilities is not None and (bounded or logits is None):
         views.append(contour_beliefs(label, levels, probabilities, num_classes, scale))
     if logits is not None:
-        views.append(network_beliefs(logits, label.shape))
+        views.append(network_probabilities(logits, label.shape))
     if not views:
         raise ValueError(f"{name}: neither probabilities of the levels nor logits")
-    beliefs = np.mean(views, axis=0)
-    refined = beliefs.argmax(axis=0).astype(np.uint8)
-    wrong = refined != label
+    classes = np.mean(views, axis=0)
+    estimated = classes.argmax(axis=0).astype(np.uint8)
+    suspected = estimated != label
     row = Judged(
         image=name,
-        score=round(label_quality(label, beliefs), 6) if bounded or logits is not None else None,
-        wrong_pixels=int(wrong.sum()),
-        wrong_share=round(float(wrong.mean()), 6),
-        added=int((wrong & (label == 0)).sum()),
-        removed=int((wrong & (refined == 0)).sum()),
+        score=round(label_quality(label, classes), 6) if bounded or logits is not None else None,
+        suspected_pixels=int(suspected.sum()),
+        suspected_share=round(float(suspected.mean()), 6),
+        added=int((suspected & (label == 0)).sum()),
+        removed=int((suspected & (estimated == 0)).sum()),
         shift=0.0 if probabilities is None else round(float(median_level(probabilities[None], levels)[0] * scale), 2),
     )
-    return Estimate(row, refined, wrong_probability(label, beliefs))
+    return Judgement(row, estimated, wrong_probability(label, classes).clip(0, 1))
 
 
-def network_beliefs(logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def network_probabilities(logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Logits (K,S,S) as probabilities of the classes at the size (H,W) of the mask, float32 (K,H,W)."""
-    full = np.stack([cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in logits.astype("f4")])
-    chances = np.exp(full - full.max(axis=0))
-    return chances / chances.sum(axis=0)
+    resized = [cv2.resize(plane, shape[::-1], interpolation=cv2.INTER_LINEAR) for plane in logits.astype(np.float32)]
+    return softmax(np.stack(resized), axis=0)
