@@ -65,14 +65,14 @@ function filter() {
     + `${counted[3]} to look at again, ${counted[0]} without a mark`;
 }
 
-function choose(row) {
+function choose(row, scroll = true) {
   const focused = document.activeElement?.closest("tbody tr");
   if (focused && focused !== row) document.activeElement.blur(); // or Enter would press a button of another row
   current?.removeAttribute("aria-current");
   current = row;
   if (!row) return large.close();
   row.setAttribute("aria-current", "true");
-  row.scrollIntoView({ block: "nearest" });
+  if (scroll) row.scrollIntoView({ block: "nearest" });
   if (large.open) enlarge(row);
 }
 
@@ -170,10 +170,11 @@ document.addEventListener("keydown", event => {
   event.preventDefault();
 });
 
-for (const id of ["search", "filter", "most"]) find(id).addEventListener("input", () => {
-  filter();
-  if (!current || current.hidden) choose(neighbour(null, 0));
-});
+for (const [id, kind] of [["search", "input"], ["most", "input"], ["filter", "change"]])
+  find(id).addEventListener(kind, () => {
+    filter();
+    if (!current || current.hidden) choose(neighbour(null, 0), false);
+  });
 find("export").addEventListener("click", save);
 find("close").addEventListener("click", () => large.close());
 large.addEventListener("click", event => { if (event.target === large) large.close(); });
@@ -182,4 +183,4 @@ addEventListener("beforeunload", event => { if (!kept && rows.some(markOf)) even
 
 rows.forEach(row => showMark(row, stored(row)));
 filter();
-choose(neighbour(null, 0));
+choose(neighbour(null, 0), false);
