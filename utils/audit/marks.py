@@ -82,10 +82,9 @@ def _rows(path: Path, columns: Collection[str], remedy: str) -> list[dict[str, s
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, strict=True)
-            rows = list(table)
+            found, rows = list(table.fieldnames or []), list(table)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as CSV ({error}); {remedy}") from error
-    found = table.fieldnames or []
     lacking = [name for name in columns if name not in found]
     if lacking:
         raise UserError(
