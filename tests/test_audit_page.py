@@ -15,7 +15,6 @@ from utils.audit.marks import Audit, read_marks
 from utils.audit.page import Entry, audit_page
 from utils.audit.pictures import LARGEST, crop_around, outline, picture
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium (requirements-dev.txt)")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 IDENTITY = "0123456789abcdef"
@@ -124,6 +123,7 @@ def test_the_page_loads_nothing():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium (requirements-dev.txt)")
     if not BROWSER or not DRIVER:
         pytest.skip("no Chromium with its chromedriver on this machine")
     folder = tmp_path_factory.mktemp("browser")
@@ -177,7 +177,9 @@ def marks(browser):
 
 
 def press(browser, *keys):
-    webdriver.ActionChains(browser).send_keys(*keys).perform()
+    from selenium.webdriver import ActionChains
+
+    ActionChains(browser).send_keys(*keys).perform()
 
 
 def key(name):
@@ -242,6 +244,24 @@ def test_marks_of_another_audit_are_not_shown(opened, tmp_path):
     assert marks(opened) == [[], [], []]
     opened.back()
     assert marks(opened) == [["accept"], [], []]
+
+
+def test_two_windows_of_one_audit_share_the_marks(opened):
+    first, url = opened.current_window_handle, opened.current_url
+    opened.switch_to.new_window("tab")
+    opened.get(url)
+    press(opened, "a", "r")
+    opened.close()
+    opened.switch_to.window(first)
+    assert marks(opened) == [["accept"], ["reject"], []]
+
+
+def test_a_browser_that_keeps_nothing_says_so(opened):
+    assert not one(opened, "#unkept").is_displayed()
+    opened.execute_script("Storage.prototype.setItem = () => { throw new Error('full'); }")
+    press(opened, "a")
+    assert one(opened, "#unkept").is_displayed() and marks(opened) == [["accept"], [], []]
+    opened.execute_script("document.querySelectorAll('[data-mark]').forEach(row => { row.dataset.mark = ''; })")
 
 
 def test_search_and_filters(opened):
