@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ from PIL import Image
 
 from networks.unet import two_unets
 from scripts import audit_labels
-from utils.audit.page import Entry, audit_page
+from utils.audit import folds
 from utils.commands.errors import run_main
 from utils.commands.files import claimed
 from utils.masks.contours import levels_of, move_contour, nearest_class, signed_distance, steps
@@ -221,7 +220,7 @@ def test_masks_without_a_boundary_stay(empty):
 def test_displaced_masks_are_worst_and_are_mended(run, folder):
     before = {path: path.read_bytes() for path in (folder / "masks").iterdir()}
     code, out, _ = run()
-    assert code == 0 and "16 masks scored" in out and "believed wrong" in out
+    assert code == 0 and "16 masks scored" in out and "suspected label errors" in out
     table = rows(folder / "audit" / "audit.csv")
     scores = [float(row["score"]) for row in table]
     assert scores == sorted(scores) and 0 <= scores[0] < 0.85 < scores[3] <= scores[-1] <= 1
@@ -230,14 +229,14 @@ def test_displaced_masks_are_worst_and_are_mended(run, folder):
     for row in table[:3]:
         index = int(row["image"][-2:])
         _, true, given = list(samples())[index]
-        refined = pixels(folder / "masks_refined" / f"{row['image']}.png")
+        refined = pixels(folder / "audit" / "masks_refined" / f"{row['image']}.png")
         assert set(np.unique(refined)) == {0, 255} and refined.shape == given.shape
         assert dice(refined, true) > max(dice(given, true), 0.95)
         wrong = (refined > 0) != (given > 0)
-        assert (int(row["wrong_pixels"]), int(row["added"]) + int(row["removed"])) == (wrong.sum(), wrong.sum())
-        assert float(row["wrong_share"]) == pytest.approx(wrong.mean(), abs=1e-6)
+        assert (int(row["suspected_pixels"]), int(row["added"]) + int(row["removed"])) == (wrong.sum(), wrong.sum())
+        assert float(row["suspected_share"]) == pytest.approx(wrong.mean(), abs=1e-6)
         assert np.sign(float(row["shift"])) == -np.sign(SHIFTED[index])
-        chance = pixels(folder / "audit" / "wrong" / f"{row['image']}.png")
+        chance = pixels(folder / "audit" / "error_probability" / f"{row['image']}.png")
         assert chance.dtype == np.uint8 and ((chance >= 128) == wrong).mean() > 0.99
 
 
@@ -249,16 +248,16 @@ def test_the_shift_is_by_how_much_training_would_move_the_contour(tmp_path):
     chances = 0.4 * (levels == -3) + 0.3 * (levels == 2) + 0.3 * (levels == 3)
     looked = audit_labels.Looked(pair, steps(image, given), True, False)
     roots = (tmp_path / "refined", tmp_path / "wrong")
-    judged = audit_labels.judge((looked, chances, None), SIZE, 2, *roots)
+    judged = audit_labels.judge_file((looked, chances, None), SIZE, 2, *roots)
     assert judged.shift == pytest.approx(1.5 + 1 / 3, abs=0.01)
     assert (judged.added, judged.removed > 0) == (0, True)
 
 
-@pytest.mark.parametrize("name", ["audit", "masks_refined"])
+@pytest.mark.parametrize("name", ["audit", "audit/masks_refined"])
 def test_two_audits_do_not_share_a_folder(run, folder, name):
     with claimed(folder / name):
         assert_refused(run("--overwrite"), folder / name, "another process is writing there")
-    assert not list(folder.glob("masks_refined/*.png"))
+    assert not list(folder.glob("audit/masks_refined/*.png"))
 
 
 def test_settings_name_the_checkpoint_that_judged(run, folder, monkeypatch):
@@ -294,7 +293,7 @@ def test_masks_larger_than_the_audit(run, folder):
     assert run()[0] == 0
     table = rows(folder / "audit" / "audit.csv")
     assert {row["image"] for row in table[:3]} == {f"case {index:02}" for index in SHIFTED}
-    assert pixels(folder / "masks_refined" / "case 03.png").shape == (120, 3 * SIZE)
+    assert pixels(folder / "audit" / "masks_refined" / "case 03.png").shape == (120, 3 * SIZE)
     assert abs(float(table[0]["shift"])) >= 6
 
 
@@ -305,7 +304,7 @@ def test_three_classes_keep_their_numbers(run, folder):
     assert_refused(run(), "--num_classes 3")
     assert run("--num_classes", 3)[0] == 0
     assert {row["image"] for row in rows(folder / "audit" / "audit.csv")[:3]} == {f"case {i:02}" for i in SHIFTED}
-    assert set(np.unique(pixels(folder / "masks_refined" / "case 03.png"))) == {0, 1, 2}
+    assert set(np.unique(pixels(folder / "audit" / "masks_refined" / "case 03.png"))) == {0, 1, 2}
 
 
 def test_mask_without_a_boundary(run, folder):
@@ -313,10 +312,10 @@ def test_mask_without_a_boundary(run, folder):
     save(folder / "masks" / "case 05.png", np.zeros((40, SIZE), np.uint8))
     code, out, _ = run()
     assert code == 0 and "not judged" in out and "case 05" in out
-    scored = [float(row["wrong_share"]) for row in rows(folder / "audit" / "audit.csv") if row["score"]]
-    assert f"believed wrong: {np.mean(scored):.2%} of the pixels of a scored mask" in out
+    scored = [float(row["suspected_share"]) for row in rows(folder / "audit" / "audit.csv") if row["score"]]
+    assert f"suspected label errors: {np.mean(scored):.2%} of the pixels of a scored mask" in out
     last = rows(folder / "audit" / "audit.csv")[-1]
-    assert (last["image"], last["score"], last["wrong_pixels"]) == ("case 05", "", "0")
+    assert (last["image"], last["score"], last["suspected_pixels"]) == ("case 05", "", "0")
     assert "not judged" in (folder / "audit" / "audit.html").read_text()
     networks = checkpoint_of(folder / "model" / "checkpoint.pt")
     assert run("--checkpoint", networks, "--overwrite")[0] == 0
@@ -335,9 +334,9 @@ def test_images_without_edges(run, folder):
 def test_networks_share_the_belief(run, folder):
     """With a checkpoint, the chance that a pixel is wrong is the mean of both beliefs."""
     assert run()[0] == 0
-    alone = pixels(folder / "audit" / "wrong" / "case 03.png") / 255
+    alone = pixels(folder / "audit" / "error_probability" / "case 03.png") / 255
     assert run("--checkpoint", checkpoint_of(folder / "model" / "checkpoint.pt"), "--overwrite")[0] == 0
-    both = pixels(folder / "audit" / "wrong" / "case 03.png") / 255
+    both = pixels(folder / "audit" / "error_probability" / "case 03.png") / 255
     networks = 2 * both - alone
     assert networks.min() > -0.02 and networks.max() < 1.02 and np.abs(both - alone).max() > 0.1
 
@@ -346,7 +345,7 @@ def test_run_again_and_with_other_settings(run, folder):
     assert run()[0] == 0
     first = (folder / "audit" / "audit.csv").read_bytes()
     assert run()[0] == 0 and (folder / "audit" / "audit.csv").read_bytes() == first
-    assert_refused(run("--image_size", 32), folder / "masks_refined", "--overwrite")
+    assert_refused(run("--image_size", 32), folder / "audit" / "masks_refined", "--overwrite")
     assert run("--image_size", 32, "--overwrite")[0] == 0
 
 
@@ -362,12 +361,11 @@ def test_folds_judge_what_they_did_not_see(run, folder):
 
 
 def test_dataset_in_place_of_folders(run, folder):
-    """The same audit, with the believed masks in the folder of the audit: the dataset is left as it is."""
+    """The same audit; the dataset is left as it is."""
     assert run()[0] == 0
     by_folders = (folder / "audit" / "audit.csv").read_bytes()
-    mended = pixels(folder / "masks_refined" / "case 03.png")
+    mended = pixels(folder / "audit" / "masks_refined" / "case 03.png")
     shutil.rmtree(folder / "audit")
-    shutil.rmtree(folder / "masks_refined")
     places = ("--datasets", folder.name.upper(), "--noise_type", "given", "--data_root", folder.parent)
     code, out, _ = run(places=places)
     assert code == 0 and str(folder / "audit" / "masks_refined") in out
@@ -431,19 +429,19 @@ def test_folders_or_a_dataset(run, folder, names, found):
 def test_stale_folds_are_refused(run, folder, monkeypatch):
     """Networks that were trained before an image or a mask was changed do not judge it, nor are they trained on."""
     last = ("--", "--batch_size", 4, "--max_epochs", 1)
-    folds = ("--folds", 2, "--image_size", 32, *last)
-    assert run(*folds)[0] == 0
+    flags = ("--folds", 2, "--image_size", 32, *last)
+    assert run(*flags)[0] == 0
     mask, image = folder / "masks" / "case 04.png", folder / "images" / "case 04.png"
     good = {path: path.read_bytes() for path in (mask, image)}
 
     for path in (mask, image):
         save(path, pixels(path)[::-1])
-        assert_refused(run(*folds), "--folds", folder / "audit" / "folds", f"(changed: {path})", "--overwrite")
+        assert_refused(run(*flags), "--folds", folder / "audit" / "folds", f"(changed: {path})", "--overwrite")
         path.write_bytes(good[path])
     for path in (mask, image):
         path.rename(path.with_name("case 99.png"))
     gone = f"new: {image.with_name('case 99.png')}, {mask.with_name('case 99.png')}; gone: {image}, {mask}"
-    assert_refused(run(*folds), "--folds", gone, "--overwrite")
+    assert_refused(run(*flags), "--folds", gone, "--overwrite")
     for path in (mask, image):
         path.with_name("case 99.png").rename(path)
 
@@ -455,10 +453,10 @@ def test_stale_folds_are_refused(run, folder, monkeypatch):
         return said[-1].returncode
 
     with monkeypatch.context() as patch:
-        patch.setattr(audit_labels, "run_child", listen)
+        patch.setattr(folds, "run_child", listen)
         save(mask, pixels(mask)[::-1])
         (folder / "audit" / "folds" / "files.json").unlink()
-        assert_refused(run(*folds), "--folds", "fold 1")
+        assert_refused(run(*flags), "--folds", "fold1")
     assert [refused.returncode for refused in said] == [2] and "Traceback" not in said[0].stderr
     assert "masks or superpixels are no longer those of the run" in said[0].stderr
 
@@ -468,7 +466,7 @@ def test_stale_folds_are_refused(run, folder, monkeypatch):
 
 @pytest.mark.parametrize("flags", [("--datasets", "x"), ("--exp=x",), ("--res",), ("--output", "x"), ("--slic", "x")])
 def test_flags_of_the_audit_are_not_passed_on(run, folder, flags):
-    name = next(name for name in audit_labels.FIXED if f"--{name}".startswith(flags[0].split("=")[0]))
+    name = next(name for name in folds.FIXED if f"--{name}".startswith(flags[0].split("=")[0]))
     assert_refused(run("--folds", 2, "--", *flags), f"after --: --{name}", f"leave --{name} out")
     assert_refused(run("--folds", 2, "--", "--image_size", 32), "give --image_size before --")
     assert not (folder / "audit").exists()
@@ -477,39 +475,20 @@ def test_flags_of_the_audit_are_not_passed_on(run, folder, flags):
 # --- The page ---------------------------------------------------------------------------------------------------------
 
 
-def entry(name, score, rank=1):
-    return Entry(rank, name, score, 0.01, 1.0, b"given", b"believed")
-
-
-def test_page_is_self_contained_and_escapes_names(run, folder):
+def test_page_escapes_names(run, folder):
     name = "<script>alert(1)<!--&\"'"
     for kind in ("images", "masks"):
         (folder / kind / "case 00.png").rename(folder / kind / f"{name}.png")
     assert run()[0] == 0
     page = (folder / "audit" / "audit.html").read_text(encoding="utf-8")
     assert name not in page and "&lt;script&gt;alert(1)&lt;!--&amp;&quot;&#x27;" in page
-    assert not re.search(r"https?:|//[a-z]|<link|@import|url\(", re.sub(r"base64,[^\"]*", "", page))
-    assert page.count("<tr>") == 17 and page.count("data:image/jpeg;base64,") == 32
-    assert "default-src 'none'" in page
+    assert page.count("<tr ") == page.count("data:image/jpeg;base64,") == 16
 
 
 def test_page_shows_the_worst(run, folder):
     assert run("--page_images", 3)[0] == 0
     page = (folder / "audit" / "audit.html").read_text(encoding="utf-8")
     assert [index for index in range(16) if f">case {index:02}<" in page] == sorted(SHIFTED)
-
-
-@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on this machine")
-def test_columns_sort_in_a_browser(tmp_path):
-    entries = [entry("b", 0.5), entry("a", None, 2), entry("c", 0.125, 3)]
-    for clicks, order in (((2,), "cba"), ((2, 2), "bca"), ((1,), "abc"), ((0, 0), "bac"), ((2, 0), "bac")):
-        click = "".join(f"document.querySelectorAll('th button')[{column}].click();" for column in clicks)
-        page = audit_page("Audit", [], entries).replace("</body>", f"<script>{click}</script></body>")
-        (tmp_path / "page.html").write_text(page)
-        flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom")
-        command = ["chromium", *flags, (tmp_path / "page.html").as_uri()]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-        assert "".join(re.findall(r'<td data-key="([abc])">', shown)) == order
 
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
@@ -523,7 +502,7 @@ def test_unreadable_files_are_named_and_left_out(run, folder):
     assert code == 1 and "Traceback" not in err and "3 of 16" in err
     assert all(name in err for name in ("images/case 01.png", "masks/case 02.png", "masks/case 04.png", "9x9"))
     assert len(rows(folder / "audit" / "audit.csv")) == 13
-    assert len(list((folder / "masks_refined").glob("*.png"))) == 13
+    assert len(list((folder / "audit" / "masks_refined").glob("*.png"))) == 13
 
 
 def test_nothing_is_left_of_a_mask_that_cannot_be_read_any_more(run, folder):
@@ -533,7 +512,7 @@ def test_nothing_is_left_of_a_mask_that_cannot_be_read_any_more(run, folder):
         (folder / kind / "case 03.png").unlink()
     code, out, err = run()
     assert code == 1 and "case 02.png" in err
-    for place in (folder / "masks_refined", folder / "audit" / "wrong"):
+    for place in (folder / "audit" / "masks_refined", folder / "audit" / "error_probability"):
         assert f"note: {place}: 1 files of other images stay there: case 03.png" in out
         assert {path.name for path in place.glob("*.png")} == {f"case {i:02}.png" for i in range(16) if i != 2}
 
@@ -642,7 +621,7 @@ def test_full_disk(run, folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("utils.commands.files.os.fsync", full)
         assert_refused(run(), "No space left on device")
-    assert [path.name for path in (folder / "masks_refined").iterdir() if path.suffix == ".png"] == ["case 00.png"]
+    assert [path.name for path in folder.glob("audit/masks_refined/*.png")] == ["case 00.png"]
     assert not list(folder.rglob("*.tmp")) and not list((folder / "audit").glob(".logits*"))
     assert run()[0] == 0
 
@@ -674,17 +653,9 @@ def test_networks_alone_judge_a_mask_without_a_boundary(tmp_path):
     logits[1] = -20
     logits[1, 10:30, 10:30] = 20
     np.save(tmp_path / "logits.npy", logits)
-    judged = audit_labels.judge(
+    judged = audit_labels.judge_file(
         (looked, at_zero, tmp_path / "logits.npy"), SIZE, 2, tmp_path / "refined", tmp_path / "wrong"
     )
-    assert judged.wrong_pixels == judged.added == 400 and judged.score < 0.1
+    assert judged.suspected_pixels == judged.added == 400 and judged.score < 0.1
     assert (pixels(tmp_path / "refined" / "a.png") == 255).sum() == 400
     assert pixels(tmp_path / "wrong" / "a.png")[20, 20] == 255
-
-
-def test_the_folder_beside_one_that_is_named_by_dots(tmp_path, monkeypatch):
-    (tmp_path / "masks" / "inner").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "masks" / "inner")
-    assert audit_labels.beside(Path("..")) == tmp_path / "masks_refined"
-    assert audit_labels.beside(Path(".")) == tmp_path / "masks" / "inner_refined"
-    assert audit_labels.beside(Path("a/masks")) == Path("a/masks_refined")

@@ -3,97 +3,50 @@
 import base64
 import html
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-SIDE = 176  # of a picture, in pixels
+from utils.audit.judging import Judged
+from utils.audit.marks import MARKS
+from utils.audit.pictures import Picture
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem; color: #1b1f24; background: #fff; }
-h1 { font-size: 1.3rem; margin: 0 0 .4rem; }
-p { margin: .2rem 0; max-width: 60rem; }
-table { border-collapse: collapse; margin-top: 1rem; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid #d5dae0; text-align: right; }
-th { position: sticky; top: 0; background: #f3f5f7; white-space: nowrap; }
-th:nth-child(2), td:nth-child(2) { text-align: left; overflow-wrap: anywhere; max-width: 22rem; }
-th button { font: inherit; font-weight: 600; border: 0; background: none; padding: 0; cursor: pointer; color: inherit; }
-th[aria-sort=ascending] button::after { content: " \\25B2"; }
-th[aria-sort=descending] button::after { content: " \\25BC"; }
-img { display: block; }
-"""
-
-# A click sorts by that column; a second click turns the order round. Cells without a figure come last either way.
-_SCRIPT = """
-const body = document.querySelector("tbody");
-const heads = [...document.querySelectorAll("th")];
-heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
-  const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
-  heads.forEach(other => other.removeAttribute("aria-sort"));
-  head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
-  const key = row => row.cells[column].dataset.key;
-  const compare = (a, b) => head.dataset.kind === "text" ? a.localeCompare(b) : a - b;
-  const rows = [...body.rows].sort((a, b) =>
-    key(a) === "" || key(b) === "" ? (key(a) === "") - (key(b) === "") : sign * compare(key(a), key(b)));
-  body.append(...rows);
-}));
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{notes}
-<table>
-<thead><tr>{heads}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-<script>{script}</script>
-</body>
-</html>
-"""
+_PAGE, _STYLE, _SCRIPT = (
+    Path(__file__).with_name(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+)
+_COLUMNS = (
+    ("Rank", "number"),
+    ("Image", "text"),
+    ("Score", "number"),
+    ("Suspected errors", "number"),
+    ("Contour moved", "number"),
+    ("Given mask", ""),
+    ("Estimated mask", ""),
+    ("Mark", ""),
+)
+_COLOURS = 6  # of outlines in page.css
 
 
 class Entry(NamedTuple):
     """One row of the page."""
 
     rank: int  # from 1, the worst
-    name: str
-    score: float | None  # None: not judged
-    wrong_share: float  # of the image's pixels
-    shift: float  # pixels; positive: the edge lies inside of the given contour
-    given: bytes  # JPEG: the given outline on the image
-    believed: bytes  # JPEG: the believed outline, and the pixels that are believed wrong
+    row: Judged
+    picture: Picture
 
 
-_COLUMNS = (
-    ("Rank", "number"),
-    ("Image", "text"),
-    ("Score", "number"),
-    ("Believed wrong", "number"),
-    ("Contour moved", "number"),
-    ("Given mask", ""),
-    ("Believed mask", ""),
-)
+def audit_page(title: str, notes: Sequence[str], entries: Sequence[Entry], identity: str) -> str:
+    """The page as a string: a table with a row for each entry, in their order, to be sorted, filtered and marked.
 
-
-def audit_page(title: str, notes: Sequence[str], entries: Sequence[Entry]) -> str:
-    """The page as a string: a sortable table with a row for each entry, in their order. It loads nothing, and a policy
-    in its head forbids it to; ``title``, ``notes`` and the names may hold any characters."""
+    identity: of the audit, under which a browser keeps the marks (`utils.audit.marks.read_audit`). The page loads
+    nothing, and a policy in its head forbids it to. ``title``, ``notes`` and the names may hold any characters.
+    """
     heads = "".join(
         f'<th data-kind="{kind}"{" aria-sort=ascending" * (index == 0)}>'
         + (f'<button type="button">{name}</button></th>' if kind else f"{name}</th>")
         for index, (name, kind) in enumerate(_COLUMNS)
     )
     return _PAGE.format(
+        identity=html.escape(identity),
         title=html.escape(title),
         notes="\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
         heads=heads,
@@ -104,19 +57,49 @@ def audit_page(title: str, notes: Sequence[str], entries: Sequence[Entry]) -> st
 
 
 def _row(entry: Entry) -> str:
-    score = ("", "not judged") if entry.score is None else (f"{entry.score:.6f}", f"{entry.score:.3f}")
-    cells = [
-        (str(entry.rank), str(entry.rank)),
-        (entry.name, entry.name),
+    rank, row, picture = entry
+    name = html.escape(row.image)
+    score = ("", "not judged") if row.score is None else (f"{row.score:.6f}", f"{row.score:.3f}")
+    values = (
+        (str(rank), str(rank)),
+        (name, name),
         score,
-        (f"{entry.wrong_share:.6f}", f"{entry.wrong_share:.1%}"),
-        (f"{entry.shift:.2f}", f"{entry.shift:+.1f} px"),
-    ]
-    texts = "".join(f'<td data-key="{html.escape(key)}">{html.escape(text)}</td>' for key, text in cells)
-    pictures = zip(("given mask of", "believed mask of"), (entry.given, entry.believed), strict=True)
-    images = "".join(
-        f'<td><img alt="{kind} {html.escape(entry.name)}" '
-        f'src="data:image/jpeg;base64,{base64.b64encode(picture).decode()}"></td>'
-        for kind, picture in pictures
+        (f"{row.suspected_share:.6f}", f"{row.suspected_share:.1%}"),
+        (f"{row.shift:.2f}", f"{row.shift:+.1f} px"),
     )
-    return f"<tr>{texts}{images}</tr>"
+    cells = "".join(
+        f'<td data-key="{key}"' + (f' data-title="{title}"' if kind == "number" else "") + f">{text}</td>"
+        for (title, kind), (key, text) in zip(_COLUMNS, values, strict=False)
+    )
+    buttons = "".join(
+        f'<button type="button" data-mark="{mark}" aria-pressed="false"><kbd>{mark[0].upper()}</kbd> {mark}</button>'
+        for mark in MARKS
+    )
+    facts = f"score {score[1]}, suspected errors {values[3][1]}, contour moved {values[4][1]}, shown: {picture.crop}"
+    return (
+        f'<tr data-image="{name}" data-score="{score[0]}" data-facts="{facts}">{cells}{_pictures(entry)}'
+        f'<td class="marks">{buttons}</td></tr>'
+    )
+
+
+def _pictures(entry: Entry) -> str:
+    """Two cells; the second draws on the image of the first, so that the page holds it once."""
+    rank, row, picture = entry
+    size = f'width="{picture.width}" height="{picture.height}"'
+    encoded = base64.b64encode(picture.jpeg).decode()
+    image = f'<image id="image{rank}" {size} href="data:image/jpeg;base64,{encoded}"/>'
+    given = image + _outlines(picture.given)
+    suspected = f'<path class="suspected" d="{picture.suspected}"/>'
+    estimated = f'<use href="#image{rank}"/>{suspected}' + _outlines(picture.estimated)
+    box = f'viewBox="0 0 {picture.width} {picture.height}" role="img"'
+    return "".join(
+        f'<td data-title="{kind}"><button type="button" class="enlarge" title="enlarge"><svg {box} data-kind="{kind}" '
+        f'aria-label="{kind} of {html.escape(row.image)}">{content}</svg></button></td>'
+        for kind, content in (("Given mask", given), ("Estimated mask", estimated))
+    )
+
+
+def _outlines(paths: Sequence[str]) -> str:
+    return "".join(
+        f'<path class="outline class{k % _COLOURS}" d="{path}"/>' for k, path in enumerate(paths, start=1) if path
+    )

@@ -1,4 +1,4 @@
-"""Label quality: what the pixels of a mask are believed to show, and how well the mask that was given agrees with it.
+"""Label quality: the probable class of each pixel of a mask, and how well the mask that was given agrees with it.
 
 Beliefs come from where the image shows the edge (`utils.masks.contours`), and where there is one from a network.
 Source: docs/method.md section 9.
@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.masks.contours import nearest_class, signed_distance
 
-FAINT = 0.1  # probability below which a pixel that is not in the given mask is no part of the believed one
+FAINT = 0.1  # probability below which a pixel that is not in the given mask is no part of the estimated one
 
 
 def contour_beliefs(
@@ -31,7 +31,7 @@ def contour_beliefs(
 
 
 def label_quality(label: np.ndarray, beliefs: np.ndarray) -> float:
-    """How well a mask agrees with what is believed, in [0, 1]: the Dice that is to be expected of it.
+    """How well a mask agrees with the probabilities of its classes, in [0, 1]: the Dice that is to be expected of it.
 
     2 sum(g p) / (sum(g) + sum(p)) with g the given mask of a class, 0 or 1, and p the probability of that class, over
     the pixels where either g = 1 or p >= 0.1: a faint haze over a whole image is no object. The mean over
@@ -41,8 +41,8 @@ def label_quality(label: np.ndarray, beliefs: np.ndarray) -> float:
 
 
 def _expected_dice(given: np.ndarray, probability: np.ndarray) -> float:
-    believed = probability[given | (probability >= FAINT)].sum(dtype=np.float64)
-    total = given.sum() + believed
+    expected = probability[given | (probability >= FAINT)].sum(dtype=np.float64)
+    total = given.sum() + expected
     return 1.0 if total == 0 else 2 * probability[given].sum(dtype=np.float64) / total
 
 

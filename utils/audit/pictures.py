@@ -1,0 +1,73 @@
+"""The pictures of an audit's page: an image cropped around the contour, and outlines as vectors, sharp at any size."""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from skimage.measure import approximate_polygon, find_contours
+
+from utils.masks.geometry import longest_side, resize_image, resize_label
+
+LARGEST = 800  # pixels of the longer side of a picture; the page shows it smaller, or enlarged
+MARGIN = 1.8  # side of the crop, in lengths of what it is to show
+SMALLEST = 32  # pixels of the image that a crop shows at least
+
+
+class Picture(NamedTuple):
+    """What the page needs to draw one image with its two masks."""
+
+    jpeg: bytes  # the cropped image
+    width: int  # pixels of the JPEG
+    height: int
+    given: list[str]  # SVG path of the outline of each foreground class, in pixels of the JPEG
+    estimated: list[str]
+    suspected: str  # SVG path around the pixels where the masks differ
+    crop: str  # what part of the image this is, in words
+
+
+def picture(image: np.ndarray, given: np.ndarray, estimated: np.ndarray, num_classes: int) -> Picture:
+    """The picture of an image, uint8 (H,W,C), with its masks, (H,W) classes each. Of two channels, or more than three,
+    the first is shown, as grey."""
+    part = crop_around((given != 0) | (estimated != 0))
+    size = longest_side(given[part].shape, min(LARGEST, max(given[part].shape)))
+    colour = resize_image(np.ascontiguousarray(image[part] if image.shape[-1] == 3 else image[part][..., :1]), size)
+    given_part, estimated_part = (resize_label(np.ascontiguousarray(mask[part]), size) for mask in (given, estimated))
+    height, width = size
+    quality = [cv2.IMWRITE_JPEG_QUALITY, 90, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    return Picture(
+        cv2.imencode(".jpg", colour[..., ::-1], quality)[1].tobytes(),
+        width,
+        height,
+        [outline(given_part == k) for k in range(1, num_classes)],
+        [outline(estimated_part == k) for k in range(1, num_classes)],
+        outline(given_part != estimated_part),
+        " of ".join(f"{mask.shape[1]} x {mask.shape[0]}" for mask in (given[part], given)) + " pixels",
+    )
+
+
+def crop_around(shown: np.ndarray) -> tuple[slice, slice]:
+    """The part of an image, rows and columns, in which to look at the pixels ``shown``, bool (H,W): a square with a
+    margin around them, as far as the image goes; all of it where there is nothing to show."""
+    if not shown.any():
+        return slice(0, shown.shape[0]), slice(0, shown.shape[1])
+    ends = [np.flatnonzero(shown.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+    side = max(SMALLEST, round(MARGIN * max(last - first + 1 for first, last in ends)))
+    rows, columns = (
+        _around((first + last + 1) / 2, side, available)
+        for (first, last), available in zip(ends, shown.shape, strict=True)
+    )
+    return rows, columns
+
+
+def _around(middle: float, length: int, available: int) -> slice:
+    length = min(length, available)
+    start = min(max(round(middle - length / 2), 0), available - length)
+    return slice(start, start + length)
+
+
+def outline(mask: np.ndarray) -> str:
+    """The boundaries of a mask, bool (H,W), as the data of an SVG path; a pixel (y,x) covers x..x+1 and y..y+1."""
+    lines = find_contours(np.pad(mask, 1).astype(float), 0.5)
+    # Index 1 of the padded mask is the centre of pixel 0, which lies at 0.5.
+    polygons = [approximate_polygon(line, 0.01) - 0.5 for line in lines]
+    return "".join("M" + "L".join(f"{x:g},{y:g}" for y, x in polygon[:-1]) + "Z" for polygon in polygons)
