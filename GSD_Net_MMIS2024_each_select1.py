@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders.datasets import MMIS
-from utils.commands.arguments import NO_CACHE, add_rater_arguments, add_training_arguments, run_flags, settings_of
+from utils.commands.arguments import add_rater_arguments, add_training_arguments, run_flags, settings_of
 from utils.commands.errors import run_main
 from utils.method.settings import in_words
 
@@ -57,7 +57,6 @@ def main() -> None:
     from utils.engine.report import print_result
     from utils.engine.run_folder import Run
     from utils.engine.training import fit
-    from utils.masks.noise_rate import estimate_tau
 
     dataset = Path(args.data_root) / "MMIS2024TASK1"
     own = superpixel_folder(dataset / MMIS.layout.segments, args.image_size, MMIS.image_size)
@@ -79,13 +78,11 @@ def main() -> None:
     start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
-    recipe = mmis.training_recipe(train, raters, maps, args.raters, args.num_classes, args.image_size)
-    contours = settings.run.contours
-    if settings.wants_tau:
-        samples = ((sample.image, sample.label) for sample in map(recipe.read, range(len(recipe.names))))
-        settings = settings.with_tau(*estimate_tau(samples, args.num_classes, contours == "corrected"))
-    digest = contents_of([*recipe.sources, *held_out.values(), *test.paths], mmis.selection_json(raters))
-    data = load_training_set(recipe, "none" if args.cache == NO_CACHE else "auto", args.cache, device, contours)
+    source = mmis.training_source(train, raters, maps, args.raters, args.num_classes, args.image_size)
+    digest = contents_of([*source.files, *held_out.values(), *test.paths], mmis.selection_json(raters))
+    data, findings = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
+    if settings.wants_tau and findings:
+        settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
         print(f"{dataset}: {len(part)} {name} slices of {len({mmis.case_of(stem) for stem in part})} cases")

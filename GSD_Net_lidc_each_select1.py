@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders.datasets import LIDC
-from utils.commands.arguments import NO_CACHE, add_rater_arguments, add_training_arguments, run_flags, settings_of
+from utils.commands.arguments import add_rater_arguments, add_training_arguments, run_flags, settings_of
 from utils.commands.errors import UserError, run_main
 from utils.method.settings import in_words
 
@@ -39,7 +39,7 @@ def main() -> None:
     from dataloaders.batches import training_batches
     from dataloaders.cache import load_training_set
     from dataloaders.files import contents_of
-    from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, slic_sources, training_recipe
+    from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, slic_sources, training_source
     from dataloaders.raters import choose_raters, hold_out
     from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
     from utils.engine.checkpoint import read_start
@@ -50,7 +50,6 @@ def main() -> None:
     from utils.engine.report import print_result
     from utils.engine.run_folder import Run
     from utils.engine.training import fit
-    from utils.masks.noise_rate import estimate_tau
 
     dataset = Path(args.data_root) / "lidc"
     own = superpixel_folder(dataset / LIDC.layout.segments, args.image_size, LIDC.image_size)
@@ -72,15 +71,13 @@ def main() -> None:
     start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
-    recipe = training_recipe(dataset / PICKLE, train, raters, maps, args.image_size, args.num_classes)
-    contours = settings.run.contours
-    if settings.wants_tau:
-        samples = ((sample.image, sample.label) for sample in map(recipe.read, range(len(recipe.names))))
-        settings = settings.with_tau(*estimate_tau(samples, args.num_classes, contours == "corrected"))
-    digest = contents_of([*recipe.sources, *(dataset / name for name in SPLIT)])
+    source = training_source(dataset / PICKLE, train, raters, maps, args.image_size, args.num_classes)
+    digest = contents_of([*source.files, *(dataset / name for name in SPLIT)])
     if contents_of([dataset / PICKLE]) != pickled:
         raise UserError(f"{dataset / PICKLE}: has changed while it was read; start again when it is complete")
-    data = load_training_set(recipe, "none" if args.cache == NO_CACHE else "auto", args.cache, device, contours)
+    data, findings = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
+    if settings.wants_tau and findings:
+        settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
-from utils.commands.arguments import NO_CACHE, add_training_arguments, run_flags, settings_of
+from utils.commands.arguments import add_training_arguments, run_flags, settings_of
 from utils.commands.errors import run_main
 from utils.method.settings import in_words
 
@@ -52,7 +52,7 @@ def main() -> None:
         find_parts,
         load_cases,
         masks_folder,
-        training_recipe,
+        training_source,
     )
     from dataloaders.slic import find_maps, image_sources, segments_in_words, superpixel_folder
     from utils.engine.checkpoint import read_start
@@ -63,7 +63,6 @@ def main() -> None:
     from utils.engine.report import print_result
     from utils.engine.run_folder import Run
     from utils.engine.training import fit
-    from utils.masks.noise_rate import estimate_tau
 
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
     own = superpixel_folder(dataset / layout.segments, args.image_size, known.image_size)
@@ -81,14 +80,12 @@ def main() -> None:
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
     channels, reading = common_format(parts.images, args.channels or known.channels)
-    recipe = training_recipe(parts.train, maps, args.image_size, channels, args.num_classes)
-    contours = settings.run.contours
-    if settings.wants_tau:
-        samples = ((sample.image, sample.label) for sample in map(recipe.read, range(len(recipe.names))))
-        settings = settings.with_tau(*estimate_tau(samples, args.num_classes, contours == "corrected"))
+    source = training_source(parts.train, maps, args.image_size, channels, args.num_classes)
     scored = [path for pair in (*parts.validation, *parts.cases) for path in pair]
-    digest = contents_of([*recipe.sources, *scored])  # before they are read: of files that change now, it tells later
-    data = load_training_set(recipe, "none" if args.cache == NO_CACHE else "auto", args.cache, device, contours)
+    digest = contents_of([*source.files, *scored])  # before they are read: of files that change now, it tells later
+    data, findings = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
+    if settings.wants_tau and findings:
+        settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     print(f"{dataset}: {len(data)} training images; tau {settings.method.tau:g}: {settings.tau_from}")
     print(f"images: channels {channels}, {reading}; masks: {class_shares(data.labels, args.num_classes)}")

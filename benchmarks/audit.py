@@ -36,7 +36,6 @@ from scipy.stats import spearmanr
 
 from benchmarks.accuracy import NOISE_FLAGS
 from benchmarks.accuracy import NOISES as ALL_NOISES
-from benchmarks.contours import correct
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from scripts import audit_labels, generate_simulated_noise
@@ -44,8 +43,8 @@ from utils.commands.arguments import number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_table
 from utils.engine.metrics import overlap_scores
-from utils.masks.geometry import resize_image, resize_label
-from utils.masks.noise_rate import estimate_noise_rate
+from utils.masks.correction import findings_of, look_at, moved_label
+from utils.masks.geometry import resize_label
 
 NOISES = {kind: ALL_NOISES[kind] for kind in NOISE_FLAGS}
 SPOILED = 0.2  # share of the masks in the sets where most are right
@@ -105,17 +104,20 @@ def compare(found: dict[str, tuple], given: dict[str, np.ndarray], clean: dict[s
     }
 
 
-def estimated_shares(
+def estimated(
     images: Mapping[str, Path], given: dict[str, np.ndarray], clean: dict[str, np.ndarray], size: int
 ) -> dict[str, float]:
-    """What --tau auto says of masks as given and corrected, and the truth of the latter; all at ``size``."""
-    samples = [(resize_image(read_image(path), size), resize_label(given[stem], size)) for stem, path in images.items()]
-    corrected = correct(*map(list, zip(*samples, strict=True))).labels
-    wrong = [(label != resize_label(clean[stem], size)).mean() for stem, label in zip(images, corrected, strict=True)]
+    """What --tau auto says of masks as given and corrected; how many pixels of the latter are wrong, at ``size``."""
+    looks = [look_at(read_image(path), given[stem]) for stem, path in images.items()]
+    found = findings_of(looks, 2, corrected=True)
+    wrong = [
+        (moved_label(resize_label(given[stem], size), shift) != resize_label(clean[stem], size)).mean()
+        for stem, shift in zip(images, found.shifts, strict=True)
+    ]
     return {
-        "tau_auto": estimate_noise_rate(samples, 2, corrected=False),
+        "tau_auto": findings_of(looks, 2, corrected=False).tau,
         "wrong_corrected": float(np.mean(wrong)),
-        "tau_corrected": estimate_noise_rate(samples, 2, corrected=True),
+        "tau_corrected": found.tau,
     }
 
 
@@ -154,7 +156,7 @@ def compared(
         {**kind, "noisy_masks": "all", **compare(audit(images, noisy_masks, checkpoint, args), given, truth)}
     ]
     if not checkpoint:
-        rows[0] |= estimated_shares(list_images(images), given, truth, args.image_size)
+        rows[0] |= estimated(list_images(images), given, truth, args.image_size)
         with tempfile.TemporaryDirectory() as place:
             spoiled = spoiled_set(Path(place, "masks"), noisy, clean, args.seed)
             found = audit(images, Path(place, "masks"), None, args)

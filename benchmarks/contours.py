@@ -1,128 +1,104 @@
-"""How well contour correction mends displaced masks, and whether it leaves the others alone.
+"""How well contour correction mends displaced masks, and whether it leaves right ones alone.
 
     python benchmarks/contours.py --data_root data
 
-corrects the masks of all training images as training does with --contours corrected (docs/method.md section 8), and
-prints a table of their mean Dice with the clean masks, at the training size:
-
-- given, corrected, and corrected again: the noisy masks, once and twice corrected;
-- N superpixels: corrected, then every pixel given the label that most of its SLIC superpixel has;
-- moved: share of the masks whose contour the correction moved.
-
-The last rows have the clean masks on images that show nothing of them: noise that is independent from pixel to pixel,
-and smoothed. Noisy masks are made by the project's own script, with seed 0, where they are not there yet.
+decides on the masks of all training images as training does with --contours corrected (docs/method.md section 8), and
+prints a row for each kind of mask: its Dice with the clean masks as given and corrected, the share of the masks that
+were moved, tau as estimated for masks as given and corrected, and why. Clean masks, and clean masks on images of noise,
+are to stay as they are. With --lidc, of each rater's masks of LIDC, the Dice with the majority of the others.
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.accuracy import NOISE_FLAGS, NOISES, make_noise
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
+from dataloaders.lidc import PICKLE, read_slices, read_split
 from dataloaders.noisy_folder import find_dataset
-from utils.commands.arguments import number
 from utils.commands.errors import run_main
-from utils.engine.metrics import overlap_scores
-from utils.masks.contours import levels_of, move_contour, steps
-from utils.masks.edge_profile import displacements
+from utils.masks.correction import EDGE_SIZE, findings_of, look_at, moved_label
 from utils.masks.geometry import resize_image, resize_label
-from utils.masks.superpixels import slic_segments
-
-SUPERPIXELS = (256, 1024)
 
 
-class Corrected(NamedTuple):
-    """The masks of a set, corrected."""
-
-    labels: list[np.ndarray]
-    moved: float  # share of the masks
-
-
-def correct(images: list[np.ndarray], labels: list[np.ndarray]) -> Corrected:
-    """Move the contours of ``labels`` (H,W) to the edges that ``images`` (H,W,C) show, all of one size."""
-    size = labels[0].shape
-    levels = displacements([steps(*one) for one in zip(images, labels, strict=True)], levels_of(size), max(size))
-    return Corrected(list(map(move_contour, labels, levels)), float(np.mean(levels != 0)))
+def mean_dice(labels: Sequence[np.ndarray], clean: Sequence[np.ndarray]) -> float:
+    """The mean Dice of two sets of masks; 1 for two that are empty."""
+    pairs = [(a != 0, b != 0) for a, b in zip(labels, clean, strict=True)]
+    return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1 for a, b in pairs]))
 
 
-def majority(label: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """A label (H,W) of 0 and 1 with the value that most pixels of their segment have; 1 where it is half of them."""
-    share = np.bincount(segments.ravel(), label.ravel()) / np.bincount(segments.ravel())
-    return (share[segments] >= 0.5).astype(label.dtype)
-
-
-def mean_dice(labels: list[np.ndarray], clean: list[np.ndarray]) -> float:
-    """The mean Dice of two sets of masks."""
-    first, second = (torch.from_numpy(np.stack(masks)) for masks in (labels, clean))
-    return overlap_scores(first, second, 2)["dice"].mean().item()
+def row(name: str, images: Sequence[np.ndarray], given: Sequence[np.ndarray], clean: Sequence[np.ndarray]) -> None:
+    """Decide on a set of masks (H,W), each of its image's size, and print what came of it."""
+    looks = [look_at(image, label) for image, label in zip(images, given, strict=True)]
+    found = findings_of(looks, 2, corrected=True)
+    corrected = [moved_label(label, shift) for label, shift in zip(given, found.shifts, strict=True)]
+    scores = [f"{mean_dice(labels, clean):.4f}" for labels in (given, corrected)]
+    taus = [f"{findings_of(looks, 2, corrected).tau:.4f}" for corrected in (False, True)]
+    moved = np.mean(np.array(found.shifts) != 0)
+    print("| " + " | ".join([name, *scores, f"{moved:.0%}", *taus, found.reason]) + " |", flush=True)
 
 
 def noise_like(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Gaussian noise like an image, uint8 (H,W,C), smoothed over ``sigma`` pixels."""
+    """An image of Gaussian noise of the shape of ``image``, smoothed by ``sigma`` pixels; mean 127.5, deviation 50."""
     noise = gaussian_filter(rng.standard_normal(image.shape), sigma, axes=(0, 1))
     return np.clip(127.5 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def rows_of(name: str, data_root: Path, log: Path) -> None:
+    """The rows of one dataset, its images and masks at `EDGE_SIZE`."""
+    dataset, layout = find_dataset(data_root, name)
+    for noise in NOISE_FLAGS:
+        make_noise(dataset, layout, noise, log)
+    paths = list_images(dataset / layout.images)
+    images = [resize_image(read_image(path), EDGE_SIZE) for path in paths.values()]
+
+    def masks(kind: str) -> list[np.ndarray]:
+        folder = dataset / layout.training_masks(kind)
+        pairs = pair_by_stem(paths, list_images(folder), folder)
+        return [resize_label(read_mask(mask).labels, EDGE_SIZE) for _, mask in pairs]
+
+    clean = masks("clean")
+    for kind, effect in NOISES.items():
+        row(f"{name} {effect}", images, masks(kind), clean)
+    rng = np.random.default_rng(0)
+    for sigma, words in ((0, "independent noise"), (4, "smoothed noise")):
+        row(f"{name} clean, {words}", [noise_like(image, rng, sigma) for image in images], clean, clean)
+
+
+def rows_of_raters(folder: Path, raters: int = 4) -> None:
+    """A row for each rater of LIDC: training slices that the rater and the majority of the others have marked."""
+    train, _ = read_split(folder, read_slices(folder / PICKLE, raters))
+    for rater in range(raters):
+        others = [np.delete(piece.masks, rater, axis=0).sum(axis=0) >= raters / 2 for piece in train]
+        both = [i for i, piece in enumerate(train) if piece.masks[rater].any() and others[i].any()]
+        given = [train[i].masks[rater] for i in both]
+        row(f"LIDC rater {rater + 1}", [train[i].image for i in both], given, [others[i] for i in both])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="default: %(default)s")
-    parser.add_argument("--datasets", nargs="+", default=["shenzhen", "Kvasir"], metavar="NAME")
-    parser.add_argument("--image_size", type=number(int, 16), default=128, help="default: %(default)s")
-    parser.add_argument(
-        "--work_root", type=Path, default=Path("model/accuracy"), help="log of the scripts (%(default)s)"
-    )
+    parser.add_argument("--datasets", nargs="*", default=["shenzhen", "Kvasir"], metavar="NAME")
+    parser.add_argument("--lidc", action="store_true", help="also the raters of data_root/lidc")
+    parser.add_argument("--work_root", type=Path, default=Path("model/accuracy"), help="log of the scripts")
     return parser.parse_args(argv)
-
-
-def rows_of(name: str, args: argparse.Namespace, show: Callable[..., None]) -> None:
-    """Show the rows of one dataset."""
-    dataset, layout = find_dataset(args.data_root, name)
-    for noise in NOISE_FLAGS:
-        make_noise(dataset, layout, noise, args.work_root / "prepare.log")
-    paths = list_images(dataset / layout.images)
-    images = [resize_image(read_image(path), args.image_size) for path in paths.values()]
-    segments = {n: [slic_segments(image, n) for image in images] for n in SUPERPIXELS}
-
-    def masks(kind: str) -> list[np.ndarray]:
-        folder = dataset / layout.training_masks(kind)
-        pairs = pair_by_stem(paths, list_images(folder), folder)
-        return [resize_label(read_mask(mask).labels, args.image_size) for _, mask in pairs]
-
-    clean = masks("clean")
-    for kind, effect in NOISES.items():
-        given = masks(kind)
-        once = correct(images, given)
-        again = correct(images, once.labels)
-        by_segment = [list(map(majority, once.labels, segments[n])) for n in SUPERPIXELS]
-        scores = [mean_dice(labels, clean) for labels in (given, once.labels, again.labels, *by_segment)]
-        show(f"{name} {effect}", *(f"{score:.4f}" for score in scores), f"{once.moved:.0%}")
-    rng = np.random.default_rng(0)
-    for sigma, words in ((0, "independent noise"), (4, "smoothed noise")):
-        found = correct([noise_like(image, rng, sigma) for image in images], clean)
-        blank = [""] * (1 + len(SUPERPIXELS))
-        show(f"{name} clean, {words}", "1.0000", f"{mean_dice(found.labels, clean):.4f}", *blank, f"{found.moved:.0%}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     args = parse_args(argv)
-
-    def show(*cells: str) -> None:
-        print("| " + " | ".join(cells) + " |", flush=True)
-
-    columns = ["masks", "given", "corrected", "again", *(f"{n} superpixels" for n in SUPERPIXELS), "moved"]
-    show(*columns)
-    show(*["---"] * len(columns))
+    print("| masks | given | corrected | moved | tau, given | tau, corrected | why |")
+    print("|---" * 7 + "|")
     for name in args.datasets:
-        rows_of(name, args, show)
+        rows_of(name, args.data_root, args.work_root / "prepare.log")
+    if args.lidc:
+        rows_of_raters(args.data_root / "lidc")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from benchmarks.accuracy import RESULTS, read_rows
-from dataloaders.cache import Recipe, Sample, load_training_set
+from dataloaders.cache import Sample, TrainingSource, load_training_set
 from dataloaders.files import format_of, read_image, read_mask, read_segments
 from dataloaders.lidc import read_slices, read_split
 from dataloaders.mmis import MMISCases, read_case, select_raters
@@ -261,17 +261,19 @@ def _read_selection(path: Path) -> None:
     assert list(raters) == NAMES and set(raters.values()) <= {0, 1}
 
 
-def _recipe(folder: Path) -> Recipe:
+def _source(folder: Path) -> TrainingSource:
     segments = np.arange(256, dtype=np.int32).reshape(16, 16)
-    sample = Sample(_picture(3)[:16, :16], _labels()[:16, :16], segments)
+    sample = Sample(_picture(3)[:16, :16], _labels()[:16, :16])
+    np.save(folder / "segments.npy", segments)
     source = folder / "source"
     source.touch()
-    return Recipe(("a", "b"), lambda index: sample, [source], {"kind": "test"})
+    maps = dict.fromkeys("ab", folder / "segments.npy")
+    return TrainingSource(("a", "b"), lambda index: sample, maps, 16, 2, [source], {"kind": "test"})
 
 
 def _make_cache(name: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        load_training_set(_recipe(folder), "ram", folder / "cache", CPU)
+        load_training_set(_source(folder), str(folder / "cache"), CPU)
         [path] = (folder / "cache").glob(f"*/{name}")
         return path
 
@@ -279,9 +281,9 @@ def _make_cache(name: str) -> Callable[[Path], Path]:
 
 
 def _read_cache(path: Path) -> None:
-    recipe = _recipe(path.parents[2])
-    data = load_training_set(recipe, "ram", path.parents[1], CPU)
-    expected = load_training_set(recipe, "none", None, CPU)
+    source = _source(path.parents[2])
+    data, _ = load_training_set(source, str(path.parents[1]), CPU)
+    expected, _ = load_training_set(source, "none", CPU)
     assert all(torch.equal(part, other) for part, other in zip(data.parts, expected.parts, strict=True))
     assert data.num_segments == expected.num_segments
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,112 +21,95 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.batches import TrainingSet
+from dataloaders.slic import read_map
+from utils.commands.arguments import NO_CACHE
 from utils.commands.errors import UserError, listed
 from utils.commands.files import locked, read_json, write_json
-from utils.masks.contours import Steps, edges_shown, levels_of, move_contour, steps
-from utils.masks.edge_profile import displacements
-from utils.masks.geometry import squared_boundary_distance
+from utils.masks.correction import Findings, Look, findings_of, look_at, moved_label
+from utils.masks.geometry import resize_image, resize_label, squared_boundary_distance
 
-VERSION = 5  # of what is stored; a change makes every cache again
+VERSION = 6  # of what is stored; a change makes every cache again
 CHUNK = 64  # images handled at once where a whole set would be too large for memory
 
 
 class Sample(NamedTuple):
-    """One training image as a loader reads it, at the training size."""
+    """One training image as a loader reads it, at its own size."""
 
     image: np.ndarray  # (H,W,C) uint8, 0..255
     label: np.ndarray  # (H,W) uint8 classes
-    segments: np.ndarray  # (H,W) int32 superpixel ids >= 0
-    soiled: str = ""  # the mask file's name where lossy compression had soiled it (`dataloaders.files.read_mask`)
+    artefacts: str = ""  # the mask file's name where it has compression artefacts (`dataloaders.files.read_mask`)
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to make a training set, and what it depends on."""
+class TrainingSource:
+    """Where a training set comes from, and what it depends on."""
 
     names: tuple[str, ...]
     read: Callable[[int], Sample]  # the sample of an index into names; called from several threads
-    sources: Sequence[Path]  # every file that is read
+    maps: Mapping[str, Path] | None  # the superpixels of each name (`dataloaders.slic.find_maps`); None: none vote
+    image_size: int  # to which images are brought, image_size x image_size
+    num_classes: int
+    files: Sequence[Path]  # every file that is read
     settings: dict  # everything else that decides the result, as JSON values
 
 
 def load_training_set(
-    recipe: Recipe, cache: str, root: Path | str | None, device: torch.device, contours: str = "given"
-) -> TrainingSet:
-    """The training set of ``recipe``, as --cache and --contours say.
+    source: TrainingSource, cache: str, device: torch.device, contours: str = "given", wants_tau: bool = False
+) -> tuple[TrainingSet, Findings | None]:
+    """The training set of ``source`` on ``device``, and what looking at its masks has found (None if nothing asks).
 
-    "ram": mapped from files below the cache root, which are made where they are missing, out of date or damaged; a line
-    on stdout says so. Another process that makes the same set at this moment is waited for. "none": read into memory,
-    nothing is stored. "device": as ram, then copied to the training device. "auto": so too on a GPU where the set takes
-    no more than half of its free memory, else as ram. Soiled masks are named on stdout.
-    root: --cache_root; None: cache, in the working directory.
-    Contours "given": the masks as they are; "corrected": moved to where the images show the edge
-    (`utils.masks.contours`), by how much is said on stdout.
-    Raises `UserError` as ``recipe.read``, and if the cache cannot be written or the set does not fit the device.
+    cache: the folder of --cache, from where the arrays are mapped into memory. They are made where they are missing,
+    out of date or damaged, which a line on stdout says; another process that makes the same set is waited for. With
+    "none" they are read into memory, and nothing is stored. On a GPU the set is copied there if it takes no more than
+    half of its free memory. contours: "given", or "corrected": moved as `utils.masks.correction` decides, which stdout
+    says. Raises `UserError` as ``source.read``, and if the cache cannot be written.
     """
-    if cache == "device" and device.type == "cpu":
-        print("note: --cache device: training runs on the CPU, so as --cache ram")
-    if cache == "none" and root is not None:
-        print(f"note: --cache_root {root}: not used; --cache none stores nothing")
+    look = wants_tau or contours == "corrected"
     stored = (
-        _read_all(recipe, contours, lambda name, shape, dtype: np.empty(shape, dtype))
-        if cache == "none"
-        else _from_cache(recipe, contours, Path("cache" if root is None else root))
+        _read_all(source, contours, look, lambda name, shape, dtype: np.empty(shape, dtype))
+        if cache == NO_CACHE
+        else _from_cache(source, contours, look, Path(cache))
     )
-    if contours == "corrected":
-        print(_movement_in_words(stored.levels, stored.share_moved, stored.shown))
-    if stored.soiled:
-        print(f"note: in-between greys thresholded at 128 in {len(stored.soiled)} masks: {listed(stored.soiled)}")
+    if contours == "corrected" and stored.findings:
+        moved = sum(map(bool, stored.findings.shifts))
+        print(
+            f"contours: {moved} of {len(source.names)} moved, {stored.share_moved:.1%} of all pixels; "
+            f"{stored.findings.reason}" + "; look at some: scripts/audit_labels.py draws them" * (moved > 0)
+        )
+    if stored.artefacts:
+        names = listed(stored.artefacts)
+        print(f"note: compression artefacts, thresholded at 128, in {len(stored.artefacts)} masks: {names}")
     arrays = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
-    data = TrainingSet(recipe.names, **arrays, num_segments=stored.num_segments)
-    return _placed(data, cache, device)
+    data = TrainingSet(source.names, **arrays, num_segments=stored.num_segments)
+    return _placed(data, device), stored.findings
 
 
 class _Stored(NamedTuple):
     arrays: dict[str, np.ndarray]
     num_segments: int
-    soiled: list[str]
-    levels: list[float]  # by how many pixels each contour was moved, positive inwards; [] if none was to be
-    share_moved: float  # of all pixels, those that changed their class thereby
-    shown: bool  # whether the images show edges at the contours; true if they were not asked
+    artefacts: list[str]
+    findings: Findings | None
+    share_moved: float  # of all pixels, those that changed their class by correction
 
 
-def _movement_in_words(levels: list[float], share_moved: float, shown: bool) -> str:
-    if not shown:
-        return (
-            "contours: stay where they are, as the images show no more of an edge there than elsewhere; if masks are "
-            "wrong all the same, give --tau the share of pixels that is"
-        )
-    moved = [level for level in levels if level]
-    where = "stay where they are"
-    if moved:
-        low, middle, high = np.percentile(levels, (5, 50, 95)).round(1) + 0.0  # no -0
-        where = (
-            f"moved in {len(moved)} of {len(levels)} masks, {share_moved:.1%} of all pixels: by {middle:+.1f} px in "
-            f"the median, {low:+.1f} to {high:+.1f} in nine of ten (+ inwards, - outwards)"
-        )
-    if len(moved) > len(levels) / 2:
-        where += "; most masks, so look at some: scripts/audit_labels.py draws them; --contours given leaves them"
-    return f"contours: {where}"
-
-
-def _from_cache(recipe: Recipe, contours: str, root: Path) -> _Stored:
-    settings = json.loads(json.dumps({**recipe.settings, "contours": contours}))  # as they will be read back
+def _from_cache(source: TrainingSource, contours: str, look: bool, root: Path) -> _Stored:
+    own = {"image_size": source.image_size, "num_classes": source.num_classes, "contours": contours, "look": look}
+    settings = json.loads(json.dumps({**source.settings, **own}))  # as they will be read back
     kind = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / kind
     try:
-        expected = {"version": VERSION, "settings": settings, "sources": _fingerprint(recipe.sources)}
+        expected = {"version": VERSION, "settings": settings, "sources": _fingerprint(source.files)}
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / f"{kind}.lock", f"{folder}: another process is making it; waiting"):
             why = _stale(folder, expected)
             print(f"cache {folder}: {why}, making it" if why else f"cache {folder}: up to date")
             if why:
-                _make(recipe, contours, folder, expected)
+                _make(source, contours, look, folder, expected)
             return _open(folder)
     except OSError as error:
         raise UserError(
             f"{error.filename or root}: the cache cannot be made there ({error.strerror}); free some space, choose "
-            "another --cache_root, or give --cache none"
+            f"another folder with --cache, or give --cache {NO_CACHE}"
         ) from error
 
 
@@ -161,7 +144,7 @@ def _checksum(meta: dict) -> int:
     return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
-def _make(recipe: Recipe, contours: str, folder: Path, expected: dict) -> None:
+def _make(source: TrainingSource, contours: str, look: bool, folder: Path, expected: dict) -> None:
     """Make the cache beside ``folder`` and then put it in its place; the caller holds the lock."""
     temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
     for left_over in (temporary, old):
@@ -169,13 +152,14 @@ def _make(recipe: Recipe, contours: str, folder: Path, expected: dict) -> None:
     temporary.mkdir()
     try:
         stored = _read_all(
-            recipe, contours, lambda name, shape, dtype: _allocated(temporary / f"{name}.bin", shape, dtype)
+            source, contours, look, lambda name, shape, dtype: _allocated(temporary / f"{name}.bin", shape, dtype)
         )
         for array in stored.arrays.values():
             if isinstance(array, np.memmap):
                 array.flush()
         arrays = {name: (part.shape, part.dtype.str, zlib.crc32(part.data)) for name, part in stored.arrays.items()}
-        made = {name: getattr(stored, name) for name in ("num_segments", "soiled", "levels", "share_moved", "shown")}
+        made = {name: getattr(stored, name) for name in ("num_segments", "artefacts", "share_moved")}
+        made["findings"] = stored.findings and stored.findings._asdict()
         meta = expected | made | {"arrays": arrays}
         write_json(temporary / "meta.json", meta | {"checksum": _checksum(meta)})
         if folder.exists():
@@ -198,41 +182,39 @@ def _allocated(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap
     return np.memmap(path, dtype, "r+", shape=shape)
 
 
-def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]) -> _Stored:
+def _read_all(source: TrainingSource, contours: str, look: bool, allocate: Callable[..., np.ndarray]) -> _Stored:
     """Every sample read into arrays that ``allocate`` gives for a name, shape and dtype."""
-    count, first = len(recipe.names), recipe.read(0)
-    height, width, channels = first.image.shape
+    count, size, channels = len(source.names), source.image_size, source.read(0).image.shape[2]
     arrays = {
-        "images": allocate("images", (count, channels, height, width), np.uint8),
-        "labels": allocate("labels", (count, height, width), np.uint8),
-        "squared_distances": allocate("squared_distances", (count, height, width), np.uint8),
-        "segments": allocate("segments", (count, height, width), np.int32),
+        "images": allocate("images", (count, channels, size, size), np.uint8),
+        "labels": allocate("labels", (count, size, size), np.uint8),
+        "squared_distances": allocate("squared_distances", (count, size, size), np.uint8),
+        "segments": allocate("segments", (count, size, size), np.int32),
     }
 
     def store_label(index: int, label: np.ndarray) -> None:
         arrays["labels"][index] = label
         arrays["squared_distances"][index] = squared_boundary_distance(label)
 
-    def store(index: int) -> tuple[str, Steps | None]:
-        sample = recipe.read(index)
-        arrays["images"][index] = np.moveaxis(sample.image, -1, 0)
-        arrays["segments"][index] = sample.segments
-        store_label(index, sample.label)
-        return sample.soiled, steps(sample.image, sample.label) if contours == "corrected" else None
+    def store(index: int) -> tuple[str, Look | None]:
+        sample = source.read(index)
+        arrays["images"][index] = np.moveaxis(resize_image(sample.image, size), -1, 0)
+        arrays["segments"][index] = read_map(source.maps, source.names[index], size)
+        store_label(index, resize_label(sample.label, size))
+        return sample.artefacts, look_at(sample.image, sample.label) if look else None
 
-    def move(index: int) -> int:
+    def move(shifted: tuple[int, float]) -> int:
+        index, shift = shifted
         label = arrays["labels"][index].copy()
-        moved = move_contour(label, levels[index])
+        moved = moved_label(label, shift)
         store_label(index, moved)
         return int(np.count_nonzero(moved != label))
 
-    soiled, edges = zip(*_each(store, range(count), "reading training set"), strict=True)
-    levels, changed, shown = [], [], True
-    if contours == "corrected":
-        looked_at = levels_of((height, width))
-        shown = edges_shown(edges, looked_at)
-        levels = displacements(edges, looked_at, max(height, width)).tolist()
-        changed = _each(move, np.flatnonzero(levels).tolist(), "moving contours")
+    artefacts, looks = zip(*_each(store, range(count), "reading training set"), strict=True)
+    findings, changed = None, []
+    if look:
+        findings = findings_of(looks, source.num_classes, contours == "corrected")
+        changed = _each(move, [one for one in enumerate(findings.shifts) if one[1]], "moving contours")
     wide = arrays["segments"]
     num_segments = 1 + max(int(ids.max()) for ids in wide)
     if num_segments <= 2**15:  # nearly always, and half the size
@@ -241,11 +223,11 @@ def _read_all(recipe: Recipe, contours: str, allocate: Callable[..., np.ndarray]
             narrow[start : start + CHUNK] = wide[start : start + CHUNK]
         if isinstance(wide, np.memmap) and isinstance(narrow, np.memmap):
             Path(str(narrow.filename)).replace(str(wide.filename))
-    named = [name for name in soiled if name]
-    return _Stored(arrays, num_segments, named, levels, sum(changed) / (count * height * width), shown)
+    named = [name for name in artefacts if name]
+    return _Stored(arrays, num_segments, named, findings, sum(changed) / (count * size * size))
 
 
-def _each(work: Callable[[int], object], indices: Sequence[int], title: str) -> list:
+def _each(work: Callable, indices: Sequence, title: str) -> list:
     """``work`` of every index, several at a time: decoding, resizing and distances release the interpreter lock."""
     with ThreadPoolExecutor() as pool:
         try:
@@ -259,7 +241,8 @@ def _open(folder: Path) -> _Stored:
     arrays: dict[str, np.ndarray] = {
         name: _mapped(folder, name, shape, dtype) for name, (shape, dtype, _) in meta["arrays"].items()
     }
-    return _Stored(arrays, meta["num_segments"], meta["soiled"], meta["levels"], meta["share_moved"], meta["shown"])
+    findings = Findings(**meta["findings"]) if meta["findings"] else None
+    return _Stored(arrays, meta["num_segments"], meta["artefacts"], findings, meta["share_moved"])
 
 
 def _mapped(folder: Path, name: str, shape: Sequence[int], dtype: str) -> np.memmap:
@@ -271,14 +254,12 @@ def _mapped(folder: Path, name: str, shape: Sequence[int], dtype: str) -> np.mem
     return np.memmap(path, dtype, "c", shape=tuple(shape))
 
 
-def _placed(data: TrainingSet, cache: str, device: torch.device) -> TrainingSet:
-    if device.type == "cpu" or cache not in ("auto", "device"):
+def _placed(data: TrainingSet, device: torch.device) -> TrainingSet:
+    if device.type == "cpu":
         return data
     size, free = data.nbytes, torch.cuda.mem_get_info(device)[0]
     figures = f"the training set takes {size / 1e9:.2f} GB, the GPU has {free / 1e9:.2f} GB free"
-    if cache == "device" and size > free:
-        raise UserError(f"--cache device: {figures}; give --cache ram")
-    if cache == "auto" and size > free / 2:
+    if size > free / 2:
         print(f"{figures}: it stays off the GPU")
         return data
     print(f"{figures}: it is copied there")

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from dataloaders.batches import TestCase
-from dataloaders.cache import Recipe, Sample
+from dataloaders.cache import Sample, TrainingSource
 from dataloaders.raters import label_classes
 from dataloaders.safe_pickle import read_object_array, read_pickle
-from dataloaders.slic import folder_of, read_map
+from dataloaders.slic import folder_of
 from utils.commands.errors import UserError, is_plain, listed
-from utils.masks.geometry import resize_image, resize_label
+from utils.masks.geometry import resize_image
 
 PICKLE = "lidc_attributes.pkl"
 SPLIT = ("train_idx.npy", "test_idx.npy")
@@ -134,36 +134,25 @@ def _read_index(path: Path, slices: dict[str, Slice]) -> list[Slice]:
     return [slices[name] for name in names]
 
 
-def training_recipe(
+def training_source(
     pickle: Path,
     slices: Sequence[Slice],
     raters: Sequence[int],
     maps: Mapping[str, Path] | None,
     image_size: int,
     num_classes: int,
-) -> Recipe:
-    """The slices of ``pickle`` at image_size x image_size, each with the mask of its rater (index from 0) and its
-    superpixel map, given by name; maps: None where no superpixels vote.
-
-    Raises `UserError` when read, for superpixels that are damaged or of another size.
+) -> TrainingSource:
+    """The slices of ``pickle``, each with the mask of its rater (index from 0) and its superpixel map, given by name,
+    to be brought to image_size x image_size. maps: None where no superpixels vote.
     """
 
     def read(index: int) -> Sample:
-        piece = slices[index]
-        label = resize_label(piece.masks[raters[index]], image_size)
-        return Sample(resize_image(piece.image, image_size), label, read_map(maps, piece.name, image_size))
+        return Sample(slices[index].image, slices[index].masks[raters[index]])
 
     names = tuple(piece.name for piece in slices)
     raters = list(raters)
-    settings = {
-        "pickle": str(pickle.resolve()),
-        "names": names,
-        "raters": raters,
-        "segments": folder_of(maps),
-        "image_size": image_size,
-        "num_classes": num_classes,
-    }
-    return Recipe(names, read, [pickle, *(maps or {}).values()], settings)
+    settings = {"pickle": str(pickle.resolve()), "names": names, "raters": raters, "segments": folder_of(maps)}
+    return TrainingSource(names, read, maps, image_size, num_classes, [pickle, *(maps or {}).values()], settings)
 
 
 def slic_sources(slices: Iterable[Slice]) -> dict[str, Callable[[], np.ndarray]]:

@@ -17,13 +17,13 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.batches import TestCase
-from dataloaders.cache import Recipe, Sample
+from dataloaders.cache import Sample, TrainingSource
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
-from dataloaders.slic import folder_of, read_map
+from dataloaders.slic import folder_of
 from utils.commands.errors import UserError, check_plain, listed
 from utils.commands.files import read_json
-from utils.masks.geometry import resize_image, resize_label
+from utils.masks.geometry import resize_image
 
 MODALITIES = ("t1", "t1c", "t2")
 MOST_VALUES = 2**26  # of one key: 1024 slices of 256 x 256
@@ -233,35 +233,33 @@ def _read_selection(path: Path, num_raters: int) -> dict[str, int]:
 # --- Training, validation and test data -------------------------------------------------------------------------------
 
 
-def training_recipe(
+def training_source(
     slices: Mapping[str, Path],
     raters: Mapping[str, int],
     maps: Mapping[str, Path] | None,
     num_raters: int,
     num_classes: int,
     image_size: int,
-) -> Recipe:
-    """The slices (stem -> path) at image_size x image_size, each with the label of its rater (stem -> index from 0)
-    and its superpixel map, given by stem; maps: None where no superpixels vote.
+) -> TrainingSource:
+    """The slices (stem -> path), each with the label of its rater (stem -> index from 0) and its superpixel map, given
+    by stem, to be brought to image_size x image_size. maps: None where no superpixels vote.
 
-    Raises `UserError` when read, as `read_slice` and for superpixels that are damaged or of another size.
+    Raises `UserError` when read, as `read_slice`.
     """
     names = tuple(slices)
 
     def read(index: int) -> Sample:
         image, labels = read_slice(slices[names[index]], num_raters, num_classes)
-        label = resize_label(labels[raters[names[index]]], image_size)
-        return Sample(resize_image(image, image_size), label, read_map(maps, names[index], image_size))
+        return Sample(image, labels[raters[names[index]]])
 
     settings = {
         "files": [str(path.resolve()) for path in slices.values()],
         "raters": [raters[name] for name in names],
         "segments": folder_of(maps),
         "num_raters": num_raters,
-        "num_classes": num_classes,
-        "image_size": image_size,
     }
-    return Recipe(names, read, [*slices.values(), *(maps or {}).values()], settings)
+    files = [*slices.values(), *(maps or {}).values()]
+    return TrainingSource(names, read, maps, image_size, num_classes, files, settings)
 
 
 def slic_sources(slices: Mapping[str, Path], num_raters: int, num_classes: int) -> dict[str, Callable[[], np.ndarray]]:

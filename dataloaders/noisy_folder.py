@@ -10,14 +10,14 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.batches import TestCase
-from dataloaders.cache import Recipe, Sample
+from dataloaders.cache import Sample, TrainingSource
 from dataloaders.datasets import Layout, folder_dataset
 from dataloaders.files import channels_in_words, list_images, pair_by_stem, read_image, read_mask
 from dataloaders.pixels import PERCENTILES, format_of
 from dataloaders.raters import hold_out
-from dataloaders.slic import folder_of, read_map
+from dataloaders.slic import folder_of
 from utils.commands.errors import UserError, listed
-from utils.masks.geometry import resize_image, resize_label
+from utils.masks.geometry import resize_image
 
 VAL_FRACTION = 0.2  # of the training images, where there is no test set
 
@@ -139,33 +139,30 @@ def common_format(images: Sequence[Path], channels: int | None = None) -> tuple[
     return channels or next(iter(examples)), reading
 
 
-def training_recipe(
+def training_source(
     pairs: Sequence[Pair],
     maps: Mapping[str, Path] | None,
     image_size: int,
     channels: int,
     num_classes: int = 2,
-) -> Recipe:
-    """Training images and masks with their superpixel maps, given by stem, at image_size x image_size, with
-    ``channels`` channels. maps: None where no superpixels vote.
+) -> TrainingSource:
+    """Training images and masks with their superpixel maps, given by stem, to be brought to image_size x image_size,
+    with ``channels`` channels. maps: None where no superpixels vote.
 
-    Images are resized by area or linearly, masks by nearest neighbour; superpixels must have been computed at that
-    size. Raises `UserError` when read, for what is unreadable or of the wrong shape.
+    Superpixels must have been computed at that size. Raises `UserError` when read, for what is unreadable or of the
+    wrong shape.
     """
     names = tuple(image.stem for image, _ in pairs)
-    segment_files = [maps[name] for name in names] if maps else []
 
     def read(index: int) -> Sample:
-        image, label, soiled = _read_pair(*pairs[index], num_classes, channels)
-        image, label = resize_image(image, image_size), resize_label(label, image_size)
-        segments = read_map(maps, names[index], image_size)
-        return Sample(image, label, segments, pairs[index][1].name if soiled else "")
+        image, label, artefacts = _read_pair(*pairs[index], num_classes, channels)
+        return Sample(image, label, pairs[index][1].name if artefacts else "")
 
     folders = {"images": pairs[0][0].parent, "masks": pairs[0][1].parent}
     settings: dict[str, object] = {name: str(folder.resolve()) for name, folder in folders.items()}
-    settings |= {"segments": folder_of(maps)}
-    settings |= {"names": names, "image_size": image_size, "channels": channels, "num_classes": num_classes}
-    return Recipe(names, read, [*(path for pair in pairs for path in pair), *segment_files], settings)
+    settings |= {"segments": folder_of(maps), "names": names, "channels": channels}
+    files = [*(path for pair in pairs for path in pair), *(maps or {}).values()]
+    return TrainingSource(names, read, maps, image_size, num_classes, files, settings)
 
 
 def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classes: int = 2) -> list[TestCase]:

@@ -54,7 +54,7 @@ from dataloaders.noisy_folder import check_size, find_dataset
 from utils.audit import applied
 from utils.audit.channels import choose_channels
 from utils.audit.folds import FIXED, SHARED, check_unchanged, fold_parts, train_fold, training_flags
-from utils.audit.judging import Judged, judge, look, probabilities_of
+from utils.audit.judging import Contour, Judged, contours_of, judge, look
 from utils.audit.marks import read_audit, read_marks
 from utils.audit.page import Entry, audit_page
 from utils.audit.pictures import picture
@@ -108,7 +108,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     networks.add_argument(
         "--folds", type=number(int, 2), help="train this many networks to judge what they did not see"
     )
-    add("--image_size", type=number(int, 16), help="longer side for the audit (default: the checkpoint's, else 256)")
+    add("--image_size", type=number(int, 16), help="of the networks that --folds trains (default: 256)")
     add("--num_classes", type=number(int, 2, 255), help="background included (default: the checkpoint's, else 2)")
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
     add("--page_images", type=number(int, 1), default=200, help="images on the page, the worst (default: %(default)s)")
@@ -173,31 +173,30 @@ def check_folders(args: argparse.Namespace) -> None:
         taken[path.resolve()] = flag
 
 
-def look_at(pair: Pair, size: int, channels: int | None, num_classes: int) -> Looked:
+def look_at(pair: Pair, channels: int | None, num_classes: int) -> Looked:
     """`look` at the files of an image and its mask. Raises `UserError` if one is unreadable."""
     image_path, mask_path = pair
     image, mask = read_image(image_path, channels), read_mask(mask_path, num_classes)
     check_size(mask_path, mask.labels, image_path, image)
-    return Looked(pair, *look(image, mask.labels, size), mask.soiled)
+    return Looked(pair, *look(image, mask.labels), mask.soiled)
 
 
 def judge_file(
-    item: tuple[Looked, np.ndarray | None, Path | None],
-    size: int,
+    item: tuple[Looked, Contour | None, Path | None],
     num_classes: int,
     estimated_root: Path,
     probability_root: Path,
 ) -> Judged:
     """`judge` one mask, write the estimated one and the probability that its pixels are wrong.
 
-    item: what the first look found, the probabilities of the levels, None where the images say nothing of them, and
-    the file of the networks' logits, if any.
+    item: what the first look found, what the images say of the contour, None where they say nothing, and the file of
+    the networks' logits, if any.
     """
-    looked, probabilities, logits = item
+    looked, contour, logits = item
     stem, mask_path = looked.pair[0].stem, looked.pair[1]
     label = read_mask(mask_path, num_classes).labels
     views = np.load(logits) if logits else None
-    row, estimated, chance = judge(stem, label, probabilities, views, looked.bounded, size, num_classes)
+    row, estimated, chance = judge(stem, label, contour, views, looked.bounded, num_classes)
     stored = {
         estimated_root: estimated * 255 if num_classes == 2 else estimated,
         probability_root: np.rint(255 * chance).astype(np.uint8),
@@ -255,15 +254,17 @@ def main(argv: list[str] | None = None) -> None:
     if model and args.num_classes not in (None, model.num_classes):
         raise UserError(f"--num_classes {args.num_classes}: {args.checkpoint} has {model.num_classes} classes")
     args.num_classes = args.num_classes or (model.num_classes if model else 2)
-    args.image_size = args.image_size or (model.image_size if model else 256)
+    if args.image_size and not args.folds:
+        print(f"note: --image_size {args.image_size}: of no effect without --folds")
+    args.image_size = args.image_size or 256
     channels = choose_channels(example_channels(pairs), args.channels, model)
 
     looked, failures = see_all(pairs, args, channels)
-    probabilities = levels_shown(args, looked)
+    contours = contours_seen(args, looked)
     with ExitStack() as claims:
         for folder in (args.save_root, args.refined_root):
             claims.enter_context(claimed(folder))
-        judged = judge_all(args, model, looked, probabilities, [image.stem for image, _ in pairs])
+        judged = judge_all(args, model, looked, contours, [image.stem for image, _ in pairs])
         report(args, channels, looked, judged)
     if failures:
         print(f"error: {len(failures)} of {len(pairs)} images were left out:\n" + "\n".join(failures), file=sys.stderr)
@@ -274,7 +275,7 @@ def see_all(pairs: list[Pair], args: argparse.Namespace, channels: int | None) -
     """The first look at every image, and the messages of those that are unreadable. Raises `UserError` if all are."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the processes take the cores
-    job = partial(look_at, size=args.image_size, channels=channels, num_classes=args.num_classes)
+    job = partial(look_at, channels=channels, num_classes=args.num_classes)
     results, failures = run_jobs(job, pairs, args.workers, "looking")
     cv2.setNumThreads(threads)
     looked = [result for result in results if result]
@@ -286,18 +287,19 @@ def see_all(pairs: list[Pair], args: argparse.Namespace, channels: int | None) -
     return looked, failures
 
 
-def levels_shown(args: argparse.Namespace, looked: Sequence[Looked]) -> Sequence[np.ndarray | None]:
-    """The probabilities of the levels (L,) of each image; None, which is said, if the images show nothing of them.
+def contours_seen(args: argparse.Namespace, looked: Sequence[Looked]) -> Sequence[Contour | None]:
+    """What the images say of each contour, the reason on stdout; None if they say nothing.
 
     Raises `UserError` if nothing else is there to judge the masks.
     """
-    probabilities = probabilities_of([item.steps for item in looked], args.image_size)
-    if probabilities is not None:
-        return probabilities
-    finding = "the images show no more of an edge at the contours of their masks than elsewhere"
+    contours, reason = contours_of([item.steps for item in looked])
+    if contours is not None:
+        moved = sum(bool(contour.shift) for contour in contours)
+        print(f"contours: {moved} of {len(contours)} would be moved; {reason}")
+        return contours
     if not (args.folds or args.checkpoint):
-        raise UserError(f"{finding}; let networks judge them: give --folds or --checkpoint")
-    print(f"note: {finding}: networks alone judge the masks")
+        raise UserError(f"{reason}; let networks judge the masks: give --folds or --checkpoint")
+    print(f"note: {reason}: networks alone judge the masks")
     return [None] * len(looked)
 
 
@@ -305,7 +307,7 @@ def judge_all(
     args: argparse.Namespace,
     model: "Model | None",
     looked: Sequence[Looked],
-    probabilities: Sequence[np.ndarray | None],
+    contours: Sequence[Contour | None],
     stems: list[str],
 ) -> list[Judged]:
     """`judge_file` for every image that was looked at; ``stems``: of all images, the others too.
@@ -316,7 +318,6 @@ def judge_all(
     record_settings(args, model, stems, probability_root)
     job = partial(
         judge_file,
-        size=args.image_size,
         num_classes=args.num_classes,
         estimated_root=args.refined_root,
         probability_root=probability_root,
@@ -334,9 +335,7 @@ def judge_all(
         for root in (args.refined_root, probability_root):
             remove(root / f"{stem}.png" for stem in set(stems).difference(judgeable))  # of when they could be read
             name_others(root, [root / f"{stem}.png" for stem in judgeable])
-        judged, unwritten = run_jobs(
-            job, list(zip(looked, probabilities, logits, strict=True)), args.workers, "judging"
-        )
+        judged, unwritten = run_jobs(job, list(zip(looked, contours, logits, strict=True)), args.workers, "judging")
     if unwritten:
         raise UserError("\n".join(unwritten[:3]))
     return judged
@@ -347,10 +346,10 @@ def record_settings(args: argparse.Namespace, model: "Model | None", stems: list
     settings = {
         "images": str(args.images_root.resolve()),
         "masks": str(args.masks_root.resolve()),
-        "image_size": args.image_size,
         "num_classes": args.num_classes,
         "checkpoint_sha256": model and model.sha256,
-        "folds": args.folds and {"number": args.folds, "seed": args.seed, "flags": args.training},
+        "folds": args.folds
+        and {"number": args.folds, "seed": args.seed, "image_size": args.image_size, "flags": args.training},
     }
     outputs = {
         args.refined_root: [args.refined_root / f"{stem}.png" for stem in stems],

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.batches import TrainingSet
 from dataloaders.cache import load_training_set
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
-from dataloaders.noisy_folder import common_format, find_dataset, find_parts, training_recipe
-from utils.commands.arguments import number
+from dataloaders.noisy_folder import common_format, find_dataset, find_parts, training_source
+from utils.commands.arguments import NO_CACHE, number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json
 from utils.commands.jobs import run_child
@@ -82,8 +82,8 @@ def load_data(args: argparse.Namespace) -> TrainingSet:
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
     parts = find_parts(dataset, layout, args.noise_type, seed=args.seed)
     channels, _ = common_format(parts.images, args.channels)
-    recipe = training_recipe(parts.train, None, args.image_size, channels, args.num_classes)
-    return load_training_set(recipe, "none", None, torch.device("cpu"), args.contours)
+    source = training_source(parts.train, None, args.image_size, channels, args.num_classes)
+    return load_training_set(source, NO_CACHE, torch.device("cpu"), args.contours)[0]
 
 
 def train(args: argparse.Namespace, tau: float) -> Path:

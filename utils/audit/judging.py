@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from scipy.special import softmax
 
-from utils.masks.contours import Steps, edges_shown, levels_of, steps
-from utils.masks.edge_profile import level_probabilities, median_level
+from utils.masks.contours import Steps, levels_of, steps
+from utils.masks.correction import EDGE_SIZE, decide
 from utils.masks.geometry import longest_side, resize_image, resize_label
 from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
 
@@ -36,49 +36,58 @@ class Judgement(NamedTuple):
     error_probability: np.ndarray  # (H,W) float32, 0..1: that the class of each pixel is wrong
 
 
-def look(image: np.ndarray, label: np.ndarray, size: int) -> tuple[Steps, bool]:
+def look(image: np.ndarray, label: np.ndarray) -> tuple[Steps, bool]:
     """Where an image shows steps in colour across the contours of its mask, and whether the mask has a boundary.
 
-    image: uint8 (H,W,C); label: (H,W) classes. Both are resized so that the longer side is ``size`` pixels.
+    image: uint8 (H,W,C); label: (H,W) classes. Both are resized so that the longer side is `EDGE_SIZE` pixels.
     """
-    small = longest_side(image.shape, size)
+    small = longest_side(image.shape, EDGE_SIZE)
     label = resize_label(label, small)
     return steps(resize_image(image, small), label), 0 < (label != 0).mean() < 1
 
 
-def probabilities_of(found: Sequence[Steps], size: int) -> list[np.ndarray] | None:
-    """The probabilities of the levels (L,) of each image, of longer side ``size``; None if the images show no edges."""
-    levels = levels_of((size,))
-    return list(level_probabilities(found, levels, size)) if edges_shown(found, levels) else None
+class Contour(NamedTuple):
+    """What the images say of one mask's contour."""
+
+    probabilities: np.ndarray  # (L,) of the levels, in pixels of `EDGE_SIZE`
+    shift: float  # by how many of these training would move it; 0: it stays
+
+
+def contours_of(found: Sequence[Steps]) -> tuple[list[Contour] | None, str]:
+    """What the images say of the contour of each mask, by the rule of `utils.masks.correction.decide`, and why, in
+    numbers; None if they show no edges."""
+    decision = decide(found, levels_of((EDGE_SIZE,)))
+    if decision.probabilities is None:
+        return None, decision.reason
+    return [Contour(*one) for one in zip(decision.probabilities, decision.shifts, strict=True)], decision.reason
 
 
 def judge(
     name: str,
     label: np.ndarray,
-    probabilities: np.ndarray | None,
+    contour: Contour | None,
     logits: np.ndarray | None,
     bounded: bool,
-    size: int,
     num_classes: int,
 ) -> Judgement:
     """Score the mask ``label``, (H,W) classes, of the image ``name``, and estimate a better one.
 
-    probabilities: of the levels (L,) at the longer side ``size``, None where the images say nothing of them; logits:
-    of the networks (K,S,S), if any; bounded: whether the mask has a boundary at that size. Raises ValueError without
-    probabilities and logits.
+    contour: what the images say, None where they say nothing; logits: of the networks (K,S,S), if any; bounded: whether
+    the mask has a boundary. Without networks the mask is estimated as training would correct it: where that leaves
+    contours alone, the estimated mask is the given one. Raises ValueError without contour and logits.
     """
-    scale = max(label.shape) / size
-    levels = levels_of((size,))
+    scale = max(label.shape) / EDGE_SIZE
     views = []
     # A mask without a boundary has no levels: where networks can judge it, it does not count as sure of itself.
-    if probabilities is not None and (bounded or logits is None):
-        views.append(contour_beliefs(label, levels, probabilities, num_classes, scale))
+    if contour is not None and (bounded or logits is None):
+        views.append(contour_beliefs(label, levels_of((EDGE_SIZE,)), contour.probabilities, num_classes, scale))
     if logits is not None:
         views.append(network_probabilities(logits, label.shape))
     if not views:
-        raise ValueError(f"{name}: neither probabilities of the levels nor logits")
+        raise ValueError(f"{name}: neither edges in the images nor logits")
     classes = np.mean(views, axis=0)
-    estimated = classes.argmax(axis=0).astype(np.uint8)
+    stays = logits is None and contour is not None and not contour.shift
+    estimated = label if stays else classes.argmax(axis=0).astype(np.uint8)
     suspected = estimated != label
     row = Judged(
         image=name,
@@ -87,7 +96,7 @@ def judge(
         suspected_share=round(float(suspected.mean()), 6),
         added=int((suspected & (label == 0)).sum()),
         removed=int((suspected & (estimated == 0)).sum()),
-        shift=0.0 if probabilities is None else round(float(median_level(probabilities[None], levels)[0] * scale), 2),
+        shift=0.0 if contour is None else round(float(contour.shift * scale), 2),
     )
     return Judgement(row, estimated, wrong_probability(label, classes).clip(0, 1))
 
