@@ -11,20 +11,19 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataloaders.batches import TrainingSet
 from dataloaders.slic import read_map
 from utils.commands.arguments import NO_CACHE
 from utils.commands.errors import UserError, listed
 from utils.commands.files import locked, read_json, write_json
+from utils.commands.jobs import in_threads
 from utils.masks.correction import Findings, Look, findings_of, look_at, moved_label
 from utils.masks.geometry import resize_image, resize_label, squared_boundary_distance
 
@@ -210,11 +209,11 @@ def _read_all(source: TrainingSource, contours: str, look: bool, allocate: Calla
         store_label(index, moved)
         return int(np.count_nonzero(moved != label))
 
-    artefacts, looks = zip(*_each(store, range(count), "reading training set"), strict=True)
+    artefacts, looks = zip(*in_threads(store, range(count), "reading training set"), strict=True)
     findings, changed = None, []
     if look:
         findings = findings_of(looks, source.num_classes, contours == "corrected")
-        changed = _each(move, [one for one in enumerate(findings.shifts) if one[1]], "moving contours")
+        changed = in_threads(move, [one for one in enumerate(findings.shifts) if one[1]], "moving contours")
     wide = arrays["segments"]
     num_segments = 1 + max(int(ids.max()) for ids in wide)
     if num_segments <= 2**15:  # nearly always, and half the size
@@ -225,15 +224,6 @@ def _read_all(source: TrainingSource, contours: str, look: bool, allocate: Calla
             Path(str(narrow.filename)).replace(str(wide.filename))
     named = [name for name in artefacts if name]
     return _Stored(arrays, num_segments, named, findings, sum(changed) / (count * size * size))
-
-
-def _each(work: Callable, indices: Sequence, title: str) -> list:
-    """``work`` of every index, several at a time: decoding, resizing and distances release the interpreter lock."""
-    with ThreadPoolExecutor() as pool:
-        try:
-            return list(tqdm(pool.map(work, indices), total=len(indices), desc=title, unit="image"))
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _open(folder: Path) -> _Stored:

@@ -4,7 +4,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataloaders.batches import TestCase
 from dataloaders.cache import Sample, TrainingSource
@@ -23,6 +21,7 @@ from dataloaders.raters import choose_raters, label_classes
 from dataloaders.slic import folder_of
 from utils.commands.errors import UserError, check_plain, listed
 from utils.commands.files import read_json
+from utils.commands.jobs import in_threads
 from utils.masks.geometry import resize_image
 
 MODALITIES = ("t1", "t1c", "t2")
@@ -284,7 +283,9 @@ def validation_cases(slices: Mapping[str, Path], num_raters: int, num_classes: i
     many parts, named after them. Raises `UserError` as `read_slice`.
     """
     groups: dict[tuple[str, tuple[int, ...]], list] = {}
-    pieces = _read_all(lambda stem: read_slice(slices[stem], num_raters, num_classes), slices, "validation set")
+    pieces = in_threads(
+        lambda stem: read_slice(slices[stem], num_raters, num_classes), list(slices), "reading validation set", "slice"
+    )
     for stem, (image, labels) in zip(slices, pieces, strict=True):
         groups.setdefault((case_of(stem), labels.shape[1:]), []).append((resize_image(image, image_size), labels))
     names = [name for name, _ in groups]
@@ -323,10 +324,3 @@ class MMISCases(Sequence[TestCase]):
 def _as_case(name: str, images: np.ndarray, labels: np.ndarray) -> TestCase:
     """images (S,size,size,3), labels (R,S,H,W)."""
     return TestCase(name, torch.from_numpy(images).movedim(-1, 1), torch.from_numpy(labels))
-
-
-def _read_all(read: Callable, stems: Iterable[str], label: str) -> list:
-    stems = list(stems)
-    with ThreadPoolExecutor() as pool:  # scaling and resizing release the interpreter lock
-        results = pool.map(read, stems)
-        return list(tqdm(results, total=len(stems), desc=f"reading {label}", unit="slice", disable=not stems))

@@ -1,13 +1,11 @@
 """Folder datasets with one noisy mask an image: Kvasir, Shenzhen, BU-SUC and any folder of the same layout."""
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataloaders.batches import TestCase
 from dataloaders.cache import Sample, TrainingSource
@@ -17,6 +15,7 @@ from dataloaders.pixels import PERCENTILES, format_of
 from dataloaders.raters import hold_out
 from dataloaders.slic import folder_of
 from utils.commands.errors import UserError, listed
+from utils.commands.jobs import in_threads
 from utils.masks.geometry import resize_image
 
 VAL_FRACTION = 0.2  # of the training images, where there is no test set
@@ -176,13 +175,7 @@ def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classe
         image, label, soiled = _read_pair(*pair, num_classes, channels)
         return resize_image(image, image_size), label, soiled
 
-    # Decoders release the interpreter lock, so threads are enough.
-    with ThreadPoolExecutor() as pool:
-        samples = list(
-            tqdm(
-                pool.map(read, pairs), total=len(pairs), desc="reading cases to score", unit="image", disable=not pairs
-            )
-        )
+    samples = in_threads(read, pairs, "reading cases to score")
     soiled = [mask.name for (_, mask), sample in zip(pairs, samples, strict=True) if sample[2]]
     if soiled:
         folder = pairs[0][1].parent

@@ -33,7 +33,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_in_words as in_words
@@ -42,6 +41,7 @@ from dataloaders.pixels import format_of
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_atomically
+from utils.commands.jobs import progress
 from utils.engine.device import choose_device
 from utils.engine.evaluation import resized
 from utils.engine.figures import as_png, contoured
@@ -232,7 +232,7 @@ def predict(args: argparse.Namespace, model: Model, images: dict[str, Path], fol
         )
         predicted = predictions(model, samples, args.batch_size, args.tta, args.probabilities_root is not None)
         written = in_turn(pool, partial(write, folders=folders, model=model), predicted, args.workers + 1)
-        for outcome in tqdm(written, total=len(images), desc="predicting", unit="image"):
+        for outcome in progress(written, total=len(images), desc="predicting", unit="image"):
             if outcome:
                 unread.append(outcome.reason)
     return unread

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from utils.commands.errors import UserError
+from utils.commands.jobs import progress
 from utils.engine.inference import Model
 from utils.masks.geometry import resize_image
 
@@ -19,7 +19,7 @@ def write_logits(
 
     read: gives an image file with so many channels as uint8 (H,W,C). Raises `UserError` if a file cannot be written.
     """
-    bar = tqdm(total=len(files), desc="networks", unit="image")
+    bar = progress(total=len(files), desc="networks", unit="image")
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
         images = [resize_image(read(path, model.channels), model.image_size) for path, _ in batch]

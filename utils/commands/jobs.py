@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing.context import BaseContext
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,6 +27,20 @@ def run_child(command: Sequence[str]) -> int:
             process.terminate()  # which it takes its time for, unlike being killed
             process.wait()
             raise
+
+
+def progress(items: Iterable | None = None, hidden: bool = False, **options: Any) -> tqdm:
+    """A progress bar of tqdm on a terminal; elsewhere nothing, so that a log file has no control characters."""
+    return tqdm(items, disable=True if hidden else None, **options)
+
+
+def in_threads(work: Callable, items: Sequence, title: str, unit: str = "image") -> list:
+    """``work`` of every item, several at a time: decoding, resizing and distances release the interpreter lock."""
+    with ThreadPoolExecutor() as pool:
+        try:
+            return list(progress(pool.map(work, items), total=len(items), desc=title, unit=unit, hidden=not items))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Workers(ProcessPoolExecutor):
@@ -77,7 +92,7 @@ def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list
         except UserError as error:
             failures[index] = str(error)
 
-    with tqdm(total=len(items), desc=label, unit="file") as bar:
+    with progress(total=len(items), desc=label, unit="file") as bar:
         if workers <= 1:
             for index, item in enumerate(items):
                 collect(index, lambda item=item: job(item))

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from utils.commands.errors import UserError, listed, warn
+from utils.commands.jobs import progress
 from utils.engine.diagnostics import Watch
 from utils.engine.distributed import average, average_buffers, gather
 from utils.engine.evaluation import evaluate, means
@@ -44,7 +44,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
     method = experiment.settings.method
     epochs = method.max_epochs
     silent = not experiment.team.leads
-    with tqdm(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", disable=silent) as bar:
+    with progress(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", hidden=silent) as bar:
         for epoch in range(run.epochs_done, epochs):
             start = time.perf_counter()
             losses, waited, batch, step, warnings = train_one_epoch(experiment, epoch)
@@ -76,7 +76,16 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 run.draw(method_panels(batch, step.maps, experiment.intensity))
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.4f}")
+            if bar.disable:  # no terminal
+                print(epoch_in_words(row, epochs), flush=True)
     return report(experiment, run)
+
+
+def epoch_in_words(row: dict, epochs: int) -> str:
+    """A row of log.csv as a line of a log file."""
+    dice = "undefined" if row["dice"] is None else f"{row['dice']:.3f}"
+    head = f"epoch {row['epoch'] + 1}/{epochs}  loss {row['loss']:.3g}  Dice {dice}"
+    return f"{head}  lr {row['learning_rate']:.3g}  {row['seconds']:.1f} s"
 
 
 def train_one_epoch(
@@ -99,14 +108,14 @@ def train_one_epoch(
     waited, asked = 0.0, time.perf_counter()
     batches = experiment.epoch_batches(experiment.generator)
     steps, silent, settings = experiment.steps_per_epoch, not experiment.team.leads, experiment.settings
-    with tqdm(batches, total=steps, desc=f"epoch {epoch}", unit="step", leave=False, disable=silent) as bar:
+    with progress(batches, total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False, hidden=silent) as bar:
         for index, (batch, batch_names) in enumerate(bar):
             waited += time.perf_counter() - asked
             mixing = float(torch.rand((), generator=experiment.generator))
             permutation = torch.randperm(len(batch.image), generator=experiment.generator).to(experiment.device)
-            progress = (epoch + index / steps) / settings.method.max_epochs
+            over = (epoch + index / steps) / settings.method.max_epochs
             for group in experiment.optimiser.param_groups:
-                group["lr"] = experiment.learning_rate(progress)
+                group["lr"] = experiment.learning_rate(over)
             step = experiment.step(forwards, batch, epoch, settings.method, mixing, permutation)
             step = with_dice_loss(step, batch.label, settings.run.dice_weight)
             experiment.optimiser.zero_grad(set_to_none=True)
