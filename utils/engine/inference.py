@@ -4,15 +4,17 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from networks.build import networks_of
 from utils.commands.errors import UserError
 from utils.engine.checkpoint import read_checkpoint_and_digest
-from utils.engine.device import at_precision, uses_bf16
-from utils.engine.evaluation import mean_logits
+from utils.engine.device import at_precision, choose_device, uses_bf16
+from utils.engine.evaluation import mean_logits, resized
 from utils.engine.intensity import Intensity
+from utils.masks.geometry import resize_image
 from utils.method.gsd import Network
 
 # The symmetries of the square: flipped or not, then turned by quarters.
@@ -26,7 +28,8 @@ LARGEST_SIZE = 2**14  # of the side that images are resized to; more is damage
 class Model:
     """The two trained networks, and what must be known to feed them."""
 
-    forwards: list[Network]
+    networks: nn.ModuleList
+    forwards: list[Network]  # their passes, at the precision that was asked for
     intensity: Intensity
     num_classes: int
     image_size: int  # side of the square that images are resized to
@@ -61,6 +64,34 @@ class Model:
             total = total + (logits.flip(-1) if flipped else logits)
         return total / len(views)
 
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """The probability of each class at each pixel of an image at its own size, float32 (K,H,W).
+
+        image: uint8, 0..255, (H,W) in grey or (H,W,C). Raises ValueError for anything else.
+        """
+        stacked = image[..., None] if image.ndim == 2 else image
+        if image.dtype != np.uint8 or stacked.ndim != 3 or stacked.shape[2] != self.channels:
+            raise ValueError(
+                f"an image {image.shape} of {image.dtype}; expected uint8 (H,W,{self.channels})"
+                + " or (H,W)" * (self.channels == 1)
+            )
+        small = torch.tensor(resize_image(stacked, self.image_size)).movedim(-1, 0)[None]
+        with torch.no_grad():
+            return resized(self.logits(small), stacked.shape[:2])[0].softmax(dim=0).cpu().numpy()
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """The class of each pixel of an image at its own size, uint8 (H,W), as scripts/predict.py writes it; image as
+        for `probabilities`."""
+        return self.probabilities(image).argmax(axis=0).astype(np.uint8)
+
+
+def load(checkpoint: str | Path, device: str = "auto", amp: str = "auto") -> Model:
+    """A trained model, for notebooks and servers: ``load(path).predict(image)``.
+
+    device: auto, cpu or cuda; amp: auto, bf16 or fp32. Raises `UserError` as `load_model`.
+    """
+    return load_model(Path(checkpoint), choose_device(device, 0), amp)
+
 
 def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
     """The model of a checkpoint.pt or best.pt, ready to predict on ``device``; amp: auto, bf16 or fp32.
@@ -89,4 +120,4 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
     networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     bf16 = uses_bf16(amp, device)
     forwards = [at_precision(network, device, bf16) for network in networks]
-    return Model(forwards, intensity, num_classes, image_size, stored, settings, sha256, epochs, device, bf16)
+    return Model(networks, forwards, intensity, num_classes, image_size, stored, settings, sha256, epochs, device, bf16)

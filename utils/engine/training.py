@@ -84,7 +84,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
 def epoch_in_words(row: dict, epochs: int) -> str:
     """A row of log.csv as a line of a log file."""
     dice = "undefined" if row["dice"] is None else f"{row['dice']:.3f}"
-    head = f"epoch {row['epoch'] + 1}/{epochs}  loss {row['loss']:.3g}  Dice {dice}"
+    head = f"epoch {row['epoch'] + 1}/{epochs}  loss {row['loss']:.4g}  Dice {dice}"
     return f"{head}  lr {row['learning_rate']:.3g}  {row['seconds']:.1f} s"
 
 
