@@ -19,6 +19,7 @@ from dataloaders.mmis import (
     MMISCases,
     case_of,
     list_slices,
+    read_label,
     select_raters,
     selection_json,
     training_recipe,
@@ -26,6 +27,7 @@ from dataloaders.mmis import (
     warn_of_leakage,
 )
 from dataloaders.raters import hold_out
+from dataloaders.vanished import warn_of_vanished
 from networks.unet import two_unets
 from utils.commands.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
 from utils.commands.errors import run_main
@@ -80,6 +82,9 @@ def main() -> None:
     recipe = training_recipe(train, raters, segments, args.raters, args.num_classes, args.image_size)
     digest = contents_of([*recipe.sources, *held_out.values(), *test.paths], selection_json(raters))  # before reading
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
+    if team.leads:
+        labels = [partial(read_label, path, raters[stem], args.num_classes) for stem, path in train.items()]
+        warn_of_vanished(data, lambda index: labels[index](), args.num_classes)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
         print(f"{dataset}: {len(part)} {name} slices of {len({case_of(stem) for stem in part})} cases")

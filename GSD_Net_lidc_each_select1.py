@@ -16,6 +16,7 @@ from dataloaders.cache import load_training_set
 from dataloaders.files import contents_of
 from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, training_recipe
 from dataloaders.raters import choose_raters, hold_out
+from dataloaders.vanished import warn_of_vanished
 from networks.unet import two_unets
 from utils.commands.arguments import add_rater_arguments, add_training_arguments, resolve_arguments, tau_in_words
 from utils.commands.errors import UserError, run_main
@@ -65,6 +66,8 @@ def main() -> None:
     if contents_of([dataset / PICKLE]) != pickled:
         raise UserError(f"{dataset / PICKLE}: has changed while it was read; start again when it is complete")
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
+    if team.leads:
+        warn_of_vanished(data, lambda index: train[index].masks[raters[index]], args.num_classes)
     intensity = Intensity.chosen(args.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
         print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dataloaders.batches import training_batches
 from dataloaders.cache import load_training_set
-from dataloaders.files import contents_of
+from dataloaders.files import contents_of, read_mask
 from dataloaders.noisy_folder import (
     CHANNELS,
     NOISE_TYPES,
@@ -27,6 +27,7 @@ from dataloaders.noisy_folder import (
     training_recipe,
 )
 from dataloaders.slic import find_maps
+from dataloaders.vanished import warn_of_vanished
 from networks.unet import two_unets
 from utils.commands.arguments import AUTO, add_training_arguments, resolve_folder_arguments, tau_in_words
 from utils.commands.errors import run_main
@@ -77,7 +78,10 @@ def main() -> None:
     data = load_training_set(recipe, args.cache, args.cache_root, device, args.contours)
     intensity = Intensity.chosen(args.inputs, data.images)
     print(f"{dataset}: {len(data)} training images, --noise_type {args.noise_type}, {tau_in_words(args)}")
-    print(f"images: channels {channels}, {reading}; masks: {class_shares(data.labels, args.num_classes)}")
+    if team.leads:
+        masks = [partial(read_mask, mask, args.num_classes) for _, mask in parts.train]
+        vanished = warn_of_vanished(data, lambda index: masks[index]().labels, args.num_classes)
+        print(f"images: channels {channels}, {reading}; masks: {class_shares(data.labels, args.num_classes, vanished)}")
 
     experiment = experiment_of(
         args,

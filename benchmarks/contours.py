@@ -22,7 +22,6 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.accuracy import NOISES, make_noise
@@ -30,7 +29,8 @@ from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from utils.commands.arguments import number
 from utils.commands.errors import run_main
-from utils.engine.metrics import overlap_scores
+from utils.engine.metrics import case_scores
+from utils.engine.scores import mean_of
 from utils.masks.contours import levels_of, move_contour, steps
 from utils.masks.edge_profile import displacements
 from utils.masks.geometry import resize_image, resize_label
@@ -60,9 +60,9 @@ def majority(label: np.ndarray, segments: np.ndarray) -> np.ndarray:
 
 
 def mean_dice(labels: list[np.ndarray], clean: list[np.ndarray]) -> float:
-    """The mean Dice of two sets of masks."""
-    first, second = (torch.from_numpy(np.stack(masks)) for masks in (labels, clean))
-    return overlap_scores(first, second, 2)["dice"].mean().item()
+    """The mean Dice of masks against clean ones, over those that have foreground; NaN if none has."""
+    mean = mean_of(case_scores(a[None], b[None, None], 2)["dice"] for a, b in zip(labels, clean, strict=True))
+    return float("nan") if mean is None else mean
 
 
 def noise_like(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.ndarray:

@@ -96,6 +96,14 @@ def read_slice(path: Path, num_raters: int, num_classes: int) -> tuple[np.ndarra
     return image[0], labels[:, 0]
 
 
+def read_label(path: Path, rater: int, num_classes: int) -> np.ndarray:
+    """The label (H,W) of one rater (index from 0) of a training file alone. Raises `UserError` as `read_slice`."""
+    key = f"label_a{rater + 1}"
+    with _open(path) as file:
+        values = file[key][()]
+    return label_classes(values.reshape(values.shape[-2:]), num_classes, f"{path}: {key}")
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     name = os.fspath(path)

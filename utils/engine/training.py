@@ -8,13 +8,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.commands.errors import UserError, listed, warn
-from utils.engine.diagnostics import Watch
+from utils.engine.diagnostics import Watch, empty_predictions
 from utils.engine.distributed import average, average_buffers, gather
-from utils.engine.evaluation import evaluate, means
+from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
 from utils.engine.figures import method_panels
 from utils.engine.report import report
 from utils.engine.run_folder import Run
+from utils.engine.scores import SCORED_AT, set_scores
 from utils.method.gsd import Batch, Step, drop_rate, highest_weight
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
@@ -40,6 +41,12 @@ def fit(experiment: Experiment, run: Run) -> dict:
         f"writing {run.folder}"
     )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
+    if any(row.get("scored_at") != SCORED_AT for row in run.history):
+        raise UserError(
+            f"{run.folder}: its epochs were scored by an older version's rule, which cannot go into one mean with "
+            "today's; --overwrite starts the run again, --exp NAME begins another beside it"
+        )
+    _check_references(experiment)
     epochs = experiment.config.max_epochs
     silent = not experiment.team.leads
     with tqdm(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", disable=silent) as bar:
@@ -47,6 +54,9 @@ def fit(experiment: Experiment, run: Run) -> dict:
             start = time.perf_counter()
             losses, waited, batch, step, warnings = train_one_epoch(experiment, epoch)
             seconds = time.perf_counter() - start
+            scores = evaluate(experiment, experiment.cases)
+            warnings |= empty_predictions(list(scores.values()))
+            figures = set_scores(list(scores.values()))
             told = {name for row in run.history for name in row.get("warnings", "").split("; ")}
             for name, warning in warnings.items():
                 if name not in told and experiment.team.leads:
@@ -57,12 +67,15 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "drop_rate": drop_rate(epoch, experiment.config.tau, epochs) if experiment.selects else None,
                 "weight_cap": highest_weight(epoch, experiment.config) if experiment.weighs_by_distance else None,
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
-                **means(evaluate(experiment, experiment.cases)),
+                **figures.means,
+                "cases": figures.cases["dice"],
                 "scored_on": experiment.scored_on,
+                "scored_at": SCORED_AT,
                 "warnings": "; ".join(warnings),
             }
             if experiment.validation:
-                row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
+                validated = evaluate(experiment, experiment.validation)
+                row["val_dice"] = set_scores(list(validated.values())).means["dice"]
             row |= {"seconds": seconds, "waiting": waited / seconds}
             model = {
                 "in_channels": len(experiment.intensity.mean),
@@ -73,8 +86,22 @@ def fit(experiment: Experiment, run: Run) -> dict:
             if epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1:
                 run.draw(method_panels(batch, step.maps, experiment.intensity))
             bar.update()
-            bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.4f}")
+            bar.set_postfix(loss=f"{row['loss']:.4f}", dice="-" if row["dice"] is None else f"{row['dice']:.4f}")
     return report(experiment, run)
+
+
+def _check_references(experiment: Experiment) -> None:
+    """Say if no mask to score on has foreground. Raises `UserError` if none has to choose an epoch by."""
+    if experiment.validation and not any(case.masks.any() for case in experiment.validation):
+        raise UserError(
+            f"--val_fraction: none of the masks of the {len(experiment.validation)} held-out cases has foreground, so "
+            "no epoch can be chosen by them; hold out more, or others (--seed)"
+        )
+    if experiment.team.leads and not any(case.masks.any() for case in experiment.cases):
+        warn(
+            f"warning: none of the {len(experiment.cases)} {experiment.scored_on} has foreground: overlaps and "
+            "distances stay blank; specificity and false pixels are what such a set can tell"
+        )
 
 
 def train_one_epoch(
