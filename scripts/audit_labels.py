@@ -10,6 +10,7 @@ Writes
 - SAVE_ROOT/audit.csv, worst first: score, the Dice of the given mask that is to be expected, in [0, 1]; wrong_pixels,
   wrong_share: pixels believed wrong; added, removed: pixels that the believed foreground has more and less;
   shift: by how many pixels the edge lies inside (+) or outside (-) of the given contour, as training would move it;
+  contour_score, network_score: the score by either alone;
 - SAVE_ROOT/audit.html, the same with pictures, sortable: one file, to be opened from disk;
 - SAVE_ROOT/wrong/STEM.png: the probability that each pixel is wrong, 0..255 for 0..1;
 - MASKS_ROOT_refined/STEM.png, with --datasets SAVE_ROOT/masks_refined/STEM.png (--refined_root): the believed masks, of
@@ -71,7 +72,7 @@ from utils.engine.inference import Model, load_model
 from utils.masks.contours import Steps, edges_shown, levels_of, steps
 from utils.masks.edge_profile import level_probabilities, median_level
 from utils.masks.geometry import longest_side, resize_image, resize_label
-from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
+from utils.masks.label_quality import contour_beliefs, doubtful_networks, label_quality, wrong_probability
 
 REPO = Path(__file__).resolve().parents[1]
 # What the folds' trainings have of the audit: flags that both have, and flags that are set for each of them.
@@ -103,6 +104,8 @@ class Judged(NamedTuple):
     added: int
     removed: int
     shift: float
+    contour_score: float | None  # the score by the edges in the image alone
+    network_score: float | None  # that by the networks alone
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -221,12 +224,14 @@ def judge(
     label = read_mask(mask_path, num_classes).labels
     scale = max(label.shape) / size
     levels = levels_of((size,))
-    views = []
+    views, scores = [], {}
     # A mask without a boundary has no levels: where networks can judge it, it does not count as sure of itself.
     if probabilities is not None and (looked.bounded or not logits):
         views.append(contour_beliefs(label, levels, probabilities, num_classes, scale))
+        scores["contour"] = round(label_quality(label, views[-1]), 6)
     if logits:
         views.append(network_beliefs(np.load(logits), label.shape))
+        scores["network"] = round(label_quality(label, views[-1]), 6)
     beliefs = np.mean(views, axis=0)
     refined = beliefs.argmax(axis=0).astype(np.uint8)
     wrong = refined != label
@@ -241,6 +246,8 @@ def judge(
         added=int((wrong & (label == 0)).sum()),
         removed=int((wrong & (refined == 0)).sum()),
         shift=0.0 if probabilities is None else round(float(median_level(probabilities[None], levels)[0] * scale), 2),
+        contour_score=scores.get("contour") if looked.bounded else None,
+        network_score=scores.get("network"),
     )
 
 
@@ -531,6 +538,12 @@ def report(args: argparse.Namespace, channels: int | None, looked: list[Looked],
         low, middle, high = np.percentile(scores, (5, 50, 95))
         print(f"{len(scores)} masks scored: median {middle:.3f}, nine of ten from {low:.3f} to {high:.3f}")
         print(f"believed wrong: {share:.2%} of the pixels of a scored mask in the mean")
+    by_networks, by_contours = (
+        [value for value in column if value is not None]
+        for column in zip(*((row.network_score, row.contour_score) for row in rows), strict=True)
+    )
+    if doubt := doubtful_networks(by_networks, by_contours):
+        print(f"warning: {args.checkpoint or '--folds'}: {doubt}", file=sys.stderr)
     if unjudged:
         print(f"not judged, as they have no boundary (a --checkpoint would): {len(unjudged)} masks: {listed(unjudged)}")
     print(f"{args.save_root}: audit.csv, audit.html, wrong/; {args.refined_root}: the believed masks")

@@ -4,10 +4,15 @@ Beliefs come from where the image shows the edge (`utils.masks.contours`), and w
 Source: docs/method.md section 9.
 """
 
+from collections.abc import Sequence
+from statistics import median
+
 import numpy as np
 
 from utils.masks.contours import nearest_class, signed_distance
 
+DISAGREE = 0.5  # median score by the networks alone below which they disagree with most masks
+GAP = 0.3  # by which it may lie below that of the contours
 FAINT = 0.1  # probability below which a pixel that is not in the given mask is no part of the believed one
 
 
@@ -44,6 +49,25 @@ def _expected_dice(given: np.ndarray, probability: np.ndarray) -> float:
     believed = probability[given | (probability >= FAINT)].sum(dtype=np.float64)
     total = given.sum() + believed
     return 1.0 if total == 0 else 2 * probability[given].sum(dtype=np.float64) / total
+
+
+def doubtful_networks(of_networks: Sequence[float], of_contours: Sequence[float]) -> str | None:
+    """What to say of networks that disagree with most masks, None if they do not.
+
+    Both: the `label_quality` of each mask by the beliefs of the networks alone, and of the contours alone; the latter
+    may be empty. They disagree if the median of the former is below `DISAGREE`, or by more than `GAP` below that of
+    the latter: then the networks are hardly trained, or were trained on something else, or most masks are wrong.
+    """
+    if not of_networks:
+        return None
+    networks, contours = median(of_networks), median(of_contours) if of_contours else None
+    if networks >= DISAGREE and (contours is None or contours - networks <= GAP):
+        return None
+    beside = "" if contours is None else f", that by the edges in the images {contours:.3f}"
+    return (
+        f"the networks disagree with most of the masks: the median score by them alone is {networks:.3f}{beside}. "
+        "Unless most masks are wrong, the networks are: train them longer or on these masks, or audit without them"
+    )
 
 
 def wrong_probability(label: np.ndarray, beliefs: np.ndarray) -> np.ndarray:
