@@ -78,9 +78,10 @@ def _read_run(folder: Path, label: str) -> Finished:
     run = Finished(
         folder, label, result, settings if isinstance(settings, dict) else {}, _read_images(folder / "per_image.csv")
     )
-    for name, value in {**{name: result.get(name) for name in NUMBERS}, **run.last, **run.figures, **run.cases}.items():
-        if not isinstance(value, int | float | None):
-            raise UserError(f"{path}: {name} is {value!a}, not a number; {remedy}")
+    for numbers in ({name: result.get(name) for name in NUMBERS}, run.last, run.figures, run.cases):
+        for name, value in numbers.items():
+            if not isinstance(value, int | float | None):
+                raise UserError(f"{path}: {name} is {value!a}, not a number; {remedy}")
     return run
 
 
