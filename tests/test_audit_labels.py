@@ -24,7 +24,7 @@ from utils.commands.errors import run_main
 from utils.commands.files import claimed
 from utils.masks.contours import levels_of, move_contour, nearest_class, signed_distance, steps
 from utils.masks.edge_profile import _moved, level_probabilities
-from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
+from utils.masks.label_quality import contour_beliefs, doubtful_networks, label_quality, wrong_probability
 
 SIZE = 48
 SHIFTED = {3: -3, 8: 3, 11: -2}  # image -> by how much its contour is displaced, as `move_contour`
@@ -688,3 +688,30 @@ def test_the_folder_beside_one_that_is_named_by_dots(tmp_path, monkeypatch):
     assert audit_labels.beside(Path("..")) == tmp_path / "masks_refined"
     assert audit_labels.beside(Path(".")) == tmp_path / "masks" / "inner_refined"
     assert audit_labels.beside(Path("a/masks")) == Path("a/masks_refined")
+
+
+@pytest.mark.parametrize(
+    ("networks", "contours", "doubted"),
+    [
+        ([0.354, 0.2, 0.9], [0.972, 0.98, 0.96], True),
+        ([0.3, 0.4, 0.9], [], True),
+        ([0.6, 0.6, 0.6], [0.97, 0.97, 0.97], True),
+        ([0.8, 0.1, 0.9], [0.97, 0.97, 0.97], False),
+        ([0.6, 0.6, 0.2], [], False),
+        ([], [0.9], False),
+    ],
+)
+def test_networks_that_disagree_with_most_masks_are_doubted(networks, contours, doubted):
+    message = doubtful_networks(networks, contours)
+    assert (message is not None) == doubted
+    if doubted:
+        assert f"{sorted(networks)[1]:.3f}" in message
+
+
+def test_an_untrained_checkpoint_is_doubted_aloud(run, folder):
+    checkpoint = checkpoint_of(folder / "model" / "checkpoint.pt")
+    code, _, err = run("--checkpoint", checkpoint)
+    assert code == 0 and str(checkpoint) in err and "disagree" in err
+    scores = rows(folder / "audit" / "audit.csv")
+    assert np.median([float(row["network_score"]) for row in scores]) < 0.5
+    assert np.median([float(row["contour_score"]) for row in scores]) > 0.8
