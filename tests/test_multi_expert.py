@@ -103,7 +103,9 @@ def assert_refused(outcome, *parts: str) -> None:
 def test_a_run_scores_against_every_rater(script, name, test_names, data_root, tmp_path):
     outcome = run(script, data_root, tmp_path)
     assert outcome.returncode == 0, outcome.stderr
-    assert "Traceback" not in outcome.stderr and "warning" not in outcome.stderr.lower(), outcome.stderr
+    told = [line for line in outcome.stderr.splitlines() if "warning" in line.lower()]
+    assert "Traceback" not in outcome.stderr
+    assert all("scored predictions are empty" in line for line in told), told  # nodules are small, the run is short
     folder = tmp_path / name
     cases, result, rows = cases_of(folder), json.loads((folder / "result.json").read_text()), log_rows(folder)
     assert [case["image"] for case in cases] == test_names and list(cases[0])[: 1 + len(FIGURES)] == ["image", *FIGURES]
@@ -381,6 +383,8 @@ def test_volumes_are_scored_at_their_own_size(data_root, tmp_path, call):
         size = masks[0].shape[-2:]
         predicted = torch.nn.functional.interpolate(logits, size, mode="bilinear").argmax(1).numpy()
         for rater, mask in enumerate(masks, 1):
-            total = (predicted == 1).sum() + mask.sum()
-            dice = 2 * ((predicted == 1) & (mask == 1)).sum() / total if total else 1.0
+            if not mask.any():  # a rater who marked nothing
+                assert case[f"dice_rater{rater}"] == ""
+                continue
+            dice = 2 * ((predicted == 1) & (mask == 1)).sum() / ((predicted == 1).sum() + mask.sum())
             assert float(case[f"dice_rater{rater}"]) == pytest.approx(dice, abs=2e-3)
