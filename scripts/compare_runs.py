@@ -12,13 +12,14 @@ takes images for independent: several of one patient make the interval too narro
 Runs that were not scored on the same masks do not compare, which is said first; then nothing is bold in --markdown.
 
 The picture, of runs of train_GSD-Net.py, shows images that were scored: the image, its mask, and each run's prediction,
-all with the outline of the mask in yellow.
+all with the outlines of the mask in colour.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -90,7 +91,7 @@ def main() -> None:
     tables += [seeds_table(several, figures)] if several else []
     tables += [difference_table(against)] if against else []
     notes = notes_of(bool(several), args.baseline)
-    print("\n\n".join([*map(as_text, tables), "\n".join(notes)]))
+    print("\n\n".join([*map(as_text, tables), *(fill(note, 110) for note in notes)]))
     if args.csv:
         write_table(args.csv, csv_rows(runs, several, against))
         print(f"table: {args.csv}")
@@ -142,9 +143,9 @@ def text(value: float | None, form: str) -> str:
 
 
 def best_rows(column: int, values: Sequence[float | None], lowest: bool) -> set[tuple[int, int]]:
-    """The places of the best of several values in their column."""
+    """The places of the best of values in their column; none where all are equal."""
     kept = [value for value in values if value is not None]
-    best = (min if lowest else max)(kept) if len(kept) > 1 else None
+    best = (min if lowest else max)(kept) if len(set(kept)) > 1 else None
     return {(row, column) for row, value in enumerate(values) if value is not None and value == best}
 
 
@@ -318,8 +319,8 @@ def draw(runs: Sequence[Finished], count: int) -> bytes:
 
     from dataloaders.files import read_image, read_mask
     from utils.engine.evaluation import classes_at
-    from utils.engine.figures import image_grid, outlined, png
-    from utils.masks.geometry import longest_side, resize_image, resize_label
+    from utils.engine.figures import contoured, image_grid, png
+    from utils.masks.geometry import longest_side, resize_image
 
     models = load_models(runs)
     classes = models[0].num_classes
@@ -328,15 +329,13 @@ def draw(runs: Sequence[Finished], count: int) -> bytes:
     columns: dict[str, list] = {"image": [], "mask": [], **{run.label: [] for run in runs}}
     for stem in stems:
         image, mask = read_image(files[stem][0], models[0].channels), read_mask(files[stem][1], classes).labels
-        size = longest_side(image.shape, SHOWN)
         inputs = torch.tensor(resize_image(image, models[0].image_size)).movedim(-1, 0)[None]
         predicted = [classes_at(model.logits(inputs), mask.shape)[0].numpy() for model in models]  # as they are scored
-        outline, shown = resize_label(mask, size), resize_image(image, size)
-        grey = shown if shown.shape[-1] == 3 else shown[..., :1].repeat(3, axis=-1)
-        columns["image"].append(outlined(grey / 255, outline))
-        for title, labels in zip(list(columns)[1:], (mask, *predicted), strict=True):
-            values = np.repeat((resize_label(labels, size) / (classes - 1))[..., None], 3, axis=-1)
-            columns[title].append(outlined(values, outline))
+        greys = [(labels.astype(np.uint16) * 255 // (classes - 1)).astype(np.uint8) for labels in (mask, *predicted)]
+        for title, picture in zip(columns, (image, *(grey[..., None] for grey in greys)), strict=True):
+            # Drawn at the mask's size, and then made smaller by area: a small object stays in sight.
+            outlined = contoured(picture, mask, classes)
+            columns[title].append(resize_image(outlined, longest_side(outlined.shape, SHOWN)) / 255)
     return png(image_grid(columns, stems))
 
 

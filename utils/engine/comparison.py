@@ -19,7 +19,7 @@ from utils.engine.scores import mean_of
 NUMBERS = ("final_dice_mean", "final_dice_std", "final_iou_mean", "epochs", "seconds_per_epoch", "test_cases")
 # Settings in which two runs of one method may differ: the seed, names and places, and what follows from these.
 OF_A_RUN = {"seed", "exp", "data_root", "slic_root", "output_root", "device", "gpu", "cache", "cache_root"}
-OF_A_RUN |= {"intensity", "data", "processes"}
+OF_A_RUN |= {"intensity", "data", "processes", "class_names"}
 TOO_LONG = ("names of the images", "pixels of the masks")  # to be shown in a message
 RESAMPLES = 9999  # of the images, for an interval
 
