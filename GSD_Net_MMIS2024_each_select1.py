@@ -80,7 +80,7 @@ def main() -> None:
     team = join_team(device)
     source = mmis.training_source(train, raters, maps, args.raters, args.num_classes, args.image_size)
     digest = contents_of([*source.files, *held_out.values(), *test.paths], mmis.selection_json(raters))
-    data, findings = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
+    data, findings, _ = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
     if settings.wants_tau and findings:
         settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)

@@ -75,7 +75,7 @@ def main() -> None:
     digest = contents_of([*source.files, *(dataset / name for name in SPLIT)])
     if contents_of([dataset / PICKLE]) != pickled:
         raise UserError(f"{dataset / PICKLE}: has changed while it was read; start again when it is complete")
-    data, findings = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
+    data, findings, _ = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
     if settings.wants_tau and findings:
         settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)

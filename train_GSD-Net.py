@@ -83,12 +83,13 @@ def main() -> None:
     source = training_source(parts.train, maps, args.image_size, channels, args.num_classes)
     scored = [path for pair in (*parts.validation, *parts.cases) for path in pair]
     digest = contents_of([*source.files, *scored])  # before they are read: of files that change now, it tells later
-    data, findings = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
+    contours = settings.run.contours
+    data, findings, vanished = load_training_set(source, args.cache, device, contours, settings.wants_tau)
     if settings.wants_tau and findings:
         settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     print(f"{dataset}: {len(data)} training images; tau {settings.method.tau:g}: {settings.tau_from}")
-    print(f"images: channels {channels}, {reading}; masks: {class_shares(data.labels, args.num_classes)}")
+    print(f"images: channels {channels}, {reading}; masks: {class_shares(data.labels, args.num_classes, vanished)}")
 
     experiment = experiment_of(
         args,

@@ -31,7 +31,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
 from benchmarks.accuracy import NOISE_FLAGS
@@ -42,7 +41,7 @@ from scripts import audit_labels, generate_simulated_noise
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_table
-from utils.engine.metrics import overlap_scores
+from utils.engine.metrics import case_scores
 from utils.masks.correction import findings_of, look_at, moved_label
 from utils.masks.geometry import resize_label
 
@@ -84,7 +83,9 @@ def audit(images: Path, masks: Path, checkpoint: str | None, args: argparse.Name
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
-    return overlap_scores(torch.from_numpy(a)[None], torch.from_numpy(b)[None], 2)["dice"].item()
+    """Of a mask against a clean one; where the clean one is empty, 1 if the mask is too, else 0."""
+    score = case_scores(a[None], b[None, None], 2)["dice"]
+    return float(not a.any()) if score is None else score
 
 
 def compare(found: dict[str, tuple], given: dict[str, np.ndarray], clean: dict[str, np.ndarray]) -> dict[str, float]:

@@ -282,8 +282,8 @@ def _make_cache(name: str) -> Callable[[Path], Path]:
 
 def _read_cache(path: Path) -> None:
     source = _source(path.parents[2])
-    data, _ = load_training_set(source, str(path.parents[1]), CPU)
-    expected, _ = load_training_set(source, "none", CPU)
+    data, *_ = load_training_set(source, str(path.parents[1]), CPU)
+    expected, *_ = load_training_set(source, "none", CPU)
     assert all(torch.equal(part, other) for part, other in zip(data.parts, expected.parts, strict=True))
     assert data.num_segments == expected.num_segments
 
@@ -319,10 +319,10 @@ def _resume(path: Path) -> None:
 def _make_result(folder: Path) -> Path:
     path = _make_checkpoint(folder).with_name("result.json")
     dice = {"final_dice_mean": 0.5, "final_dice_std": 0.1, "averaged_epochs": 1, "epochs": 1, "method": "gsd"}
-    last = {"last_epoch": {"dice": 0.5, "hd95": None}, "undefined": {"hd95": 2}, "test_cases": 2}
-    empty = {"empty_masks": {"pairs": 2, "one_empty": 1, "both_empty": 0}, "scored_on": "test masks"}
+    last = {"last_epoch": {"dice": 0.5, "hd95": None}, "cases": {"dice": 2, "hd95": 0}, "test_cases": 2}
+    scored = {"scored_on": "test masks", "scored_at": "mask size"}
     run = {"seconds_per_epoch": 1.5, "waiting": 0.01, "device": "cpu", "precision": "fp32"}
-    path.write_text(json.dumps(dice | last | empty | run))
+    path.write_text(json.dumps(dice | last | scored | run))
     return path
 
 

@@ -21,7 +21,7 @@ import torch
 from dataloaders.batches import TrainingSet
 from dataloaders.slic import read_map
 from utils.commands.arguments import NO_CACHE
-from utils.commands.errors import UserError, listed
+from utils.commands.errors import UserError, listed, warn
 from utils.commands.files import locked, read_json, write_json
 from utils.commands.jobs import in_threads
 from utils.masks.correction import Findings, Look, findings_of, look_at, moved_label
@@ -52,10 +52,18 @@ class TrainingSource:
     settings: dict  # everything else that decides the result, as JSON values
 
 
+class LoadedSet(NamedTuple):
+    """A training set, and what reading it has found."""
+
+    data: TrainingSet
+    findings: Findings | None  # of looking at its masks; None if nothing asked for it
+    vanished: set[int]  # the classes that some mask loses at the training size
+
+
 def load_training_set(
     source: TrainingSource, cache: str, device: torch.device, contours: str = "given", wants_tau: bool = False
-) -> tuple[TrainingSet, Findings | None]:
-    """The training set of ``source`` on ``device``, and what looking at its masks has found (None if nothing asks).
+) -> LoadedSet:
+    """The training set of ``source`` on ``device``, and what reading it has found. What vanishes is named on stderr.
 
     cache: the folder of --cache, from where the arrays are mapped into memory. They are made where they are missing,
     out of date or damaged, which a line on stdout says; another process that makes the same set is waited for. With
@@ -80,13 +88,20 @@ def load_training_set(
         print(f"note: compression artefacts, thresholded at 128, in {len(stored.artefacts)} masks: {names}")
     arrays = {name: torch.from_numpy(array) for name, array in stored.arrays.items()}
     data = TrainingSet(source.names, **arrays, num_segments=stored.num_segments)
-    return _placed(data, device), stored.findings
+    if stored.vanished:
+        warn(
+            f"warning: --image_size {source.image_size}: in {len(stored.vanished)} of {len(data)} training masks a "
+            f"class vanishes, since its objects are smaller than a pixel there: {listed(stored.vanished)}. It is "
+            "trained on as background: give a larger --image_size, or cut the images into parts around the objects"
+        )
+    return LoadedSet(_placed(data, device), stored.findings, set().union(*stored.vanished.values()))
 
 
 class _Stored(NamedTuple):
     arrays: dict[str, np.ndarray]
     num_segments: int
     artefacts: list[str]
+    vanished: dict[str, list[int]]  # by name the classes whose pixels are lost at the training size
     findings: Findings | None
     share_moved: float  # of all pixels, those that changed their class by correction
 
@@ -157,7 +172,7 @@ def _make(source: TrainingSource, contours: str, look: bool, folder: Path, expec
             if isinstance(array, np.memmap):
                 array.flush()
         arrays = {name: (part.shape, part.dtype.str, zlib.crc32(part.data)) for name, part in stored.arrays.items()}
-        made = {name: getattr(stored, name) for name in ("num_segments", "artefacts", "share_moved")}
+        made = {name: getattr(stored, name) for name in ("num_segments", "artefacts", "vanished", "share_moved")}
         made["findings"] = stored.findings and stored.findings._asdict()
         meta = expected | made | {"arrays": arrays}
         write_json(temporary / "meta.json", meta | {"checksum": _checksum(meta)})
@@ -195,12 +210,14 @@ def _read_all(source: TrainingSource, contours: str, look: bool, allocate: Calla
         arrays["labels"][index] = label
         arrays["squared_distances"][index] = squared_boundary_distance(label)
 
-    def store(index: int) -> tuple[str, Look | None]:
+    def store(index: int) -> tuple[str, Look | None, list[int]]:
         sample = source.read(index)
         arrays["images"][index] = np.moveaxis(resize_image(sample.image, size), -1, 0)
         arrays["segments"][index] = read_map(source.maps, source.names[index], size)
-        store_label(index, resize_label(sample.label, size))
-        return sample.artefacts, look_at(sample.image, sample.label) if look else None
+        small = resize_label(sample.label, size)
+        store_label(index, small)
+        lost = sorted(set(np.unique(sample.label).tolist()) - set(np.unique(small).tolist()) - {0})
+        return sample.artefacts, look_at(sample.image, sample.label) if look else None, lost
 
     def move(shifted: tuple[int, float]) -> int:
         index, shift = shifted
@@ -209,7 +226,7 @@ def _read_all(source: TrainingSource, contours: str, look: bool, allocate: Calla
         store_label(index, moved)
         return int(np.count_nonzero(moved != label))
 
-    artefacts, looks = zip(*in_threads(store, range(count), "reading training set"), strict=True)
+    artefacts, looks, lost = zip(*in_threads(store, range(count), "reading training set"), strict=True)
     findings, changed = None, []
     if look:
         findings = findings_of(looks, source.num_classes, contours == "corrected")
@@ -223,7 +240,8 @@ def _read_all(source: TrainingSource, contours: str, look: bool, allocate: Calla
         if isinstance(wide, np.memmap) and isinstance(narrow, np.memmap):
             Path(str(narrow.filename)).replace(str(wide.filename))
     named = [name for name in artefacts if name]
-    return _Stored(arrays, num_segments, named, findings, sum(changed) / (count * size * size))
+    vanished = {name: classes for name, classes in zip(source.names, lost, strict=True) if classes}
+    return _Stored(arrays, num_segments, named, vanished, findings, sum(changed) / (count * size * size))
 
 
 def _open(folder: Path) -> _Stored:
@@ -232,7 +250,7 @@ def _open(folder: Path) -> _Stored:
         name: _mapped(folder, name, shape, dtype) for name, (shape, dtype, _) in meta["arrays"].items()
     }
     findings = Findings(**meta["findings"]) if meta["findings"] else None
-    return _Stored(arrays, meta["num_segments"], meta["artefacts"], findings, meta["share_moved"])
+    return _Stored(arrays, meta["num_segments"], meta["artefacts"], meta["vanished"], findings, meta["share_moved"])
 
 
 def _mapped(folder: Path, name: str, shape: Sequence[int], dtype: str) -> np.memmap:

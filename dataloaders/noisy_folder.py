@@ -1,6 +1,6 @@
 """Folder datasets with one noisy mask an image: Kvasir, Shenzhen, BU-SUC and any folder of the same layout."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,12 +187,17 @@ def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classe
     ]
 
 
-def class_shares(labels: torch.Tensor, num_classes: int) -> str:
-    """In words, the share of the pixels of labels (N,H,W) that each class has, and which classes occur in none."""
+def class_shares(labels: torch.Tensor, num_classes: int, vanished: Collection[int] = ()) -> str:
+    """In words, the share of the pixels of labels (N,H,W) that each class has, and which classes occur in none.
+
+    vanished: the classes that are lost at the training size (`dataloaders.cache.LoadedSet`).
+    """
     counts = sum(piece.flatten().bincount(minlength=num_classes) for piece in labels.split(64))
     shares = (counts / labels.numel()).tolist()
-    absent = [str(value) for value, share in enumerate(shares) if share == 0]
-    note = f"; in no mask: class {listed(absent)} (is --num_classes {num_classes} right?)" if absent else ""
+    absent = [value for value, share in enumerate(shares) if share == 0]
+    unknown, lost = ([k for k in absent if (k in vanished) == gone] for gone in (False, True))
+    note = f"; in no mask: class {listed(unknown)} (is --num_classes {num_classes} right?)" if unknown else ""
+    note += f"; in no mask at this size: class {listed(lost)}" if lost else ""
     return "classes " + ", ".join(f"{value}: {share:.2%}" for value, share in enumerate(shares)) + note
 
 

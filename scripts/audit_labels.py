@@ -58,7 +58,7 @@ from utils.audit.judging import Contour, Judged, contours_of, judge, look
 from utils.audit.marks import read_audit, read_marks
 from utils.audit.page import Entry, audit_page
 from utils.audit.pictures import picture
-from utils.audit.report import notes, summary, worst_first
+from utils.audit.report import doubt_of, notes, summary, worst_first
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import (
@@ -376,6 +376,8 @@ def report(args: argparse.Namespace, channels: int | None, looked: list[Looked],
     page = audit_page(title, notes(len(rows), len(shown), networks), shown, identity)
     write_atomically(args.save_root / "audit.html", page.encode("utf-8", "replace"))
     print(*summary(rows), sep="\n")
+    if doubt := doubt_of(rows):
+        print(f"warning: {networks}: {doubt}", file=sys.stderr)
     print(f"{args.save_root}: audit.csv, audit.html, error_probability/; {args.refined_root}: the estimated masks")
 
 

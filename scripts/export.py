@@ -2,10 +2,10 @@
 
     python scripts/export.py --checkpoint model/kvasir+gsd+02/checkpoint.pt --save kvasir.onnx
 
-Input "images", float32 (N,C,S,S), 0..255, S the training size, any number of images; the normalisation and both networks
-are inside. Outputs "logits", the networks' mean, and "probabilities", float32 (N,K,S,S). The file's metadata have the
-classes and their names, the size and the channels. docs/predict.md has the ten lines that resize an image before and the
-logits after, as scripts/predict.py does.
+Input "images", float32 (N,C,S,S), 0..255, S the training size, any number of images; the normalisation and both
+networks are inside. Outputs "logits", the networks' mean, and "probabilities", float32 (N,K,S,S). The file's metadata
+have the classes and their names, the size and the channels. docs/predict.md has the ten lines that resize an image
+before and the logits after, as scripts/predict.py does.
 """
 
 import argparse

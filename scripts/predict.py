@@ -4,8 +4,7 @@
 
 Writes a mask for each image, of the image's size and stem, as PNG: 0/255, with more than two classes their numbers
 0..K-1. An image that its EXIF data turns is turned first, as viewers show it. The class of a pixel is the one with the
-highest mean logit of both networks, taken at the training size and resized to the image's. (The tests of a training run
-on a folder are at the training size, those for several annotators like this.)
+highest mean logit of both networks, taken at the training size and resized to the image's, as training tests them.
 
 Images may be in any form that training takes, and must have the channels of the training images; where the run was
 given --channels, grey is taken for colour or colour for grey, as it was there. Each channel deeper than 8 bits

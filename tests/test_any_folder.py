@@ -166,7 +166,7 @@ def test_three_classes_train_end_to_end(train, tmp_path, save_image, suffix, sav
     assert "classes 0: " in outcome.out and "2: " in outcome.out
     result = outcome.json("result.json")
     assert result["scored_on"] == "test masks" and result["test_cases"] == TEST
-    assert result["empty_masks"]["pairs"] == 2 * TEST  # both foreground classes of each case
+    assert [result["cases"][f"dice_class{k}"] + result["cases"][f"specificity_class{k}"] for k in (1, 2)] == [TEST] * 2
     assert not (outcome.folder / "split.json").exists()
 
 

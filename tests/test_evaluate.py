@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 
 import numpy as np
@@ -63,7 +64,11 @@ def rows(path):
     """The table by image, with numbers."""
     with open(path, newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    return {row.pop("image"): {name: float(value) for name, value in row.items()} for row in table}
+    return {row.pop("image"): {name: float(value) if value else None for name, value in row.items()} for row in table}
+
+
+HEADLINES = ("dice", "iou", "hd95", "assd", "nsd")
+DIAGONAL = round(math.hypot(40, 50), 6)
 
 
 def assert_refused(outcome, *parts):
@@ -82,31 +87,44 @@ def test_scores_by_hand(run, tmp_path):
     assert code == 0
     table = rows(tmp_path / "scores.csv")
     assert list(table) == ["empty", "equal", "moved", "nothing"]
-    nan = pytest.approx(np.nan, nan_ok=True)
-    assert table["equal"] == {"dice": 1, "iou": 1, "hd95": 0, "assd": 0, "nsd": 1}
+    headlines = {name: [row[column] for column in HEADLINES] for name, row in table.items()}
+    assert headlines["equal"] == [1, 1, 0, 0, 1]
     assert table["moved"]["dice"] == pytest.approx(0.5) and table["moved"]["iou"] == pytest.approx(1 / 3, abs=1e-6)
     assert table["moved"]["hd95"] == 5 and 0 < table["moved"]["assd"] < 5 and 0 < table["moved"]["nsd"] < 1
-    assert table["nothing"] == {"dice": 0, "iou": 0, "hd95": nan, "assd": nan, "nsd": 0}
-    assert table["empty"] == {"dice": 1, "iou": 1, "hd95": nan, "assd": nan, "nsd": 1}
+    assert headlines["nothing"] == [0, 0, DIAGONAL, DIAGONAL, 0]
+    assert headlines["empty"] == [None] * 5
+    assert [table["empty"][f"{name}_class1"] for name in ("specificity", "false_pixels", "reference_pixels")] == [
+        1,
+        0,
+        0,
+    ]
 
     summary = json.loads((tmp_path / "scores.summary.json").read_text())
     assert summary["images"] == 4 and summary["num_classes"] == 2
-    assert summary["mean"]["dice"] == pytest.approx(2.5 / 4) and summary["median"]["dice"] == pytest.approx(0.75)
-    assert summary["std"]["dice"] == pytest.approx(np.std([1, 1, 0.5, 0]))
-    assert (summary["mean"]["hd95"], summary["median"]["hd95"], summary["std"]["hd95"]) == (2.5, 2.5, 2.5)
-    assert summary["undefined"] == {"hd95": 2, "assd": 2}
-    assert summary["empty_masks"] == {"pairs": 4, "one_empty": 1, "both_empty": 1}
+    assert summary["mean"]["dice"] == pytest.approx(1.5 / 3) and summary["median"]["dice"] == pytest.approx(0.5)
+    assert summary["std"]["dice"] == pytest.approx(np.std([1, 0.5, 0]))
+    assert summary["mean"]["hd95"] == pytest.approx((0 + 5 + math.hypot(40, 50)) / 3)
+    assert summary["median"]["hd95"] == 5
+    assert summary["cases"]["dice"] == summary["cases"]["hd95"] == 3 and summary["cases"]["specificity_class1"] == 1
+    assert (summary["mean"]["specificity_class1"], summary["mean"]["false_pixels_class1"]) == (1, 0)
     [line] = [line for line in out.splitlines() if line.strip().startswith("Dice")]
-    assert line.split() == ["Dice", "0.6250", "0.4146", "0.7500"]
-    assert "hd95 is undefined on 2 cases" in out and "both were empty in 1, one in 1" in out
+    assert line.split() == ["Dice", "0.5000", "0.4082", "0.5000", "3"]
+    assert "1 references without class 1" in out and "100.0% of their predictions" in out
 
 
-def test_undefined_everywhere(run, tmp_path):
+def test_no_mask_has_foreground(run, tmp_path):
     save(tmp_path / "one" / "a.png", square(0, 0, side=0))
-    code, out, _ = run("--predictions", tmp_path / "one", "--masks", tmp_path / "one")
-    assert code == 0 and "undefined" in out
+    code, _, err = run("--predictions", tmp_path / "one", "--masks", tmp_path / "one")
+    assert code == 0 and "empty" not in err  # which the prediction rightly is
     summary = json.loads((tmp_path / "scores.summary.json").read_text())
-    assert summary["mean"] == {"dice": 1, "iou": 1, "hd95": None, "assd": None, "nsd": 1}
+    assert [summary["mean"][name] for name in HEADLINES] == [None] * 5 and summary["mean"]["specificity_class1"] == 1
+
+
+def test_empty_predictions_are_told(run, folders, tmp_path):
+    for path in folders[0].iterdir():
+        save(path, square(0, 0, side=0))
+    code, _, err = run()
+    assert code == 0 and str(folders[0]) in err and "all 4 predictions are empty" in err
 
 
 def test_more_classes(run, tmp_path):
@@ -118,16 +136,19 @@ def test_more_classes(run, tmp_path):
     assert code == 0 and "Dice, class 2" in out
     scores = rows(tmp_path / "scores.csv")["a"]
     assert (scores["dice_class1"], scores["dice_class2"], scores["dice"]) == (1, 0.5, 0.75)
+    assert "Dice, tumour" in run(*flags, "--num_classes", 3, "--class_names", "liver", "tumour")[1]
+    assert_refused(run(*flags, "--num_classes", 3, "--class_names", "liver"), "--class_names liver")
     assert_refused(run(*flags), tmp_path / "p3" / "a.png", "0/255")
 
 
-def test_several_annotators(run, folders, tmp_path):
-    for path in folders[1].iterdir():  # the second annotator marks nothing
+def test_several_raters(run, folders, tmp_path):
+    for path in folders[1].iterdir():  # the second rater marks nothing
         save(tmp_path / "second" / path.name, square(0, 0, side=0))
     code, out, _ = run("--masks", folders[1], tmp_path / "second")
     assert code == 0 and "Dice, rater 2" in out and "Dice, mean of the raters" in out
     equal = rows(tmp_path / "scores.csv")["equal"]
-    assert (equal["dice_rater1"], equal["dice_rater2"], equal["dice"]) == (1, 0, 0.5)
+    assert (equal["dice_rater1"], equal["dice_rater2"], equal["dice"]) == (1, None, 1)
+    assert equal["specificity_class1"] == 0 and equal["false_pixels_class1"] == 100
     assert equal["dice_majority"] == 1 and equal["soft_dice"] == pytest.approx(2 / 3, abs=1e-6) and equal["ged"] > 0
 
 

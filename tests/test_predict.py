@@ -132,16 +132,23 @@ def test_masks_have_the_sizes_and_stems_of_the_images(run, tmp_path):
     assert {value for mask in masks for value in np.unique(mask)} == {0, 255}
 
 
-def test_run_folder_to_scores(tmp_path, monkeypatch, capsys):
-    """A checkpoint that training has written suffices, and gives the scores of training's own test."""
+@pytest.mark.parametrize("classes", [2, 3])
+def test_training_and_evaluate_give_one_number(tmp_path, monkeypatch, capsys, classes):
+    """per_image.csv of a run is what evaluate.py makes of predict.py's masks by its checkpoint alone: of images that
+    are not square, of several sizes, not that of training; one is empty, one lacks a class."""
     script = load_program(TRAIN_SCRIPT)
     folder = write_dataset(tmp_path / "data", test=0)
     rng = np.random.default_rng(5)
-    for index in range(3):  # at the training size, at which training scores
-        for kind, values in zip(("images_test", "masks_test"), blob(rng, SIZE, SIZE), strict=True):
-            save(folder / kind / f"case{index}.png", values)
+    for path in sorted((folder / "masks").iterdir()):
+        save(path, coloured(pixels(path), classes))
+    for index, (width, height) in enumerate([(48, 40), (31, 57), (90, 64), (70, 33)]):
+        image, mask = blob(rng, width, height)
+        mask = np.zeros_like(mask) if index == 1 else mask
+        save(folder / "images_test" / f"case{index}.png", image)
+        save(folder / "masks_test" / f"case{index}.png", mask // 255 if index == 2 else coloured(mask, classes))
     flags = "--datasets kvasir --noise_type given --tau 0.1 --image_size 32 --max_epochs 6 --learning_rate 0.05 "
-    flags += "--batch_size 4 --device cpu --amp fp32 --method ce --cache none --optimizer sgd --schedule constant"
+    flags += "--batch_size 4 --device cpu --amp fp32 --method ce --cache none --optimizer sgd --schedule constant "
+    flags += f"--num_classes {classes}"
     places = ["--data_root", str(tmp_path / "data"), "--output_root", str(tmp_path / "model")]
     monkeypatch.setattr(sys, "argv", ["train", *flags.split(), *places])
     monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
@@ -151,13 +158,26 @@ def test_run_folder_to_scores(tmp_path, monkeypatch, capsys):
 
     out = tmp_path / "out"
     places = ("--checkpoint", moved, "--images_root", folder / "images_test", "--save_root", out)
-    assert call(predict.main, capsys, *places, "--device", "cpu", "--amp", "fp32")[0] == 0
+    flags = ("--device", "cpu", "--amp", "fp32", "--batch_size", 3)  # not that of training
+    assert call(predict.main, capsys, *places, *flags)[0] == 0
     flags = ("--predictions", out, "--masks", folder / "masks_test", "--save", tmp_path / "scores.csv", "--workers", 1)
-    assert call(evaluate.main, capsys, *flags)[0] == 0
-    with open(trained / "per_image.csv") as training, open(tmp_path / "scores.csv") as scores:
-        before, after = list(csv.DictReader(training)), list(csv.DictReader(scores))
-    assert before == after
-    assert 0.2 < float(before[0]["dice"]) < 1  # not the trivial cases
+    assert call(evaluate.main, capsys, *flags, "--num_classes", classes)[0] == 0
+    assert (trained / "per_image.csv").read_bytes() == (tmp_path / "scores.csv").read_bytes()
+    with open(tmp_path / "scores.csv") as scores:
+        rows = list(csv.DictReader(scores))
+    assert [row["dice"] == "" for row in rows] == [False, True, False, False]
+    assert any(0.2 < float(row["dice"] or 0) < 1 for row in rows)  # not the trivial cases
+    result = json.loads((trained / "result.json").read_text())
+    summary = json.loads((tmp_path / "scores.summary.json").read_text())
+    assert result["last_epoch"] == summary["mean"] and result["cases"] == summary["cases"]
+    assert result["scored_at"] == "mask size"
+
+
+def coloured(mask, classes):
+    """A mask of 0 and 255 for two classes; for three its left half as class 1 and its right half as class 2."""
+    if classes == 2:
+        return mask
+    return np.where(np.arange(mask.shape[1]) < mask.shape[1] // 2, mask // 255, mask // 255 * 2).astype(np.uint8)
 
 
 def test_class_is_the_argmax_of_the_mean_logits_resized(run, checkpoint, images, tmp_path):

@@ -126,12 +126,14 @@ def assert_complete(folder: Path, epochs: int, test_names: list[str]) -> None:
     dice = [float(row["dice"]) for row in rows[-10:]]
     assert result["final_dice_mean"] == pytest.approx(np.mean(dice))
     assert result["final_dice_std"] == pytest.approx(np.std(dice), abs=1e-12)
-    # A distance that no case defines is null; everything else is a finite number.
+    # What no case has is null; everything else is a finite number.
     for name, value in {**result, **result["last_epoch"]}.items():
-        if name in ("hd95", "assd") and result["undefined"][name] == len(test_names):
-            assert value is None
+        if value is None:
+            assert name.removeprefix("final_").startswith(("specificity", "false_pixels")), name
         elif not isinstance(value, str | dict):
             assert math.isfinite(value), name
+    assert result["scored_at"] == rows[-1]["scored_at"] == "mask size"
+    assert result["cases"]["dice"] == int(rows[-1]["cases"]) == len(test_names)
 
     with open(folder / "per_image.csv", newline="") as file:
         cases = list(csv.DictReader(file))
@@ -541,7 +543,7 @@ def test_a_finished_run_gets_no_more_files(train, places, copied):
     assert sorted(copied.rglob("*")) == before
 
 
-@pytest.mark.parametrize("key", ["last_epoch", "waiting", "empty_masks"])
+@pytest.mark.parametrize("key", ["last_epoch", "waiting", "cases"])
 def test_result_that_lacks_figures_is_refused(train, places, copied, key):
     path = copied / "result.json"
     result = json.loads(path.read_text())

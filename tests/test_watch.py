@@ -13,7 +13,8 @@ from test_train_script import script
 
 from dataloaders.files import read_image
 from utils.commands.files import write_table
-from utils.engine.diagnostics import Watch, explained
+from utils.engine.diagnostics import Watch, empty_predictions, explained
+from utils.engine.metrics import case_scores
 from utils.masks.geometry import resize_image
 from utils.masks.superpixels import slic_segments
 from utils.method.gsd import Batch, Step
@@ -296,3 +297,11 @@ def test_a_run_on_the_superpixels_of_other_images(tmp_path, monkeypatch, capsys)
 def test_a_run_begun_without_the_column_goes_on(tmp_path):
     write_table(tmp_path / "log.csv", [{"epoch": 0}, {"epoch": 1, "warnings": "one segment"}])
     assert (tmp_path / "log.csv").read_text() == "epoch,warnings\n0,\n1,one segment\n"
+
+
+def test_an_epoch_whose_scored_predictions_are_all_empty_is_told():
+    empty, object_ = np.zeros((1, 8, 8), np.uint8), np.ones((1, 8, 8), np.uint8)
+    missed, right = case_scores(empty, object_[None], 2), case_scores(empty, empty[None], 2)
+    assert list(empty_predictions([missed, right])) == ["all predictions empty"]
+    assert not empty_predictions([missed, case_scores(object_, empty[None], 2)])
+    assert not empty_predictions([right, right])  # there is nothing to find

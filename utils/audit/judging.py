@@ -26,6 +26,8 @@ class Judged(NamedTuple):
     added: int  # pixels of foreground that only the estimated mask has
     removed: int  # and only the given one
     shift: float  # pixels; positive: the edge lies inside of the given contour
+    contour_score: float | None  # the score by the edges in the image alone
+    network_score: float | None  # that by the networks alone
 
 
 class Judgement(NamedTuple):
@@ -77,12 +79,14 @@ def judge(
     contours alone, the estimated mask is the given one. Raises ValueError without contour and logits.
     """
     scale = max(label.shape) / EDGE_SIZE
-    views = []
+    views, scores = [], {}
     # A mask without a boundary has no levels: where networks can judge it, it does not count as sure of itself.
     if contour is not None and (bounded or logits is None):
         views.append(contour_beliefs(label, levels_of((EDGE_SIZE,)), contour.probabilities, num_classes, scale))
+        scores["contour"] = round(label_quality(label, views[-1]), 6)
     if logits is not None:
         views.append(network_probabilities(logits, label.shape))
+        scores["network"] = round(label_quality(label, views[-1]), 6)
     if not views:
         raise ValueError(f"{name}: neither edges in the images nor logits")
     classes = np.mean(views, axis=0)
@@ -97,6 +101,8 @@ def judge(
         added=int((suspected & (label == 0)).sum()),
         removed=int((suspected & (estimated == 0)).sum()),
         shift=0.0 if contour is None else round(float(contour.shift * scale), 2),
+        contour_score=scores.get("contour") if bounded else None,
+        network_score=scores.get("network"),
     )
     return Judgement(row, estimated, wrong_probability(label, classes).clip(0, 1))
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from utils.audit.judging import Judged
 from utils.commands.errors import listed
+from utils.masks.label_quality import doubtful_networks
 
 
 def worst_first(judged: Sequence[Judged]) -> list[Judged]:
@@ -39,3 +40,9 @@ def summary(rows: Sequence[Judged]) -> Iterator[str]:
     unjudged = [row.image for row in rows if row.score is None]
     if unjudged:
         yield f"not judged, as they have no boundary (a --checkpoint would): {len(unjudged)} masks: {listed(unjudged)}"
+
+
+def doubt_of(rows: Sequence[Judged]) -> str | None:
+    """What to say of networks that disagree with most masks, None if they do not (`doubtful_networks`)."""
+    columns = zip(*((row.network_score, row.contour_score) for row in rows), strict=True)
+    return doubtful_networks(*([value for value in column if value is not None] for column in columns))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from utils.commands.errors import listed
 from utils.engine.distributed import gather
+from utils.engine.scores import Row, all_empty
 from utils.method.gsd import Batch, Network, Step
 
 ENOUGH_IMAGES = 64  # that tell their superpixels from others; of fewer, true ones may be ahead by no more than chance
@@ -107,6 +108,20 @@ class Watch:
                 "smaller --tau: it should stay well below the share of the foreground, unless these masks are wrong"
             )
         return found
+
+
+def empty_predictions(rows: Sequence[Row]) -> dict[str, str]:
+    """What is to be told, as `Watch.warnings`, where every prediction of the scored cases (`utils.engine.scores`) is
+    background alone; else nothing."""
+    if not all_empty(rows):
+        return {}
+    return {
+        "all predictions empty": (
+            f"all {len(rows)} scored predictions are empty: nothing but background. Early in a run of small objects "
+            "this may pass; if it stays, the networks find no object at this size: try a larger --image_size, a "
+            "smaller --tau, or more epochs"
+        )
+    }
 
 
 def explained(image: Tensor, segments: Tensor, num_segments: int) -> Tensor:

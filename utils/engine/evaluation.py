@@ -1,7 +1,6 @@
 """Predict and score: the same for every dataset."""
 
 import os
-import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from utils.engine.distributed import gather
 from utils.engine.experiment import Experiment, TestCase
 from utils.engine.intensity import Intensity, to_unit
 from utils.engine.metrics import case_scores
+from utils.engine.scores import Row
 from utils.method.gsd import Network
 
 WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
@@ -75,8 +75,8 @@ def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[t
         yield from predicted()
 
 
-def evaluate(experiment: Experiment, cases: Sequence[TestCase], surfaces: bool = False) -> dict[str, dict[str, float]]:
-    """Each case's scores by its name (`utils.engine.metrics.case_scores`), with ``surfaces`` the distances too.
+def evaluate(experiment: Experiment, cases: Sequence[TestCase], surfaces: bool = False) -> dict[str, Row]:
+    """Each case's row by its name (`utils.engine.metrics.case_scores`), with ``surfaces`` the distances too.
 
     Each process of the team scores its share of the cases, and all get all scores.
     """
@@ -86,8 +86,8 @@ def evaluate(experiment: Experiment, cases: Sequence[TestCase], surfaces: bool =
 
 
 def _scored(
-    predicted: Iterable[tuple[TestCase, Tensor]], score: Callable[..., dict], most: int | None
-) -> Iterator[tuple[str, dict[str, float]]]:
+    predicted: Iterable[tuple[TestCase, Tensor]], score: Callable[..., Row], most: int | None
+) -> Iterator[tuple[str, Row]]:
     """The name of each case and its scores, in order. After ``most`` masks other processes score, all at the same time;
     no more cases are in memory than they have in hand."""
     predicted = iter(predicted)
@@ -112,29 +112,11 @@ def _scored(
         yield from ((name, scores.result()) for name, scores in running)
 
 
-def _score(prediction: np.ndarray, masks: np.ndarray, num_classes: int, surfaces: bool) -> dict[str, float]:
+def _score(prediction: np.ndarray, masks: np.ndarray, num_classes: int, surfaces: bool) -> Row:
     threads = torch.get_num_threads()
     if masks.size * (num_classes - 1) < WORTH_THREADS:  # and cost much on a machine with other work: docs/decisions.md
         torch.set_num_threads(1)
     try:
-        return case_scores(torch.from_numpy(prediction), torch.from_numpy(masks), num_classes, surfaces)
+        return case_scores(prediction, masks, num_classes, surfaces)
     finally:
         torch.set_num_threads(threads)
-
-
-def means(scores: dict[str, dict[str, float]]) -> dict[str, float | None]:
-    """The mean of each score over the cases on which it is defined, None where it is on none."""
-    defined = {
-        name: [case[name] for case in scores.values() if case[name] == case[name]]
-        for name in next(iter(scores.values()))
-    }
-    return {name: statistics.fmean(values) if values else None for name, values in defined.items()}
-
-
-def take_counts(scores: dict[str, dict[str, float]]) -> tuple[dict[str, int], dict[str, int]]:
-    """The counts of empty masks, summed over the cases and taken out of ``scores``, and on how many cases each distance
-    is undefined."""
-    empty = {
-        name: sum(int(case.pop(name)) for case in scores.values()) for name in ("pairs", "one_empty", "both_empty")
-    }
-    return empty, {name: sum(case[name] != case[name] for case in scores.values()) for name in ("hd95", "assd")}

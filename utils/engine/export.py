@@ -15,7 +15,10 @@ INSTALL = "python -m pip install -r requirements-extra.txt"
 
 
 class Exported(nn.Module):
-    """Images (N,C,S,S), float32, 0..255 -> the mean logits of both networks and the probabilities, float32 (N,K,S,S)."""
+    """Images (N,C,S,S), float32, 0..255 -> the mean logits of both networks and the probabilities, (N,K,S,S)."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: Model):
         super().__init__()
@@ -53,7 +56,7 @@ def export_onnx(model: Model, path: Path, class_names: list[str]) -> None:
             torch.onnx.export(
                 Exported(model).eval(),
                 (images,),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # files are taken, which its annotation does not say
                 input_names=["images"],
                 output_names=["logits", "probabilities"],
                 dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**16)}},

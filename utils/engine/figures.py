@@ -1,7 +1,7 @@
 """Pictures of a run: what the method does with each pixel, learning curves, and predictions side by side."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -33,16 +33,17 @@ def method_panels(batch: Batch, maps: dict[str, Tensor], intensity: Intensity, m
     return image_grid(columns)
 
 
-def image_grid(columns: dict[str, np.ndarray], row_names: Sequence[str] = ()) -> Figure:
+def image_grid(columns: Mapping[str, Sequence[np.ndarray] | np.ndarray], row_names: Sequence[str] = ()) -> Figure:
     """A figure with a titled column for each entry; values (N,H,W,3) in [0, 1], or (N,H,W) drawn from 0 to their
-    largest value in viridis."""
+    largest value in viridis; of several sizes, a list of N arrays."""
     rows = len(next(iter(columns.values())))
     figure = Figure(figsize=(1.7 * len(columns), 1.7 * rows + 0.3), layout="constrained", dpi=110)
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for column, (title, values) in enumerate(columns.items()):
+        highest = max(1, *(float(value.max()) for value in values))
         for row, value in enumerate(values):
             axis = axes[row, column]
-            axis.imshow(value, cmap="viridis", vmin=0, vmax=max(float(values.max()), 1), interpolation="nearest")
+            axis.imshow(value, cmap="viridis", vmin=0, vmax=highest, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if row == 0:
                 axis.set_title(title, fontsize=9)

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from utils.commands.errors import UserError, listed, warn
 from utils.commands.jobs import progress
-from utils.engine.diagnostics import Watch
+from utils.engine.diagnostics import Watch, empty_predictions
 from utils.engine.distributed import average, average_buffers, gather
-from utils.engine.evaluation import evaluate, means
+from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
 from utils.engine.figures import method_panels
 from utils.engine.report import report
 from utils.engine.run_folder import Run
+from utils.engine.scores import SCORED_AT, set_scores
 from utils.method.gsd import Batch, Step, drop_rate, weight_cap
 from utils.method.losses import added_dice_loss
 from utils.method.settings import METHODS, MethodSettings
@@ -41,6 +42,12 @@ def fit(experiment: Experiment, run: Run) -> dict:
         f"{len(experiment.cases)} cases scored on {experiment.scored_on}; writing {run.folder}"
     )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
+    if any(row.get("scored_at") != SCORED_AT for row in run.history):
+        raise UserError(
+            f"{run.folder}: its epochs were scored by an older version's rule, which cannot go into one mean with "
+            "today's; --overwrite starts the run again, --exp NAME begins another beside it"
+        )
+    _check_references(experiment)
     method = experiment.settings.method
     epochs = method.max_epochs
     silent = not experiment.team.leads
@@ -49,6 +56,9 @@ def fit(experiment: Experiment, run: Run) -> dict:
             start = time.perf_counter()
             losses, waited, batch, step, warnings = train_one_epoch(experiment, epoch)
             seconds = time.perf_counter() - start
+            scores = evaluate(experiment, experiment.cases)
+            warnings |= empty_predictions(list(scores.values()))
+            figures = set_scores(list(scores.values()))
             told = {name for row in run.history for name in row.get("warnings", "").split("; ")}
             for name, warning in warnings.items():
                 if name not in told and experiment.team.leads:
@@ -58,12 +68,15 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 **losses,
                 **schedule_of(method, epoch),
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
-                **means(evaluate(experiment, experiment.cases)),
+                **figures.means,
+                "cases": figures.cases["dice"],
                 "scored_on": experiment.scored_on,
+                "scored_at": SCORED_AT,
                 "warnings": "; ".join(warnings),
             }
             if experiment.validation:
-                row["val_dice"] = means(evaluate(experiment, experiment.validation))["dice"]
+                validated = evaluate(experiment, experiment.validation)
+                row["val_dice"] = set_scores(list(validated.values())).means["dice"]
             row |= {"seconds": seconds, "waiting": waited / seconds}
             model = {
                 "network": experiment.network,
@@ -75,7 +88,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
             if epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1:
                 run.draw(method_panels(batch, step.maps, experiment.intensity))
             bar.update()
-            bar.set_postfix(loss=f"{row['loss']:.4f}", dice=f"{row['dice']:.4f}")
+            bar.set_postfix(loss=f"{row['loss']:.4f}", dice="-" if row["dice"] is None else f"{row['dice']:.4f}")
             if bar.disable:  # no terminal
                 print(epoch_in_words(row, epochs), flush=True)
     return report(experiment, run)
@@ -83,9 +96,23 @@ def fit(experiment: Experiment, run: Run) -> dict:
 
 def epoch_in_words(row: dict, epochs: int) -> str:
     """A row of log.csv as a line of a log file."""
-    dice = "undefined" if row["dice"] is None else f"{row['dice']:.3f}"
+    dice = "-" if row["dice"] is None else f"{row['dice']:.3f}"
     head = f"epoch {row['epoch'] + 1}/{epochs}  loss {row['loss']:.4g}  Dice {dice}"
     return f"{head}  lr {row['learning_rate']:.3g}  {row['seconds']:.1f} s"
+
+
+def _check_references(experiment: Experiment) -> None:
+    """Say if no mask to score on has foreground. Raises `UserError` if none has to choose an epoch by."""
+    if experiment.validation and not any(case.masks.any() for case in experiment.validation):
+        raise UserError(
+            f"--val_fraction: none of the masks of the {len(experiment.validation)} held-out cases has foreground, so "
+            "no epoch can be chosen by them; hold out more, or others (--seed)"
+        )
+    if experiment.team.leads and not any(case.masks.any() for case in experiment.cases):
+        warn(
+            f"warning: none of the {len(experiment.cases)} {experiment.scored_on} has foreground: overlaps and "
+            "distances stay blank; specificity and false pixels are what such a set can tell"
+        )
 
 
 def train_one_epoch(

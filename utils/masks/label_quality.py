@@ -4,10 +4,15 @@ Beliefs come from where the image shows the edge (`utils.masks.contours`), and w
 Source: docs/method.md section 9.
 """
 
+from collections.abc import Sequence
+from statistics import median
+
 import numpy as np
 
 from utils.masks.contours import nearest_class, signed_distance
 
+DISAGREE = 0.5  # median score by the networks alone below which they disagree with most masks
+GAP = 0.3  # by which it may lie below that of the contours
 FAINT = 0.1  # probability below which a pixel that is not in the given mask is no part of the estimated one
 
 
@@ -49,3 +54,22 @@ def _expected_dice(given: np.ndarray, probability: np.ndarray) -> float:
 def wrong_probability(label: np.ndarray, beliefs: np.ndarray) -> np.ndarray:
     """The probability that the class of each pixel is wrong, float32 (H,W); label: (H,W) classes, beliefs: (K,H,W)."""
     return 1 - np.take_along_axis(beliefs, label[None].astype(np.intp), axis=0)[0]
+
+
+def doubtful_networks(of_networks: Sequence[float], of_contours: Sequence[float]) -> str | None:
+    """What to say of networks that disagree with most masks, None if they do not.
+
+    Both: the `label_quality` of each mask by the beliefs of the networks alone, and of the contours alone; the latter
+    may be empty. They disagree if the median of the former is below `DISAGREE`, or by more than `GAP` below that of
+    the latter: then the networks are hardly trained, or were trained on something else, or most masks are wrong.
+    """
+    if not of_networks:
+        return None
+    networks, contours = median(of_networks), median(of_contours) if of_contours else None
+    if networks >= DISAGREE and (contours is None or contours - networks <= GAP):
+        return None
+    beside = "" if contours is None else f", that by the edges in the images {contours:.3f}"
+    return (
+        f"the networks disagree with most of the masks: the median score by them alone is {networks:.3f}{beside}. "
+        "Unless most masks are wrong, the networks are: train them longer or on these masks, or audit without them"
+    )
