@@ -31,8 +31,11 @@ def documented_function():
 def write_checkpoint(path, channels, classes, size, network="unet"):
     networks = two_networks(network, channels, classes, seed=0)
     with torch.no_grad():
-        for one in networks:  # running figures of batch norm that are not those of the first moment
-            one.train()(torch.randn(4, channels, size, size))
+        for one in networks:
+            views = 0.5 + 1.4 * torch.randn(4, channels, size, size)
+            one.train()(views)  # running figures of batch norm that are not those of the first moment
+            if network == "unet":
+                one.head.bias -= one.eval()(views).mean(dim=(0, 2, 3))  # no class is ahead everywhere
     torch.save(
         {
             "format": FORMAT,
@@ -78,13 +81,14 @@ def test_masks_are_those_of_predict(tmp_path, channels, classes):
         "48",
     )
     model, segment = load(checkpoint, device="cpu", amp="fp32"), documented_function()
-    same = []
+    same, seen = [], set()
     for name, image in images.items():
         mask = np.array(Image.open(tmp_path / "masks" / f"{name}.png"))
         mask = mask // 255 if classes == 2 else mask
-        assert len(np.unique(mask)) > 1
+        seen |= set(np.unique(mask).tolist())
         np.testing.assert_array_equal(model.predict(image), mask)
         same.append((segment(session, image) == mask).ravel())
+    assert len(seen) > 1  # or any mask would do
     assert np.concatenate(same).mean() >= 0.9999
 
 
