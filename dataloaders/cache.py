@@ -53,21 +53,19 @@ class Recipe:
 def load_training_set(
     recipe: Recipe, cache: str, root: Path | str | None, device: torch.device, contours: str = "given"
 ) -> TrainingSet:
-    """The training set of ``recipe``, as --cache and --contours say.
+    """The training set of ``recipe``, kept as ``cache`` says, with contours as --contours says.
 
     "ram": mapped from files below the cache root, which are made where they are missing, out of date or damaged; a line
     on stdout says so. Another process that makes the same set at this moment is waited for. "none": read into memory,
     nothing is stored. "device": as ram, then copied to the training device. "auto": so too on a GPU where the set takes
     no more than half of its free memory, else as ram. Soiled masks are named on stdout.
-    root: --cache_root; None: cache, in the working directory.
+    root: the folder of --cache; None: cache, in the working directory.
     Contours "given": the masks as they are; "corrected": moved to where the images show the edge
     (`utils.masks.contours`), by how much is said on stdout.
     Raises `UserError` as ``recipe.read``, and if the cache cannot be written or the set does not fit the device.
     """
     if cache == "device" and device.type == "cpu":
         print("note: --cache device: training runs on the CPU, so as --cache ram")
-    if cache == "none" and root is not None:
-        print(f"note: --cache_root {root}: not used; --cache none stores nothing")
     stored = (
         _read_all(recipe, contours, lambda name, shape, dtype: np.empty(shape, dtype))
         if cache == "none"
@@ -126,7 +124,7 @@ def _from_cache(recipe: Recipe, contours: str, root: Path) -> _Stored:
     except OSError as error:
         raise UserError(
             f"{error.filename or root}: the cache cannot be made there ({error.strerror}); free some space, choose "
-            "another --cache_root, or give --cache none"
+            "another folder by --cache, or give --cache none"
         ) from error
 
 

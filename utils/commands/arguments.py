@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.commands.errors import UserError, is_plain
-from utils.method.settings import FIDELITIES, METHODS, MODULES, RECIPES, Settings, help_of_set, resolve
+from utils.method.settings import FIDELITIES, METHODS, MODULES, RECIPES, Settings, help_of_set, resolve, where
 
 MOST_SEED = 2**32 - 1  # which every generator takes
 NO_CACHE = "none"  # --cache: nothing is stored
@@ -108,8 +108,10 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help="contour: with any method, contours are moved to the edges that the images show, a Dice loss is added, "
         "and AdamW with a cosine trains (default: %(default)s)",
     )
-    add("--without", nargs="+", choices=MODULES, metavar="MODULE", help=f"switch off of gsd: {', '.join(MODULES)}")
-    add("--set", nargs="+", metavar="NAME=VALUE", help=f"any other setting. {help_of_set()}")
+    # "extend": given twice, both count.
+    modules = f"switch off of gsd: {', '.join(MODULES)}"
+    add("--without", nargs="+", action="extend", choices=MODULES, metavar="MODULE", help=modules)
+    add("--set", nargs="+", action="extend", metavar="NAME=VALUE", help=f"any other setting. {help_of_set()}")
     add(
         "--tau",
         type=_tau,
@@ -150,7 +152,7 @@ def settings_of(
         raise UserError(str(error)) from error
     for name in ("tau", "ratecp"):
         if getattr(args, name) is not None and name in settings.method.idle:
-            print(f"note: --{name} {getattr(args, name)}: of no effect with --method {settings.method.method}")
+            print(f"note: --{name} {getattr(args, name)}: of no effect with {where(settings.method)}")
     if args.slic_root and not settings.superpixels_vote:
         print(f"note: --slic_root {args.slic_root}: not read, since no superpixels vote in this run")
     return settings

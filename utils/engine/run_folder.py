@@ -24,7 +24,8 @@ TENSORBOARD = "tensorboard"
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache"}
-FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
+# Not set but found: the last digits of the one may depend on the machine, the other says where tau comes from, in words.
+FOUND = {"intensity", "tau_from"}
 PROCESSES = "processes"  # the setting that is the number of processes that train together
 DATA = "data"  # the setting that is a digest of the files that are read
 
