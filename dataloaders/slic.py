@@ -71,7 +71,7 @@ def segments_in_words(folder: Path, image_size: int) -> str:
     if folder.is_dir():
         known = read_json(record, "mend or remove it") if record.is_file() else {}
         count = known.get("n_segments") if isinstance(known, dict) else None
-        return f"{count} superpixels" if count else f"superpixels of {folder}"
+        return f"{count} superpixels" if count else f"superpixels of {folder.name}"
     return f"{usual_segments(image_size)} superpixels"
 
 

@@ -131,7 +131,7 @@ def test_a_loss_of_every_pixel_is_the_sum_of_both_networks_means(method, formula
 
 
 def foreground_dice(logits, label, keep):
-    """Soft Dice of two classes, from its formula: of each image on the pixels that teach, smoothing 1; then the mean."""
+    """Soft Dice of two classes from its formula: of each image, on the pixels that teach, smoothing 1; the mean."""
     p = logits.softmax(dim=1)[:, 1].detach()
     scores = [
         (2 * (p[b] * label[b])[keep[b]].sum() + 1) / (p[b][keep[b]].sum() + label[b][keep[b]].sum() + 1)

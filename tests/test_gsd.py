@@ -516,9 +516,7 @@ def test_gradients_are_those_of_the_loss_for_both_networks(epoch, options, dice_
         matrix.requires_grad_()
 
     def step(*matrices):
-        return with_dice_loss(
-            run_step(matrices, batch, epoch, settings, mixing, permutation), batch.label, dice_weight
-        )
+        return with_dice_loss(run_step(matrices, batch, epoch, settings, mixing, permutation), batch.label, dice_weight)
 
     assert torch.autograd.gradcheck(lambda *matrices: step(*matrices).loss, matrices)
     assert all(gradient.all() for gradient in torch.autograd.grad(step(*matrices).loss, matrices))

@@ -95,9 +95,7 @@ def test_estimate_counts_unevenness():
     changed = np.mean([unevenness(mask) for mask in rough]) - np.mean([unevenness(mask) for mask in given])
     assert changed > 0.01
     for corrected, weight in ((False, 1), (True, 1.7)):
-        before, after = (
-            estimate_noise_rate(zip(images, masks, strict=True), 2, corrected) for masks in (given, rough)
-        )
+        before, after = (estimate_noise_rate(zip(images, masks, strict=True), 2, corrected) for masks in (given, rough))
         assert after - before > 0.9 * weight * changed
 
 

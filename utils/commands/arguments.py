@@ -2,11 +2,12 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.commands.errors import UserError, is_plain
+from utils.commands.errors import UserError, is_main_process, is_plain
 from utils.method.settings import FIDELITIES, METHODS, MODULES, RECIPES, Settings, help_of_set, resolve, where
 
 MOST_SEED = 2**32 - 1  # which every generator takes
@@ -142,7 +143,7 @@ def settings_of(
 ) -> Settings:
     """The settings of a run, from its flags and what is known of its dataset (`utils.method.settings.resolve`).
 
-    A flag without effect is named on stdout: runs that are compared may share their flags. Raises `UserError`.
+    A flag without effect is named on stderr: runs that are compared may share their flags. Raises `UserError`.
     """
     if args.exp and (Path(args.exp).name != args.exp or not is_plain(args.exp)):
         raise UserError(f"--exp {args.exp!a}: a part of a folder's name, without separators and control characters")
@@ -150,11 +151,16 @@ def settings_of(
         settings = resolve(vars(args), dataset, tau_table, clean)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for name in ("tau", "ratecp"):
-        if getattr(args, name) is not None and name in settings.method.idle:
-            print(f"note: --{name} {getattr(args, name)}: of no effect with {where(settings.method)}")
+    notes = [
+        f"note: --{name} {getattr(args, name)}: of no effect with {where(settings.method)}"
+        for name in ("tau", "ratecp")
+        if getattr(args, name) is not None and name in settings.method.idle
+    ]
     if args.slic_root and not settings.superpixels_vote:
-        print(f"note: --slic_root {args.slic_root}: not read, since no superpixels vote in this run")
+        notes.append(f"note: --slic_root {args.slic_root}: not read, since no superpixels vote in this run")
+    if is_main_process():
+        for note in notes:
+            print(note, file=sys.stderr)
     return settings
 
 
