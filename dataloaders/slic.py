@@ -109,7 +109,8 @@ def _settings_of(folder: Path, origin: Path, image_size: int) -> dict:
     if not record.is_file():
         return usual
     known = read_json(record, f"remove {folder} to have all made again")
-    slic = {name: known.get(name, value) for name, value in usual.items()} if isinstance(known, dict) else usual
+    own = known if isinstance(known, dict) else {}
+    slic = usual | {name: own[name] for name in usual if isinstance(own.get(name), int | float)}
     if known != _recorded(folder, origin, image_size, slic):
         raise UserError(
             f"{folder}: lacks superpixels of {origin} at {image_size}x{image_size}, and was made with {known}; give "

@@ -50,6 +50,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.files import channels_of, contents_of, list_images, pair_by_stem, read_image, read_mask
 from dataloaders.noisy_folder import check_size, find_dataset
+from dataloaders.slic import find_maps, image_sources
 from utils.audit.page import SIDE, Entry, audit_page
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
@@ -331,6 +332,9 @@ def predict_folds(args: argparse.Namespace, files: Sequence[tuple[Path, Path]], 
     check_unchanged(root / "files.json", pairs, args.overwrite)
     if args.overwrite:
         shutil.rmtree(root / "slic", ignore_errors=True)  # of images that may have changed, perhaps of another size
+    # Once for all folds, in which every image is trained on.
+    images = {image.stem: image for image, _ in pairs}
+    find_maps(image_sources(images), pairs[0][0].parent, root / "slic", args.image_size)
     order = np.random.default_rng(args.seed).permutation(len(pairs))
     for fold, part in enumerate(np.array_split(order, args.folds), start=1):
         checkpoint = train_fold(args, pairs, set(part.tolist()), fold)

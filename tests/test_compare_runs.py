@@ -14,6 +14,7 @@ from PIL import Image
 from networks.unet import two_unets
 from scripts import compare_runs
 from utils.commands.errors import UserError, run_main
+from utils.engine.checkpoint import FORMAT
 
 RESULT = {
     "final_dice_mean": 0.8125,
@@ -92,6 +93,7 @@ def finished(folder, result=RESULT, **settings):
     (folder / "result.json").write_text(json.dumps(result))
     channels = 3 if "datasets" in settings else 1
     contents = {
+        "format": FORMAT,
         "epoch": 3,
         "networks": two_unets(channels, 2, seed=0).state_dict(),
         "args": {"image_size": 32, "num_classes": 2, "method": "gsd", "exp": "gsd", "data_root": "data", **settings},

@@ -35,7 +35,8 @@ _PARENT = "GSD_NET_PARENT"  # environment variable: the process that this one is
 def run_main(main: Callable[[], None]) -> None:
     """Run a command's ``main``; a `UserError` becomes one line on stderr and exit code 2.
 
-    So does memory that runs out. Of processes that train together only the main one prints more than errors. Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file
+    So does memory that runs out. Of processes that train together only the main one prints more than errors.
+    Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file
     half-written.
     """
     previous = signal.signal(signal.SIGTERM, _terminate)

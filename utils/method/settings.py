@@ -164,7 +164,8 @@ class Settings:
         return {**asdict(self.method), "without": list(self.method.without), **asdict(self.run), **own}
 
 
-AUTO_TAU = "estimated on the masks that are trained on"
+ESTIMATED = "auto"  # how the words begin that say of an estimated tau where it comes from
+AUTO_TAU = f"{ESTIMATED}, estimated on the masks that are trained on"
 
 
 def resolve(
