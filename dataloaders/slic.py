@@ -58,9 +58,12 @@ def superpixel_folder(plain: Path, image_size: int, paper_size: int) -> Path:
 
 
 def _stored_size(folder: Path) -> int | None:
-    """The side of the maps in ``folder``, of the first that can be read; None if there is none."""
+    """The side of the maps in ``folder``: as its record says, else that of the first that can be read; None if neither
+    is there."""
+    with suppress(Exception):  # what is damaged is named when it is needed
+        return int(read_json(folder / "settings.json", "")["image_size"])
     for path in sorted(folder.glob("*.npy")) if folder.is_dir() else ():
-        with suppress(Exception):  # a damaged file is named when it is read
+        with suppress(Exception):
             return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[0])
     return None
 
@@ -92,7 +95,7 @@ def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> 
         with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process is making it; waiting"):
             lacking = {name: read for name, read in sources.items() if not maps[name].is_file()}
             if lacking:
-                slic = _settings_of(folder, origin, image_size)
+                slic = settings_for_more(folder, origin, image_size)
                 print(f"{folder}: making superpixels of {len(lacking)} of {len(sources)} images", flush=True)
                 make_maps(origin, lacking, folder, image_size, slic, os.cpu_count() or 1)
     except OSError as error:
@@ -102,8 +105,11 @@ def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> 
     return maps
 
 
-def _settings_of(folder: Path, origin: Path, image_size: int) -> dict:
-    """What further maps of ``folder`` are made with: its own settings, else the usual ones."""
+def settings_for_more(folder: Path, origin: Path, image_size: int) -> dict:
+    """What further maps of ``folder`` are made with: its own settings, else the usual ones.
+
+    Raises `UserError` if its maps are known to be of other images than those of ``origin``, or of another size.
+    """
     usual = {**SETTINGS, "n_segments": usual_segments(image_size)}
     record = folder / "settings.json"
     if not record.is_file():

@@ -330,6 +330,18 @@ def test_folder_of_the_superpixels(tmp_path, plain, sized, paper_size, expected)
     assert superpixel_folder(tmp_path / PLAIN, SIZE, paper_size) == tmp_path / expected
 
 
+def test_the_record_of_superpixels_says_their_size(tmp_path):
+    """One map of another size is an error when it is read, and makes not another folder of the whole."""
+    folder = write_folder(tmp_path / "mine")
+    first = maps_of(folder)["case00"]
+    np.save(first, np.zeros((16, 16), np.int32))
+    assert superpixel_folder(folder / PLAIN, SIZE, 256) == folder / PLAIN
+    for path in (folder / PLAIN).glob("*.npy"):
+        path.unlink()
+    assert superpixel_folder(folder / PLAIN, SIZE, 256) == folder / PLAIN
+    assert superpixel_folder(folder / PLAIN, 48, 48) == folder / f"{PLAIN}_48"
+
+
 def test_images_are_not_taken_for_their_superpixels(tmp_path):
     images = {f"{i}": tmp_path / f"{i}.npy" for i in range(3)}
     for path in images.values():

@@ -12,7 +12,7 @@ from PIL import Image
 from dataloaders.datasets import FOLDERS, NOISE_TYPES, Layout
 from dataloaders.noisy_folder import find_dataset, find_parts, masks_folder, training_recipe
 from utils.commands.errors import UserError
-from utils.masks.geometry import squared_boundary_distance
+from utils.masks.geometry import resize_label, squared_boundary_distance
 
 SIZE = 32
 SHRUNK = "masks_200_0.2_0.05_0.2_mask_channel0"
@@ -161,10 +161,10 @@ def test_test_cases_have_one_slice_and_one_rater(folder):
     assert [case.name for case in cases] == ["case00", "case01"]
     for case in cases:
         assert (case.image.shape, case.image.dtype) == ((1, 3, SIZE, SIZE), torch.uint8)
-        assert (case.masks.shape, case.masks.dtype) == ((1, 1, SIZE, SIZE), torch.uint8)
+        assert (case.masks.shape, case.masks.dtype) == ((1, 1, 40, 48), torch.uint8)  # at their own size
         assert case.masks.unique().tolist() == [0, 1]
         # The drawn ellipse is brighter than its ground: image and mask belong together.
-        red, inside = case.image[0, 0].float(), case.masks[0, 0].bool()
+        red, inside = case.image[0, 0].float(), torch.from_numpy(resize_label(case.masks[0, 0].numpy(), SIZE)).bool()
         assert red[inside].mean() > red[~inside].mean() + 50
 
 
