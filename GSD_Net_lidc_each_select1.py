@@ -44,7 +44,7 @@ def main() -> None:
     from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
     from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
-    from utils.engine.distributed import is_main_process, join_team, leave_team
+    from utils.engine.distributed import join_team, leave_team
     from utils.engine.experiment import experiment_of
     from utils.engine.intensity import Intensity
     from utils.engine.report import print_result
@@ -54,9 +54,8 @@ def main() -> None:
     dataset = Path(args.data_root) / "lidc"
     own = superpixel_folder(dataset / LIDC.layout.segments, args.image_size, LIDC.image_size)
     slic = Path(args.slic_root) if args.slic_root else own
-    superpixels = segments_in_words(slic, args.image_size)
-    if is_main_process():
-        print(in_words(settings, superpixels))
+    superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
+    print(in_words(settings, superpixels))
     pickled = contents_of([dataset / PICKLE])
     slices = read_slices(dataset / PICKLE, args.raters, args.num_classes)
     train, test = read_split(dataset, slices)

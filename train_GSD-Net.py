@@ -57,7 +57,7 @@ def main() -> None:
     from dataloaders.slic import find_maps, image_sources, segments_in_words, superpixel_folder
     from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
-    from utils.engine.distributed import is_main_process, join_team, leave_team
+    from utils.engine.distributed import join_team, leave_team
     from utils.engine.experiment import experiment_of
     from utils.engine.intensity import Intensity
     from utils.engine.report import print_result
@@ -67,10 +67,9 @@ def main() -> None:
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
     own = superpixel_folder(dataset / layout.segments, args.image_size, known.image_size)
     slic = Path(args.slic_root) if args.slic_root else own
-    superpixels = segments_in_words(slic, args.image_size)
-    if is_main_process():
-        print(in_words(settings, superpixels))
-    masks = masks_folder(dataset, args.masks) if args.masks else None
+    superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
+    print(in_words(settings, superpixels))
+    masks = masks_folder(dataset, args.masks) if args.masks is not None else None
     parts = find_parts(dataset, layout, kind, args.val_fraction, args.seed, masks)
     maps = None
     if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
@@ -116,7 +115,7 @@ def main() -> None:
         scored_on=parts.scored_on,
         start=start,
     )
-    noise = masks.resolve().name if masks else kind
+    noise = masks.absolute().name if masks else kind
     folder = Path(args.output_root) / f"{args.datasets}+{settings.exp}+{noise}"
     found = {"intensity": intensity.stated(reading), "data": digest, "channels": args.channels or known.channels}
     found |= {"val_fraction": parts.val_fraction, "amp": experiment.precision, "network": experiment.network}

@@ -214,12 +214,12 @@ def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
     Raises `UserError` if the file is unreadable, not of ``shape``, not of whole numbers or has negative ids.
     """
-    remedy = "make it again with scripts/generate_SLIC.py --overwrite"
+    remedy = "remove it, and training makes it again"
     segments = load_array(path, remedy=remedy)
     if segments.shape != tuple(shape):
         raise UserError(
             f"{path}: superpixels of shape {segments.shape}, expected {tuple(shape)}: "
-            f"{remedy} --image_size {shape[0]}, give another --slic_root, or train at the size of the superpixels"
+            f"{remedy}; or give another folder by --slic_root, or train at the size of the superpixels"
         )
     if segments.dtype.kind == "f" and not np.isfinite(segments).all():
         raise UserError(f"{path}: superpixel ids hold NaN or infinite values; {remedy}")

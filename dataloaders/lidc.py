@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -158,12 +157,6 @@ def training_source(
 def slic_sources(slices: Iterable[Slice]) -> dict[str, Callable[[], np.ndarray]]:
     """What superpixels are made of: each slice's name and its image, uint8 (H,W,1)."""
     return {piece.name: partial(np.asarray, piece.image) for piece in slices}
-
-
-def slic_flags(pickle: Path, segments: Path, num_raters: int, num_classes: int) -> str:
-    """The flags by which scripts/generate_SLIC.py makes superpixels, at its default size."""
-    folders = f"--lidc_pickle {quote(str(pickle))} --save_root {quote(str(segments))}"
-    return f"{folders} --raters {num_raters} --num_classes {num_classes}"
 
 
 def as_test_cases(slices: Sequence[Slice], image_size: int) -> list[TestCase]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from shlex import quote
 from typing import NamedTuple
 
 import h5py
@@ -268,12 +267,6 @@ def slic_sources(slices: Mapping[str, Path], num_raters: int, num_classes: int) 
 
 def _picture(path: Path, num_raters: int, num_classes: int) -> np.ndarray:
     return read_slice(path, num_raters, num_classes)[0]
-
-
-def slic_flags(root: Path, segments: Path, num_raters: int, num_classes: int) -> str:
-    """The flags by which scripts/generate_SLIC.py makes superpixels, at its default size."""
-    folders = f"--mmis_root {quote(str(root))} --save_root {quote(str(segments))}"
-    return f"{folders} --raters {num_raters} --num_classes {num_classes}"
 
 
 def validation_cases(slices: Mapping[str, Path], num_raters: int, num_classes: int, image_size: int) -> list[TestCase]:

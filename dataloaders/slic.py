@@ -58,9 +58,12 @@ def superpixel_folder(plain: Path, image_size: int, paper_size: int) -> Path:
 
 
 def _stored_size(folder: Path) -> int | None:
-    """The side of the maps in ``folder``, of the first that can be read; None if there is none."""
+    """The side of the maps in ``folder``: as its record says, else that of the first that can be read; None if neither
+    is there."""
+    with suppress(Exception):  # what is damaged is named when it is needed
+        return int(read_json(folder / "settings.json", "")["image_size"])
     for path in sorted(folder.glob("*.npy")) if folder.is_dir() else ():
-        with suppress(Exception):  # a damaged file is named when it is read
+        with suppress(Exception):
             return int(np.load(path, mmap_mode="r", allow_pickle=False).shape[0])
     return None
 
@@ -69,9 +72,9 @@ def segments_in_words(folder: Path, image_size: int) -> str:
     """What votes, for the first line of a run: how many superpixels an image was to be cut into, if that is known."""
     record = folder / "settings.json"
     if folder.is_dir():
-        known = read_json(record, "remove it") if record.is_file() else {}
+        known = read_json(record, "mend or remove it") if record.is_file() else {}
         count = known.get("n_segments") if isinstance(known, dict) else None
-        return f"{count} superpixels" if count else f"superpixels of {folder}"
+        return f"{count} superpixels" if count else f"superpixels of {folder.name}"
     return f"{usual_segments(image_size)} superpixels"
 
 
@@ -79,7 +82,8 @@ def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> 
     """The superpixel map of each of ``sources``, by name; those that ``folder`` lacks are made, and said so.
 
     origin: the folder or file of the images. Another process that makes them is waited for. Raises `UserError` if the
-    folder is that of the images or cannot be written, or if an image is not readable.
+    folder is that of the images, cannot be written, or lacks maps and has those of other images or of another size, or
+    if an image is not readable.
     """
     if folder.resolve() == origin.resolve():  # .npy images would be read as their own superpixels
         raise UserError(f"{folder}: the folder of the images, not of superpixels; give another by --slic_root")
@@ -91,8 +95,9 @@ def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> 
         with locked(folder.with_name(f".{folder.name}.lock"), f"{folder}: another process is making it; waiting"):
             lacking = {name: read for name, read in sources.items() if not maps[name].is_file()}
             if lacking:
+                slic = settings_for_more(folder, origin, image_size)
                 print(f"{folder}: making superpixels of {len(lacking)} of {len(sources)} images", flush=True)
-                make_maps(origin, lacking, folder, image_size, _settings_of(folder, image_size), os.cpu_count() or 1)
+                make_maps(origin, lacking, folder, image_size, slic, os.cpu_count() or 1)
     except OSError as error:
         raise UserError(
             f"{folder}: superpixels cannot be kept there ({error.strerror}); give another folder by --slic_root"
@@ -100,14 +105,30 @@ def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> 
     return maps
 
 
-def _settings_of(folder: Path, image_size: int) -> dict:
-    """What further maps of ``folder`` are made with: its own settings, else the usual ones."""
+def settings_for_more(folder: Path, origin: Path, image_size: int) -> dict:
+    """What further maps of ``folder`` are made with: its own settings, else the usual ones.
+
+    Raises `UserError` if its maps are known to be of other images than those of ``origin``, or of another size.
+    """
     usual = {**SETTINGS, "n_segments": usual_segments(image_size)}
     record = folder / "settings.json"
     if not record.is_file():
         return usual
     known = read_json(record, f"remove {folder} to have all made again")
-    return {name: known.get(name, value) for name, value in usual.items()} if isinstance(known, dict) else usual
+    own = known if isinstance(known, dict) else {}
+    slic = usual | {name: own[name] for name in usual if isinstance(own.get(name), int | float)}
+    if known != _recorded(folder, origin, image_size, slic):
+        raise UserError(
+            f"{folder}: lacks superpixels of {origin} at {image_size}x{image_size}, and was made with {known}; give "
+            "another folder by --slic_root"
+        )
+    return slic
+
+
+def _recorded(folder: Path, origin: Path, image_size: int, slic: dict) -> dict:
+    """What settings.json of ``folder`` says, by which maps of other images or settings are told."""
+    # Below the folder of both, so that a dataset may be moved.
+    return {"images": os.path.relpath(origin.resolve(), folder.resolve()), **slic, "image_size": image_size}
 
 
 def read_map(maps: Mapping[str, Path] | None, name: str, image_size: int) -> np.ndarray:
@@ -145,9 +166,7 @@ def make_maps(
     """
     if folder.resolve() == origin.resolve():
         raise UserError(f"{folder}: the folder of the images, which would be lost; choose another for the superpixels")
-    # Below the folder of both, so that a dataset may be moved.
-    images = os.path.relpath(origin.resolve(), folder.resolve())
-    settings = {"images": images, **slic, "image_size": image_size}
+    settings = _recorded(folder, origin, image_size, slic)
     with claimed(folder):
         keep_settings(folder, settings, overwrite, [folder / f"{name}.npy" for name in sources], exclusive=True)
         threads = cv2.getNumThreads()

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
-from dataloaders.noisy_folder import find_dataset
+from dataloaders.noisy_folder import find_dataset, masks_folder
 from dataloaders.verification.verify import Report, verify_folder, verify_lidc, verify_mmis
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
@@ -34,7 +34,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--datasets", required=True, help="kvasir, shenzhen, BUSUC, a folder of --data_root, LIDC or MMIS")
     add("--data_root", type=Path, default=Path("data"), help="folder that holds the datasets (default: %(default)s)")
-    add("--noise_type", choices=NOISE_TYPES, help="check these training masks only (default: all that are there)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--noise_type", choices=NOISE_TYPES, help="check these training masks only (default: all there)")
+    which.add_argument("--masks", metavar="FOLDER", help="check any folder of training masks instead")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add("--image_size", type=number(int, 16), help="training size in pixels (default: 256, for LIDC and MMIS 128)")
     add("--raters", type=number(int, 1), help="annotators of LIDC or MMIS (default: 4)")
@@ -52,17 +54,19 @@ def verify(args: argparse.Namespace) -> Report:
     if args.datasets.lower() in SEVERAL_RATERS:
         name, check = SEVERAL_RATERS[args.datasets.lower()]
         folder = args.data_root / name
-        for flag in ("noise_type", "channels"):
-            if getattr(args, flag):
+        for flag in ("noise_type", "masks", "channels"):
+            if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} has no meaning for --datasets {args.datasets}: leave it out")
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give --data_root, the folder that holds {name}")
         return check(folder, args.raters or 4, args.image_size or 128, **rest)
-    folder, layout = find_dataset(args.data_root, args.datasets)
+    folder, _ = find_dataset(args.data_root, args.datasets)
     if args.raters:
         raise UserError(f"--raters has no meaning for --datasets {args.datasets}, one mask an image: leave it out")
-    channels = args.channels or folder_dataset(args.datasets).channels
-    return verify_folder(folder, layout, args.noise_type, args.image_size or 256, **rest, channels=channels)
+    known = folder_dataset(args.datasets)
+    rest |= {"channels": args.channels or known.channels}
+    rest |= {"masks": masks_folder(folder, args.masks) if args.masks is not None else None}
+    return verify_folder(folder, known, args.noise_type, args.image_size or known.image_size, **rest)
 
 
 def in_words(report: Report, details: int) -> str:

@@ -79,12 +79,14 @@ def write_dataset(
 
 def folder_recipe(folder: Path, noise_type: str = "clean", image_size: int = 32, num_classes: int = 2, layout=None):
     """How to make the training set of a whole dataset folder, with the channels that its images have."""
-    from dataloaders.noisy_folder import Layout, common_format, find_parts, training_recipe
-    from dataloaders.slic import find_maps
+    from dataloaders.datasets import Layout
+    from dataloaders.noisy_folder import common_format, find_parts, training_recipe
+    from dataloaders.slic import find_maps, image_sources
 
     layout = layout or Layout()
     parts = find_parts(folder, layout, noise_type)
-    maps = find_maps(parts.given, folder / layout.segments, image_size)
+    images = {image.stem: image for image, _ in parts.train}
+    maps = find_maps(image_sources(images), folder / layout.images, folder / layout.segments, image_size)
     return training_recipe(parts.train, maps, image_size, common_format(parts.images)[0], num_classes)
 
 
@@ -92,7 +94,8 @@ def folder_cases(
     folder: Path, image_size: int = 32, channels: int = 3, num_classes: int = 2, layout=None, noise_type: str = "clean"
 ):
     """What a dataset folder is scored on."""
-    from dataloaders.noisy_folder import Layout, find_parts, load_cases
+    from dataloaders.datasets import Layout
+    from dataloaders.noisy_folder import find_parts, load_cases
 
     return load_cases(find_parts(folder, layout or Layout(), noise_type).cases, image_size, channels, num_classes)
 

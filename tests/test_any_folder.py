@@ -17,11 +17,13 @@ import torch
 from conftest import REPO, TRAIN_SCRIPT, folder_recipe, load_program, loaded
 from PIL import Image, ImageOps
 
+from dataloaders.datasets import Layout
 from dataloaders.files import read_image, read_mask
-from dataloaders.noisy_folder import Layout, class_shares, common_format, find_parts
+from dataloaders.noisy_folder import class_shares, common_format, find_parts
 from dataloaders.pixels import format_of, read_stored, to_bytes
-from dataloaders.slic import find_maps
+from dataloaders.slic import find_maps, image_sources, superpixel_folder
 from utils.commands.errors import UserError, run_main
+from utils.engine.run_folder import Run
 from utils.masks.geometry import resize_image
 from utils.masks.noise import class_noise, dilation_erosion_noise, file_generator, markov_noise
 from utils.masks.superpixels import slic_segments
@@ -52,7 +54,7 @@ class Outcome(NamedTuple):
 @pytest.fixture
 def train(monkeypatch, capsys, tmp_path) -> Callable[..., Outcome]:
     """The training script in this process, on a folder below tmp_path."""
-    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)  # takes longer than training
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)  # takes longer than training
 
     def call(folder: Path, *more: object, noise_type: str = "given") -> Outcome:
         flags = ("--datasets", folder.name, "--noise_type", noise_type, "--data_root", folder.parent)
@@ -231,15 +233,16 @@ def test_mask_value_out_of_range_is_named(train, tmp_path):
 # --- Superpixels on first use -----------------------------------------------------------------------------------------
 
 
-def images_of(folder: Path) -> dict[str, Path]:
-    return find_parts(folder, Layout(), "given").given
+def maps_of(folder: Path, segments: Path | None = None, size: int = SIZE) -> dict[str, Path]:
+    images = find_parts(folder, Layout(), "given").given
+    return find_maps(image_sources(images), folder / "images", segments or folder / "images_SLIC", size)
 
 
 def test_superpixels_made_on_first_use_are_those_of_the_script(tmp_path, capsys):
     folder = write_folder(tmp_path / "mine")
-    maps = find_maps(images_of(folder), folder / "images_SLIC", SIZE)
+    maps = maps_of(folder)
     captured = capsys.readouterr()
-    assert "making superpixels of 10 images" in captured.out and "SLIC: 100%" in captured.err
+    assert "10 of 10 images" in captured.out and "SLIC: 100%" in captured.err
     flags = ["--images_root", str(folder / "images"), "--save_root", str(tmp_path / "other"), "--workers", "1"]
     generate_SLIC.main([*flags, "--image_size", str(SIZE)])
     made, written = (
@@ -251,58 +254,118 @@ def test_superpixels_made_on_first_use_are_those_of_the_script(tmp_path, capsys)
     assert made == written and origins[0] == origins[1] and set(made) == {path.name for path in maps.values()}
     # Made once, and nothing is left beside it.
     capsys.readouterr()
-    assert find_maps(images_of(folder), folder / "images_SLIC", SIZE) == maps
+    assert maps_of(folder) == maps
     assert capsys.readouterr() == ("", "")
     assert {path.name for path in folder.iterdir() if path.is_dir()} == {
         *("images", "masks", "images_test", "masks_test", "images_SLIC")
     }
 
 
-def test_superpixels_that_a_killed_process_left_half_made_are_not_taken(tmp_path):
-    """Not even valid ones: they may be of images that have changed since."""
+def test_superpixels_that_a_killed_process_left_out_are_made(tmp_path):
+    """With the settings of the others; those that are there stay."""
     folder = write_folder(tmp_path / "mine")
-    making = folder / ".images_SLIC.making"
-    making.mkdir()
-    for name in images_of(folder):
-        np.save(making / f"{name}.npy", np.zeros((SIZE, SIZE), np.int32))
-    maps = find_maps(images_of(folder), folder / "images_SLIC", SIZE)
-    assert all(np.load(path).max() > 0 for path in maps.values())
-    assert not making.exists()
+    flags = ["--images_root", str(folder / "images"), "--save_root", str(folder / "images_SLIC"), "--workers", "1"]
+    generate_SLIC.main([*flags, "--image_size", str(SIZE), "--n_segments", "9", "--compactness", "3"])
+    before = {path: path.read_bytes() for path in (folder / "images_SLIC").iterdir()}
+    lacking = [folder / "images_SLIC" / f"case0{index}.npy" for index in (2, 7)]
+    for path in lacking:
+        path.unlink()
+    maps_of(folder)
+    assert {path: path.read_bytes() for path in (folder / "images_SLIC").iterdir()} == before
 
 
-@pytest.mark.parametrize(("lacking", "named", "more"), [(3, 3, ""), (12, 10, " and 2 more")])
-def test_folder_that_lacks_some_superpixels_is_refused(tmp_path, lacking, named, more):
-    images = {f"{i:02}": tmp_path / "images" / f"{i:02}.png" for i in range(14)}
-    maps = tmp_path / "maps"
-    maps.mkdir()
-    for stem in list(images)[lacking:]:
-        np.save(maps / f"{stem}.npy", np.zeros((SIZE, SIZE), np.int32))
-    message = refusal(find_maps, images, maps, SIZE)
-    names = ", ".join(f"{i:02}" for i in range(named))
-    assert f"{maps}: no superpixels for {lacking} of 14 images: {names}{more}; make them with" in message
+@pytest.mark.parametrize("change", [{"image_size": 48}, {"images": "../others"}, {"sigma": None}])
+def test_folder_that_lacks_superpixels_and_is_of_something_else_is_refused(tmp_path, change):
+    folder = write_folder(tmp_path / "mine")
+    maps = maps_of(folder)
+    record = folder / "images_SLIC" / "settings.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    maps_of(folder)  # nothing is lacking
+    maps["case03"].unlink()
+    message = refusal(maps_of, folder)
+    assert str(folder / "images_SLIC") in message and "--slic_root" in message and "--overwrite" not in message
+    record.write_text("{")
+    assert str(record) in refusal(maps_of, folder)
+    assert not maps["case03"].exists()
+
+
+def test_superpixels_without_a_record_may_be_added_to(tmp_path):
+    folder = write_folder(tmp_path / "mine")
+    maps = maps_of(folder)
+    (folder / "images_SLIC" / "settings.json").unlink()
+    made = maps["case03"].read_bytes()
+    maps["case03"].unlink()
+    maps_of(folder)
+    assert maps["case03"].read_bytes() == made
+
+
+PLAIN, SIZED = "images_SLIC", f"images_SLIC_{SIZE}"
+
+
+@pytest.mark.parametrize(
+    ("plain", "sized", "paper_size", "expected"),
+    [
+        (None, False, 256, PLAIN),  # made there first
+        (None, True, 256, SIZED),
+        ([], False, 256, SIZED),
+        ([], False, SIZE, PLAIN),
+        ([SIZE], False, 256, PLAIN),
+        ([SIZE], True, 256, PLAIN),
+        ([64], False, 256, SIZED),
+        ([64], False, SIZE, SIZED),  # never beside those of another size
+        ([64], True, SIZE, SIZED),
+        (["damaged", SIZE], False, 256, PLAIN),
+        (["damaged", 64], False, SIZE, SIZED),
+        (["damaged"], False, SIZE, PLAIN),
+    ],
+)
+def test_folder_of_the_superpixels(tmp_path, plain, sized, paper_size, expected):
+    for index, size in enumerate(plain or ()):
+        (tmp_path / PLAIN).mkdir(exist_ok=True)
+        path = tmp_path / PLAIN / f"{index}.npy"
+        path.write_bytes(b"x") if size == "damaged" else np.save(path, np.zeros((size, size), np.int32))
+    for there, name in ((plain is not None, PLAIN), (sized, SIZED)):
+        if there:
+            (tmp_path / name).mkdir(exist_ok=True)
+    assert superpixel_folder(tmp_path / PLAIN, SIZE, paper_size) == tmp_path / expected
+
+
+def test_the_record_of_superpixels_says_their_size(tmp_path):
+    """One map of another size is an error when it is read, and makes not another folder of the whole."""
+    folder = write_folder(tmp_path / "mine")
+    first = maps_of(folder)["case00"]
+    np.save(first, np.zeros((16, 16), np.int32))
+    assert superpixel_folder(folder / PLAIN, SIZE, 256) == folder / PLAIN
+    for path in (folder / PLAIN).glob("*.npy"):
+        path.unlink()
+    assert superpixel_folder(folder / PLAIN, SIZE, 256) == folder / PLAIN
+    assert superpixel_folder(folder / PLAIN, 48, 48) == folder / f"{PLAIN}_48"
 
 
 def test_images_are_not_taken_for_their_superpixels(tmp_path):
     images = {f"{i}": tmp_path / f"{i}.npy" for i in range(3)}
     for path in images.values():
         np.save(path, np.zeros((SIZE, SIZE), np.uint8))
-    message = refusal(find_maps, images, tmp_path / ".." / tmp_path.name, SIZE)
-    assert "the folder of the images" in message and "--slic_root" in message
+    message = refusal(find_maps, image_sources(images), tmp_path, tmp_path / ".." / tmp_path.name, SIZE)
+    assert str(tmp_path) in message and "--slic_root" in message
 
 
-def test_unreadable_image_leaves_no_folder_of_superpixels(tmp_path):
+def test_unreadable_image_is_named_and_has_no_superpixels(tmp_path):
     folder = write_folder(tmp_path / "mine")
     broken = folder / "images" / "case03.png"
-    broken.write_bytes(broken.read_bytes()[:70])
-    message = refusal(find_maps, images_of(folder), folder / "images_SLIC", SIZE)
-    assert "1 of 10 images got no superpixels" in message and str(broken) in message
-    assert not [path for path in folder.iterdir() if path.is_dir() and "SLIC" in path.name]
+    content = broken.read_bytes()
+    broken.write_bytes(content[:70])
+    message = refusal(maps_of, folder)
+    assert "1 of 10 images" in message and str(broken) in message
+    broken.write_bytes(content)
+    assert all(path.is_file() for path in maps_of(folder).values())
 
 
 def test_superpixels_that_cannot_be_kept_ask_for_another_folder(tmp_path):
     (tmp_path / "file").touch()
-    message = refusal(find_maps, {"a": tmp_path / "a.png"}, tmp_path / "file" / "maps", SIZE)
-    assert str(tmp_path / "file" / "maps") in message and "--slic_root" in message
+    target = tmp_path / "file" / "maps"
+    message = refusal(find_maps, image_sources({"a": tmp_path / "a.png"}), tmp_path / "images", target, SIZE)
+    assert str(target) in message and "--slic_root" in message
 
 
 def test_every_channel_counts_for_superpixels():

@@ -21,6 +21,7 @@ from scripts import audit_labels
 from utils.audit import folds
 from utils.commands.errors import run_main
 from utils.commands.files import claimed
+from utils.engine.checkpoint import FORMAT
 from utils.masks.contours import levels_of, move_contour, nearest_class, signed_distance, steps
 from utils.masks.edge_profile import _moved, level_probabilities
 from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
@@ -85,6 +86,7 @@ def rows(path):
 def checkpoint_of(path, channels=3, num_classes=2):
     """Untrained networks, as a run would keep them."""
     contents = {
+        "format": FORMAT,
         "epoch": 3,
         "networks": two_unets(channels, num_classes, seed=0).state_dict(),
         "args": {"image_size": 32, "num_classes": num_classes, "method": "gsd"},

@@ -16,6 +16,7 @@ from PIL import Image
 from networks.unet import two_unets
 from scripts import compare_runs
 from utils.commands.errors import UserError, run_main
+from utils.engine.checkpoint import FORMAT
 from utils.engine.comparison import Finished, Method, dice_by_image, paired_difference
 
 RESULT = {
@@ -98,6 +99,7 @@ def finished(folder, result=RESULT, **settings):
     (folder / "result.json").write_text(json.dumps(result))
     channels = 3 if "datasets" in settings else 1
     contents = {
+        "format": FORMAT,
         "epoch": 3,
         "networks": two_unets(channels, 2, seed=0).state_dict(),
         "args": {"image_size": 32, "num_classes": 2, "method": "gsd", "exp": "gsd", "data_root": "data", **settings},

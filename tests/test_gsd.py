@@ -2,15 +2,16 @@
 
 import math
 from fractions import Fraction
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from utils.engine.training import schedule_of, with_dice_loss
 from utils.method.gsd import (
     Batch,
-    GSDConfig,
     agreement_loss,
     distance_weight,
     drop_rate,
@@ -18,7 +19,6 @@ from utils.method.gsd import (
     masked_mean,
     mix,
     refine,
-    refines,
     region_vote,
     select_small_loss,
     selection_loss,
@@ -26,6 +26,7 @@ from utils.method.gsd import (
     transfer_mask,
     weight_cap,
 )
+from utils.method.settings import MODULES, MethodSettings
 
 any_rank_and_classes = pytest.mark.parametrize(
     ("shape", "classes"), [((4, 5), 2), ((4, 5), 3), ((2, 3, 4), 2), ((2, 3, 4), 3)]
@@ -33,7 +34,6 @@ any_rank_and_classes = pytest.mark.parametrize(
 any_rank = pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4)])
 
 PUBLISHED = {"vote": "rings", "transfer_loss": "probabilities", "distance": "floored"}
-EXTENDED = {"weights": "even", "label_loss": "ce+dice"}
 
 
 def draw(seed):
@@ -116,7 +116,7 @@ def agreement_loss_by_loop(q1, q2, weight):
 
 
 def foreground_dice_by_loop(p, label, pixels):
-    """Of each image, over its pixels that were kept, and each class but the background; then the mean."""
+    """Of each image, over those of its pixels that teach, and each class but the background; then the mean."""
     scores = []
     for b in range(len(label)):
         own = [i for i in pixels if i[0] == b]
@@ -127,8 +127,10 @@ def foreground_dice_by_loop(p, label, pixels):
     return np.mean(scores)
 
 
-def step_by_loop(matrices, batch, epoch, config, mixing, permutation):
-    """Sections 1-5 (7 for the options) for the networks x -> matrix x: the parts of the loss, and what was decided."""
+def step_by_loop(matrices, batch, epoch, settings, mixing, permutation):
+    """Sections 1-5 (7 for the options) for the networks x -> matrix x: the parts of the loss, what was decided, and the
+    probabilities of both networks with the pixels whose labels teach them."""
+    off = settings.without
     image, jittered = (view.movedim(1, -1).numpy() for view in (batch.image, batch.jittered))
     label, distance, segments = batch.label.numpy(), batch.distance.numpy(), batch.segments.numpy()
     pixels = list(np.ndindex(*label.shape))
@@ -140,34 +142,29 @@ def step_by_loop(matrices, batch, epoch, config, mixing, permutation):
         return p
 
     p1, p2 = predict(matrices[0], image), predict(matrices[1], jittered)
-    loss = selection_loss_by_loop(p1, p2, label, config.consistency)
-    rate = config.tau * min(epoch / (0.2 * config.max_epochs - 1), 1)
-    kept = sorted(pixels, key=lambda i: loss[i])[: math.floor((1 - rate) * len(pixels))]
-    if config.distance == "floored":
+    loss = selection_loss_by_loop(p1, p2, label, settings.consistency)
+    rate = settings.tau * min(epoch / (0.2 * settings.max_epochs - 1), 1)
+    small = sorted(pixels, key=lambda i: loss[i])[: math.floor((1 - rate) * len(pixels))]
+    small_map = np.array([i in set(small) for i in pixels]).reshape(label.shape)
+    kept = pixels if "selection" in off else small
+    if settings.distance == "floored":
         distance = np.floor(distance)
-    cap = max(11 - math.floor(config.weight_decay_rate * epoch / config.max_epochs), 1)
+    cap = max(11 - math.floor(settings.weight_decay_rate * epoch / settings.max_epochs), 1)
     weight = np.array([min(max(d, 1), cap) for d in distance.flat]).reshape(distance.shape)
-    if config.weights == "even":
+    if "gda" in off:
         weight = np.ones(distance.shape)
     parts = {"pixel_loss": loss.mean(), "gda": sum(weight[i] * loss[i] for i in kept) / len(kept)}
-    if config.label_loss == "ce+dice":
-        parts["dice_loss"] = sum(1 - foreground_dice_by_loop(p, label, kept) for p in (p1, p2))
     maps = {"kept": np.array([i in set(kept) for i in pixels]).reshape(label.shape), "weight": weight}
-    if epoch < config.warm_up * config.max_epochs:
-        return parts, maps
+    taught = [(p1, kept), (p2, kept)]
+    if epoch < settings.warm_up * settings.max_epochs or {"sgr", "kt"} <= set(off):
+        return parts, maps, taught
 
     rings = batch.distance.numpy().astype(int)
-    regions = {
-        "superpixels": segments,
-        "rings": rings,
-        "intersections": segments * 100 + rings,
-        "pixels": np.arange(rings.size).reshape(rings.shape),
-        "given": rings,
-    }[config.vote]
-    vote = label if config.vote == "given" else vote_by_loop(mixing * p1 + (1 - mixing) * p2, regions)
-    refined = np.where(maps["kept"], label, vote)
-    mask = transfer_mask_by_loop(refined, config.ratecp)
-    if config.transfer == "none":
+    regions = {"superpixels": segments, "rings": rings, "pixels": np.arange(rings.size).reshape(rings.shape)}
+    vote = vote_by_loop(mixing * p1 + (1 - mixing) * p2, regions[settings.vote])
+    refined = label if "sgr" in off else np.where(small_map, label, vote)
+    mask = transfer_mask_by_loop(refined, settings.ratecp)
+    if "kt" in off:
         mask = np.ones_like(mask)
 
     def mixed(values):
@@ -179,10 +176,10 @@ def step_by_loop(matrices, batch, epoch, config, mixing, permutation):
 
     q1, q2 = predict(matrices[0], mixed(image)), predict(matrices[1], mixed(jittered))
     for number, q in ((1, q1), (2, q2)):
-        parts[f"transfer{number}"] = transfer_loss_by_loop(q, mixed(refined), mixed(weight), config.transfer_loss)
+        parts[f"transfer{number}"] = transfer_loss_by_loop(q, mixed(refined), mixed(weight), settings.transfer_loss)
     parts["agreement"] = agreement_loss_by_loop(q1, q2, mixed(weight))
     maps |= {"refined": refined, "mixed": np.moveaxis(mixed(image), -1, 1)}
-    return parts, maps
+    return parts, maps, taught
 
 
 # --- 1 Small-loss selection -------------------------------------------------------------------------------------------
@@ -415,13 +412,16 @@ def test_agreement_loss_equals_a_loop(shape, classes):
 
 
 def test_refinement_starts_at_epoch_30_of_100():
-    assert [refines(epoch, 100) for epoch in range(100)] == [False] * 30 + [True] * 70
+    assert MethodSettings().second_phase_from == 30
 
 
 @pytest.mark.parametrize("max_epochs", range(1, 60))
-def test_refinement_starts_at_three_tenths_of_any_run(max_epochs):
-    for epoch in range(max_epochs):
-        assert refines(epoch, max_epochs) == (epoch >= Fraction(3, 10) * max_epochs)
+@pytest.mark.parametrize("warm_up", ["0", "0.07", "0.3", "0.99"])
+def test_refinement_starts_at_its_share_of_any_run(max_epochs, warm_up):
+    settings = MethodSettings(max_epochs=max_epochs, warm_up=float(warm_up))
+    begins = next(epoch for epoch in range(max_epochs + 1) if epoch >= Fraction(warm_up) * max_epochs)
+    assert settings.second_phase_from == begins
+    assert settings.second_phase == (begins < max_epochs)
 
 
 def tiny_problem(shape, classes, channels=3, batch=4):
@@ -451,29 +451,28 @@ def run_step(matrices, *arguments):
     return gsd_step([pointwise(matrix) for matrix in matrices], *arguments)
 
 
+WITHOUT = [off for count in (1, 2, 3) for off in combinations(MODULES, count)]
+OPTIONS = [
+    {},
+    {"ratecp": 0.4, "consistency": 0.9, "weight_decay_rate": 5},
+    *({name: value} for name, value in PUBLISHED.items()),
+    PUBLISHED,
+    {"vote": "pixels"},
+    {"warm_up": 0.05},
+    *({"without": off} for off in WITHOUT),
+]
+
+
 @any_rank_and_classes
 @pytest.mark.parametrize("epoch", [0, 5, 29, 30, 99])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"ratecp": 0.4, "consistency": 0.9, "weight_decay_rate": 5},
-        *({name: value} for name, value in {**PUBLISHED, **EXTENDED}.items()),
-        PUBLISHED,
-        EXTENDED,
-        {**EXTENDED, "dice_weight": 0.5},
-        *({"vote": kind} for kind in ("intersections", "pixels", "given")),
-        {"warm_up": 0.05, "transfer": "none"},
-    ],
-    ids=lambda options: " ".join(map(str, options.values())) or "default",
-)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: " ".join(map(str, options.values())) or "default")
 def test_a_step_equals_loops(shape, classes, epoch, options):
-    config = GSDConfig(tau=0.3, **options)
+    settings = MethodSettings(tau=0.3, **options)
     matrices, batch, mixing, permutation = tiny_problem(shape, classes)
-    step = run_step(matrices, batch, epoch, config, mixing, permutation)
-    parts, maps = step_by_loop(matrices, batch, epoch, config, mixing, permutation)
-    factors = {"dice_loss": config.dice_weight, "pixel_loss": 0}  # the latter is for the log alone
-    assert step.loss.item() == pytest.approx(sum(factors.get(name, 1) * part for name, part in parts.items()))
+    step = run_step(matrices, batch, epoch, settings, mixing, permutation)
+    parts, maps, _ = step_by_loop(matrices, batch, epoch, settings, mixing, permutation)
+    total = sum(part for name, part in parts.items() if name != "pixel_loss")  # which is for the log alone
+    assert step.loss.item() == pytest.approx(total)
     assert {name: step.parts[name].item() for name in parts} == pytest.approx(parts)
     assert step.parts.keys() == {"kept", *parts}
     assert not any(part.shape for part in step.parts.values())
@@ -481,36 +480,53 @@ def test_a_step_equals_loops(shape, classes, epoch, options):
     assert step.maps.keys() == maps.keys()
     for name, expected in maps.items():
         np.testing.assert_allclose(step.maps[name].numpy(), expected, err_msg=name)
-    if epoch >= 30 and config.vote in ("superpixels", "rings"):
+    if epoch >= 30 and settings.has("sgr") and settings.vote != "pixels":
         # The problem is no special case: labels change, and some images paste foreground, others background.
         shares = (maps["refined"] != 0).reshape(4, -1).mean(axis=1)
         assert (maps["refined"] != batch.label.numpy()).any()
-        assert len({share > config.ratecp for share in shares}) == 2
+        assert len({share > settings.ratecp for share in shares}) == 2
+
+
+@any_rank_and_classes
+@pytest.mark.parametrize("epoch", [0, 99])
+@pytest.mark.parametrize("options", [{}, {"without": ("selection",)}], ids=["all", "without selection"])
+def test_the_dice_loss_of_a_recipe_is_on_the_pixels_that_teach(shape, classes, epoch, options):
+    settings = MethodSettings(tau=0.3, **options)
+    matrices, batch, mixing, permutation = tiny_problem(shape, classes)
+    plain = run_step(matrices, batch, epoch, settings, mixing, permutation)
+    _, _, taught = step_by_loop(matrices, batch, epoch, settings, mixing, permutation)
+    expected = sum(1 - foreground_dice_by_loop(p, batch.label.numpy(), pixels) for p, pixels in taught)
+    step = with_dice_loss(plain, batch.label, 1.5)
+    assert step.parts == plain.parts | {"dice_loss": step.parts["dice_loss"]}
+    assert step.parts["dice_loss"].item() == pytest.approx(expected)
+    assert step.loss.item() == pytest.approx(plain.loss.item() + 1.5 * expected)
+    assert with_dice_loss(plain, batch.label, 0.0) is plain
 
 
 @pytest.mark.parametrize("epoch", [0, 10, 30, 70])
-@pytest.mark.parametrize("options", [{}, PUBLISHED, EXTENDED], ids=["paper", "published", "extended"])
-def test_gradients_are_those_of_the_loss_for_both_networks(epoch, options):
+@pytest.mark.parametrize(
+    ("options", "dice_weight"), [({}, 0.0), (PUBLISHED, 0.0), ({}, 3.0)], ids=["paper", "published", "dice"]
+)
+def test_gradients_are_those_of_the_loss_for_both_networks(epoch, options, dice_weight):
     """Against finite differences: nothing is detached that counts, and both sides of the divergence count."""
     matrices, *arguments = tiny_problem((3, 4), 2)
     batch, mixing, permutation = arguments
-    config = GSDConfig(tau=0.3, **options)
+    settings = MethodSettings(tau=0.3, **options)
     for matrix in matrices:
         matrix.requires_grad_()
 
-    def loss(*matrices):
-        return run_step(matrices, batch, epoch, config, mixing, permutation).loss
+    def step(*matrices):
+        return with_dice_loss(run_step(matrices, batch, epoch, settings, mixing, permutation), batch.label, dice_weight)
 
-    assert torch.autograd.gradcheck(loss, matrices)
-    assert all(gradient.all() for gradient in torch.autograd.grad(loss(*matrices), matrices))
-    step = run_step(matrices, batch, epoch, config, mixing, permutation)
-    assert not any(value.requires_grad for value in (*step.parts.values(), *step.maps.values()))
+    assert torch.autograd.gradcheck(lambda *matrices: step(*matrices).loss, matrices)
+    assert all(gradient.all() for gradient in torch.autograd.grad(step(*matrices).loss, matrices))
+    assert not any(value.requires_grad for value in (*step(*matrices).parts.values(), *step(*matrices).maps.values()))
 
 
 @any_rank
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("epoch", [0, 50])
-@pytest.mark.parametrize("options", [{}, PUBLISHED, EXTENDED], ids=["paper", "published", "extended"])
+@pytest.mark.parametrize("options", [{}, PUBLISHED], ids=["paper", "published"])
 def test_a_label_of_one_class_gives_finite_loss_and_gradients(shape, value, epoch, options):
     matrices, batch, mixing, permutation = tiny_problem(shape, 2)
     batch = batch._replace(
@@ -518,7 +534,8 @@ def test_a_label_of_one_class_gives_finite_loss_and_gradients(shape, value, epoc
     )
     for matrix in matrices:
         matrix.requires_grad_()
-    step = run_step(matrices, batch, epoch, GSDConfig(tau=0.3, **options), mixing, permutation)
+    step = run_step(matrices, batch, epoch, MethodSettings(tau=0.3, **options), mixing, permutation)
+    step = with_dice_loss(step, batch.label, 3.0)
     step.loss.backward()
     assert step.loss.isfinite()
     assert all(matrix.grad.isfinite().all() and matrix.grad.any() for matrix in matrices)
@@ -529,46 +546,20 @@ def test_the_epoch_counts_as_a_share_of_the_run():
     matrices, *arguments = tiny_problem((4, 5), 2)
     batch, mixing, permutation = arguments
     losses = [
-        run_step(matrices, batch, epochs // 2, GSDConfig(tau=0.3, max_epochs=epochs), mixing, permutation).loss.item()
+        run_step(
+            matrices, batch, epochs // 2, MethodSettings(tau=0.3, max_epochs=epochs), mixing, permutation
+        ).loss.item()
         for epochs in (100, 1000)
     ]
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("tau", value) for value in (-0.01, 1, 1.5, math.nan)),
-        *(("max_epochs", value) for value in (0, -1)),
-        *(("ratecp", value) for value in (-0.1, 1.1, math.nan)),
-        *(("consistency", value) for value in (-0.1, 1.1, math.nan)),
-        ("weight_decay_rate", -1),
-        *(("dice_weight", value) for value in (-0.1, math.inf, math.nan)),
-        *(("warm_up", value) for value in (-0.1, 1.1, math.nan)),
-        ("transfer", "else"),
-        *((name, "else") for name in (*PUBLISHED, *EXTENDED)),
-        *((name, None) for name in (*PUBLISHED, *EXTENDED)),
-    ],
-)
-def test_config_rejects(name, value):
-    with pytest.raises(ValueError, match=rf"GSDConfig\.{name}: .*outside its range"):
-        GSDConfig(**{"tau": 0.1, name: value})
-
-
-def test_config_takes_the_ends_of_its_ranges_and_the_documented_defaults():
-    for ends in (
-        {
-            "tau": 0,
-            "max_epochs": 1,
-            "ratecp": 0,
-            "consistency": 0,
-            "weight_decay_rate": 0,
-            "dice_weight": 0,
-            "warm_up": 0,
-        },
-        {"tau": 0.99, "ratecp": 1, "consistency": 1, "warm_up": 1, **PUBLISHED, **EXTENDED},
-    ):
-        GSDConfig(**ends)
-    config = GSDConfig(tau=0.1)
-    assert (config.max_epochs, config.ratecp, config.consistency, config.weight_decay_rate) == (100, 0.5, 0.5, 10)
-    assert (config.warm_up, config.dice_weight) == (0.3, 3)
+def test_what_is_logged_of_the_schedules():
+    """Only what the method has."""
+    expected = {"drop_rate": 0.2 * 9 / 19, "weight_cap": 11}
+    assert schedule_of(MethodSettings(tau=0.2), 9) == pytest.approx(expected)
+    assert schedule_of(MethodSettings(tau=0.2, weight_decay_rate=5), 50) == {"drop_rate": 0.2, "weight_cap": 9}
+    assert schedule_of(MethodSettings(tau=0.2, without=("gda",)), 50) == {"drop_rate": 0.2, "weight_cap": None}
+    assert schedule_of(MethodSettings(without=("selection", "sgr")), 50) == {"drop_rate": None, "weight_cap": 6}
+    assert schedule_of(MethodSettings("jocor", tau=0.2), 50) == {"drop_rate": 0.2, "weight_cap": None}
+    assert schedule_of(MethodSettings("ce"), 50) == {"drop_rate": None, "weight_cap": None}

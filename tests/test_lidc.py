@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -11,9 +12,12 @@ from conftest import REPO, loaded, run_script
 from lidc_files import entries, write_lidc
 from scipy.ndimage import distance_transform_edt
 
-from dataloaders.lidc import PICKLE, as_test_cases, patient_of, read_slices, read_split, training_recipe
+from dataloaders.lidc import PICKLE, as_test_cases, patient_of, read_slices, read_split, slic_sources, training_recipe
 from dataloaders.raters import choose_raters, hold_out, label_classes, split_by_patient
+from dataloaders.slic import find_maps
 from utils.commands.errors import UserError
+from utils.masks.geometry import resize_image
+from utils.masks.superpixels import slic_segments
 
 SIZE = 32
 
@@ -250,7 +254,8 @@ def test_labels_keep_their_classes():
 
 
 def training_set(folder, slices, raters, size=SIZE):
-    return loaded(training_recipe(folder / PICKLE, slices, raters, folder / "lidc_slic", size, 2))
+    maps = find_maps(slic_sources(slices), folder / PICKLE, folder / "lidc_slic", size)
+    return loaded(training_recipe(folder / PICKLE, slices, raters, maps, size, 2))
 
 
 def test_training_set_holds_the_mask_of_the_chosen_reader(folder):
@@ -273,11 +278,28 @@ def test_training_set_holds_the_mask_of_the_chosen_reader(folder):
         assert np.array_equal(data.squared_distances[i], expected)
 
 
-def test_missing_superpixels_are_named(folder):
+def test_missing_superpixels_are_those_of_the_script(folder):
     slices = list(read(folder).values())
-    (folder / "lidc_slic" / f"{FIRST}.npy").unlink()
-    with pytest.raises(UserError, match=f"no superpixels for 1 of 18 images: {FIRST}.*generate_SLIC.py --lidc_pickle"):
-        training_set(folder, slices, [0] * 18)
+    path = folder / "lidc_slic" / f"{FIRST}.npy"
+    path.unlink()
+    data = training_set(folder, slices, [0] * 18)
+    made = np.load(path)
+    np.testing.assert_array_equal(made, slic_segments(resize_image(slices[0].image, SIZE), n_segments=SIZE**2 // 16))
+    np.testing.assert_array_equal(data.segments[0], made)
+
+
+def test_superpixels_that_do_not_vote_are_not_read(folder):
+    slices = list(read(folder).values())
+    shutil.rmtree(folder / "lidc_slic")
+    data = loaded(training_recipe(folder / PICKLE, slices, [0] * 18, None, SIZE, 2))
+    assert not data.segments.any() and data.num_segments == 1 and not (folder / "lidc_slic").exists()
+
+
+def test_superpixels_of_another_size_are_refused(folder):
+    slices = list(read(folder).values())
+    with pytest.raises(UserError) as refused:
+        training_set(folder, slices, [0] * 18, 48)
+    assert str(folder / "lidc_slic" / f"{FIRST}.npy") in str(refused.value)
 
 
 def test_cases_are_tested_at_the_size_of_their_masks(folder):

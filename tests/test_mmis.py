@@ -1,6 +1,7 @@
 """MMIS-2024: files as stored, intensities, the choice of raters, lazily read volumes, and every file to be refused."""
 
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -19,13 +20,16 @@ from dataloaders.mmis import (
     select_raters,
     selection_json,
     shared_cases,
+    slic_sources,
     to_bytes,
     training_recipe,
     validation_cases,
     warn_of_leakage,
 )
+from dataloaders.slic import find_maps
 from utils.commands.errors import UserError
 from utils.masks.geometry import resize_image, resize_label, squared_boundary_distance
+from utils.masks.superpixels import slic_segments
 
 SIZE = 32
 KEYS = (*MODALITIES, *LABELS)
@@ -458,12 +462,17 @@ def test_the_choice_is_written_in_the_format_it_is_read_in(tmp_path):
 # --- Training set -----------------------------------------------------------------------------------------------------
 
 
+def training_set(root, slices, raters, size=SIZE):
+    maps = find_maps(slic_sources(slices, 4, 2), root / "training_2d", root / "train_2D_slic", size)
+    return loaded(training_recipe(slices, raters, maps, 4, 2, size))
+
+
 def test_the_training_set_holds_each_slice_with_its_rater(tmp_path):
     root = write_mmis(tmp_path, SIZE)
     slices = dict(list(list_slices(root / "training_2d").items())[1:9])
     raters = {stem: index % 4 for index, stem in enumerate(slices)}
     np.save(root / "train_2D_slic" / "case01_0.npy", block_segments(SIZE) + 200)
-    data = loaded(training_recipe(slices, raters, root / "train_2D_slic", *UNITS))
+    data = training_set(root, slices, raters)
     assert data.names == tuple(slices) and len(data) == 8
     assert (data.images.shape, data.images.dtype) == ((8, 3, SIZE, SIZE), torch.uint8)
     assert (data.labels.dtype, data.squared_distances.dtype, data.segments.dtype) == (
@@ -483,22 +492,29 @@ def test_the_training_set_holds_each_slice_with_its_rater(tmp_path):
     assert data.labels.any(dim=(1, 2)).sum() >= 5
 
 
-def test_missing_superpixels_come_with_the_command_that_makes_them(tmp_path):
+def test_missing_superpixels_are_made_of_the_three_modalities(tmp_path):
     root = write_mmis(tmp_path, SIZE)
     slices, segments = list_slices(root / "training_2d"), root / "train_2D_slic"
-    raters = dict.fromkeys(slices, 0)
     (segments / "case02_1.npy").unlink()
-    command = f"scripts/generate_SLIC.py --mmis_root {root} --save_root {segments} --raters {UNITS[0]} --num_classes "
-    refusal(lambda: loaded(training_recipe(slices, raters, segments, *UNITS)), segments, "1 of 12", "case02_1", command)
-    none = tmp_path / "none"
-    refusal(lambda: loaded(training_recipe(slices, raters, none, *UNITS)), none, "12 of 12", f"--save_root {none}")
+    training_set(root, slices, dict.fromkeys(slices, 0))
+    image = resize_image(read_slice(slices["case02_1"], 4, 2)[0], SIZE)
+    expected = slic_segments(image, n_segments=SIZE**2 // 16)
+    np.testing.assert_array_equal(np.load(segments / "case02_1.npy"), expected)
+
+
+def test_superpixels_that_do_not_vote_are_not_read(tmp_path):
+    root = write_mmis(tmp_path, SIZE)
+    slices = list_slices(root / "training_2d")
+    shutil.rmtree(root / "train_2D_slic")
+    data = loaded(training_recipe(slices, dict.fromkeys(slices, 0), None, *UNITS))
+    assert not data.segments.any() and data.num_segments == 1 and not (root / "train_2D_slic").exists()
 
 
 def test_superpixels_of_another_size_are_refused(tmp_path):
     root = write_mmis(tmp_path, SIZE)
     slices, segments = list_slices(root / "training_2d"), root / "train_2D_slic"
     raters = dict.fromkeys(slices, 0)
-    refusal(lambda: loaded(training_recipe(slices, raters, segments, 4, 2, 48)), segments / "case00_0.npy", "(32, 32)")
+    refusal(lambda: training_set(root, slices, raters, 48), segments / "case00_0.npy", "(32, 32)")
 
 
 def test_a_bad_slice_among_good_ones_is_named(tmp_path):
@@ -506,7 +522,7 @@ def test_a_bad_slice_among_good_ones_is_named(tmp_path):
     slices = list_slices(root / "training_2d")
     slices["case01_1"].write_bytes(b"")
     raters = dict.fromkeys(slices, 0)
-    refusal(lambda: loaded(training_recipe(slices, raters, root / "train_2D_slic", *UNITS)), slices["case01_1"])
+    refusal(lambda: training_set(root, slices, raters), slices["case01_1"])
 
 
 # --- Validation and test cases ----------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import torch
 from conftest import block_segments, folder_cases, folder_recipe, loaded, write_dataset
 from PIL import Image
 
-from dataloaders.noisy_folder import LAYOUTS, NOISE_TYPES, Layout, find_dataset
+from dataloaders.datasets import FOLDERS, NOISE_TYPES, Layout
+from dataloaders.noisy_folder import find_dataset, find_parts, masks_folder, training_recipe
 from utils.commands.errors import UserError
 from utils.masks.geometry import resize_label, squared_boundary_distance
 
@@ -46,7 +47,7 @@ def test_known_datasets_have_layouts_of_their_own(tmp_path, name):
     (tmp_path / name.swapcase()).mkdir()
     found, layout = find_dataset(tmp_path, name)
     assert found == tmp_path / name.swapcase()
-    assert layout is LAYOUTS[name.lower()]
+    assert layout is FOLDERS[name.lower()].layout
 
 
 def test_unknown_dataset_names_the_folders_there_are(folder):
@@ -70,6 +71,18 @@ def test_folders_that_differ_in_case_only(tmp_path):
     assert find_dataset(tmp_path, "mine")[0] == tmp_path / "mine"
     with pytest.raises(UserError, match="several folders match: MINE, mine"):
         find_dataset(tmp_path, "Mine")
+
+
+def test_folder_of_masks_is_that_of_the_dataset_first(folder, tmp_path, monkeypatch):
+    started = tmp_path / "started"
+    (started / "masks").mkdir(parents=True)
+    (started / "mine").mkdir()
+    monkeypatch.chdir(started)
+    assert masks_folder(folder, "masks") == folder / "masks"
+    assert masks_folder(folder, "mine").resolve() == started / "mine"
+    assert masks_folder(folder, str(started / "masks")) == started / "masks"
+    with pytest.raises(UserError, match="--masks other"):
+        masks_folder(folder, "other")
 
 
 # --- What is read -----------------------------------------------------------------------------------------------------
@@ -220,17 +233,17 @@ def test_missing_test_folder_is_named(folder, missing):
     assert f"{folder / missing}: no such folder" in str(caught.value)
 
 
-def test_image_without_superpixels_is_named_with_the_command(folder):
-    (folder / "images_SLIC" / "case04.npy").unlink()
-    message = refusal(folder)
-    assert "1 of 5 images: case04;" in message
-    assert f"scripts/generate_SLIC.py --images_root {folder / 'images'}" in message
+def test_superpixels_that_do_not_vote_are_not_read(folder):
+    shutil.rmtree(folder / "images_SLIC")
+    pairs = find_parts(folder, Layout(), "clean").train
+    data = loaded(training_recipe(pairs, None, SIZE, 3))
+    assert not data.segments.any() and data.num_segments == 1 and not (folder / "images_SLIC").exists()
 
 
 def test_superpixels_of_another_size_are_refused(folder):
     message = refusal(folder, image_size=64)
     assert str(folder / "images_SLIC" / "case00.npy") in message
-    assert "(32, 32), expected (64, 64)" in message and "--image_size 64" in message
+    assert "(32, 32), expected (64, 64)" in message and "--slic_root" in message
 
 
 def test_image_without_mask_is_named(folder):

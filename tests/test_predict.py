@@ -21,8 +21,10 @@ from networks.unet import two_unets
 from scripts import evaluate, predict
 from utils.commands.errors import run_main
 from utils.commands.files import claimed
+from utils.engine.checkpoint import FORMAT
 from utils.engine.inference import load_model
 from utils.engine.intensity import Intensity
+from utils.engine.run_folder import Run
 from utils.masks.geometry import resize_image
 
 SIZE = 32
@@ -39,6 +41,7 @@ def checkpoint_of(path, channels=3, num_classes=2, **changes):
             network.head.weight.div_(std[:, None, None, None])
             network.head.bias.sub_(mean).div_(std)
     contents = {
+        "format": FORMAT,
         "epoch": 3,
         "networks": networks.state_dict(),
         "args": {"image_size": SIZE, "num_classes": num_classes, "method": "gsd"},
@@ -147,11 +150,11 @@ def test_training_and_evaluate_give_one_number(tmp_path, monkeypatch, capsys, cl
         save(folder / "images_test" / f"case{index}.png", image)
         save(folder / "masks_test" / f"case{index}.png", mask // 255 if index == 2 else coloured(mask, classes))
     flags = "--datasets kvasir --noise_type given --tau 0.1 --image_size 32 --max_epochs 6 --learning_rate 0.05 "
-    flags += "--batch_size 4 --device cpu --amp fp32 --method ce --cache none --optimizer sgd --schedule constant "
+    flags += "--batch_size 4 --device cpu --amp fp32 --method ce --cache none "
     flags += f"--num_classes {classes}"
     places = ["--data_root", str(tmp_path / "data"), "--output_root", str(tmp_path / "model")]
     monkeypatch.setattr(sys, "argv", ["train", *flags.split(), *places])
-    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
     script.main()
     trained = tmp_path / "model" / "kvasir+ce+given"
     moved = (trained / "checkpoint.pt").rename(tmp_path / "alone.pt")
@@ -453,6 +456,8 @@ def test_files_that_are_no_checkpoints(run, tmp_path, name):
         ({"args": {"image_size": -5}}, "do not fit"),
         ({"networks": {}}, "KeyError"),
         ({"networks": 1}, "not a checkpoint of this project"),
+        ({"format": None}, "another version"),  # those of before the format was said
+        ({"format": 1}, "another version"),
         ({"networks": {k: v * torch.nan for k, v in two_unets(3, 2, 0).state_dict().items()}}, "not all finite"),
     ],
 )

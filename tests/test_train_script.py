@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,15 +20,16 @@ import torch
 from conftest import REPO, TRAIN_SCRIPT, load_program, run_script, script_process, write_dataset
 from PIL import Image
 
-from utils.commands.arguments import gsd_config
+from dataloaders import cache
 from utils.commands.errors import run_main
-from utils.engine.experiment import learning_rate_at
-from utils.method.baselines import METHODS
+from utils.engine.run_folder import Run
+from utils.method import gsd
+from utils.method.settings import METHODS
 
 script = load_program(TRAIN_SCRIPT)
 
 EPOCHS = 5
-QUICK = ("--device", "cpu", "--image_size", 32, "--batch_size", 4, "--max_epochs", EPOCHS)
+QUICK = ("--device", "cpu", "--image_size", 32, "--batch_size", 4, "--max_epochs", EPOCHS, "--cache", "none")
 GIVEN = ("--datasets", "kvasir", "--noise_type", "given", "--tau", 0.1)
 RUN_FILES = ("args.json", "log.csv", "checkpoint.pt", "result.json", "per_image.csv", "curves.png", "panels.png")
 
@@ -66,7 +68,7 @@ def train(monkeypatch, capsys) -> Callable[..., Outcome]:
 @pytest.fixture
 def without_pictures(monkeypatch) -> None:
     """Drawing takes longer than training these tiny networks; for tests that look at figures in numbers only."""
-    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
 
 
 @pytest.fixture
@@ -122,7 +124,8 @@ def assert_complete(folder: Path, epochs: int, test_names: list[str]) -> None:
 
     result = json.loads((folder / "result.json").read_text())
     assert {"final_dice_mean", "final_dice_std", "epochs", "method", "seconds_per_epoch"} <= result.keys()
-    assert result["epochs"] == epochs and result["test_cases"] == len(test_names) and result["method"] == args["method"]
+    assert result["epochs"] == epochs and result["test_cases"] == len(test_names)
+    assert all(result[name] == args[name] for name in ("method", "recipe", "tau"))
     dice = [float(row["dice"]) for row in rows[-10:]]
     assert result["final_dice_mean"] == pytest.approx(np.mean(dice))
     assert result["final_dice_std"] == pytest.approx(np.std(dice), abs=1e-12)
@@ -163,8 +166,10 @@ def assert_complete(folder: Path, epochs: int, test_names: list[str]) -> None:
         (*GIVEN, "--fidelity", "published"),
         ("--datasets", "KVASIR", "--noise_type", "given", "--method", "ce"),
         ("--datasets", "Kvasir", "--noise_type", "clean"),
+        (*GIVEN, "--without", "sgr", "kt"),
+        (*GIVEN, "--recipe", "contour"),
     ],
-    ids=["gsd", "published", "ce", "clean"],
+    ids=["gsd", "published", "ce", "clean", "one phase", "contour"],
 )
 def test_run_leaves_all_its_files(train, places, tmp_path, flags):
     outcome = train(*flags, *places)
@@ -176,19 +181,38 @@ def test_run_leaves_all_its_files(train, places, tmp_path, flags):
     published = "published" in flags
     assert (args["vote"], args["inputs"]) == (("rings", "raw") if published else ("superpixels", "normalised"))
     assert (args["intensity"]["std"] == [1 / 255] * 3) == published
-    # The parts of the loss that come with refinement are there from 0.3 of the run, and not for CE or clean masks.
-    one_phase = args["method"] == "ce" or args["noise_type"] == "clean"
+    # The parts of the loss that come with knowledge transfer are there from 0.3 of the run.
+    one_phase = args["method"] == "ce" or args["without"] == ["sgr", "kt"]
     transfers = [row["transfer1"] != "" for row in log_rows(folder)]
     assert transfers == ([False] * EPOCHS if one_phase else [False, False, True, True, True])
-    # Only what a method does is logged: cross-entropy drops nothing, and only published weighs by distance.
-    assert {row["drop_rate"] != "" for row in log_rows(folder)} == {args["method"] == "gsd"}
-    assert {row["weight_cap"] != "" for row in log_rows(folder)} == {published}
+    # Only what a method does is logged: cross-entropy neither drops pixels nor weighs by distance.
+    for name in ("drop_rate", "weight_cap"):
+        assert {row[name] != "" for row in log_rows(folder)} == {args["method"] == "gsd"}
+    assert {row["dice_loss"] != "" for row in log_rows(folder)} == {args["recipe"] == "contour"}
+    assert args["tau"] == {"clean": 0, "ce": 0}.get(args["noise_type"], 0.1 if args["method"] == "gsd" else 0)
+    assert folder.name == f"{args['datasets']}+{args['exp']}+{args['noise_type']}"
+    # The first line says what is active, and the run's table says it again.
+    description = json.loads((folder / "result.json").read_text())["description"]
+    assert outcome.out.splitlines()[0] == description and outcome.out.count(description) == 2
 
 
 @pytest.mark.usefixtures("without_pictures")
 def test_training_lowers_the_loss_and_finds_the_blobs(train, places, tmp_path):
     assert_succeeded(
-        train(*GIVEN, *places, "--method", "ce", "--max_epochs", 30, "--learning_rate", 0.05, "--jitter", 0)
+        train(
+            *GIVEN,
+            *places,
+            "--method",
+            "ce",
+            "--max_epochs",
+            30,
+            "--learning_rate",
+            0.05,
+            "--set",
+            "jitter=0",
+            "--exp",
+            "ce",
+        )
     )
     rows = log_rows(tmp_path / "kvasir+ce+given")
     assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
@@ -208,7 +232,7 @@ def test_seed_decides_everything(train, places, tmp_path):
 def test_deterministic_runs_are_the_same_on_any_device(train, places, tmp_path):
     """On a GPU, where there is one; with votes and transfer, whose sums are those that a GPU adds in any order."""
     for name in ("one", "same"):
-        flags = ("--max_epochs", 3, "--exp", name, "--fidelity", "paper", "--device", "auto", "--deterministic")
+        flags = ("--max_epochs", 3, "--exp", name, "--device", "auto", "--deterministic")
         assert_succeeded(train(*GIVEN, *places, *flags))
         assert torch.are_deterministic_algorithms_enabled()
     assert_same_run(*(tmp_path / f"kvasir+{name}+given" for name in ("one", "same")))
@@ -243,68 +267,6 @@ def test_the_figure_is_that_of_the_last_ten_epochs(train, places, tmp_path):
 # --- Defaults and flags -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("flags", "contours", "optimizer", "learning_rate"),
-    [
-        ((), "corrected", "adamw", 0.001),
-        (("--fidelity", "paper"), "given", "sgd", 0.005),
-        (("--fidelity", "published"), "given", "sgd", 0.005),
-        (("--fidelity", "paper", "--contours", "corrected"), "corrected", "sgd", 0.005),
-        (("--optimizer", "sgd"), "corrected", "sgd", 0.005),
-        (("--learning_rate", "0.01"), "corrected", "adamw", 0.01),
-        (("--method", "ce"), "given", "adamw", 0.001),
-        (("--method", "ce", "--contours", "corrected"), "corrected", "adamw", 0.001),
-    ],
-)
-def test_fidelity(monkeypatch, flags, contours, optimizer, learning_rate):
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), *flags])
-    args = script.parse_arguments()
-    assert (args.contours, args.optimizer, args.learning_rate) == (contours, optimizer, learning_rate)
-
-
-@pytest.mark.parametrize("flags", [(), ("--contours", "corrected", "--fidelity", "paper")])
-@pytest.mark.parametrize("dataset", ["kvasir", "mine"])
-def test_nothing_is_dropped_from_corrected_masks_unless_asked(monkeypatch, dataset, flags):
-    command = ["train", "--datasets", dataset, "--noise_type", "02", *flags]
-    for more, tau in (((), 0), (("--tau", "0.1"), 0.1)):
-        monkeypatch.setattr(sys, "argv", [*command, *more])
-        args = script.parse_arguments()
-        assert args.tau == gsd_config(args).tau == tau
-        assert args.warm_up == (1 if tau == 0 and not flags else 0.3)
-
-
-def test_a_setting_that_is_the_usual_one_anyway_is_no_error(monkeypatch):
-    """As the command line contract has them; they would change nothing where they act."""
-    usual = ("--ratecp", "0.5", "--weight_decay_rate", "10", "--consistency", "0.5")
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), *usual])
-    args = script.parse_arguments()
-    assert (args.ratecp, args.weight_decay_rate, args.consistency) == (0.5, 10, 0.5)
-
-
-def test_settings_of_the_second_phase_count_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), "--tau", "0.1", "--ratecp", "0.3", "--vote", "rings"])
-    args = script.parse_arguments()
-    assert gsd_config(args).ratecp == 0.3 and args.warm_up == 0.3
-
-
-def test_tau_of_a_method_that_selects_nothing_is_no_setting(monkeypatch):
-    """Else runs that do the same would count as different ones, and --resume refuse to go on with them."""
-    for tau in ("0.3", "auto"):
-        monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), "--method", "ce", "--tau", tau])
-        assert script.parse_arguments().tau == 0
-
-
-def test_learning_rate_schedules():
-    assert [learning_rate_at("constant", 0.005, p) for p in (0, 0.5, 1)] == [0.005] * 3
-    assert [learning_rate_at("cosine", 0.1, p) for p in (0, 0.5, 1)] == pytest.approx([0.1, 0.0505, 0.001])
-
-
-def test_one_choice_of_the_published_implementation_alone(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN), "--vote", "rings"])
-    args = script.parse_arguments()
-    assert (args.vote, args.transfer_loss, args.distance, args.inputs) == ("rings", "logits", "exact", "normalised")
-
-
 def test_a_single_tiny_image_has_no_deviation_to_normalise_by(train, places, tmp_path):
     size = ("--image_size", 16, "--slic_root", tmp_path / "slic")
     assert_refused(train(*GIVEN, *places, *size, "--batch_size", 1), "--image_size 16", "two images", "--batch_size")
@@ -313,44 +275,290 @@ def test_a_single_tiny_image_has_no_deviation_to_normalise_by(train, places, tmp
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (("--tau", "1"), ("--tau", "[0, 1)")),
-        (("--tau", "-0.1"), ("--tau", "[0, 1)")),
-        (("--seed", "99999999999999999999"), ("--seed", "outside")),
-        (("--method", "ce", "--label_loss", "ce+dice"), ("--label_loss ce+dice", "--method ce", "leave it out")),
-        (("--tau", "0", "--vote", "rings"), ("--vote rings", "--warm_up 1", "leave it out")),
-        (("--distance", "floored"), ("--distance floored", "--weights even")),
-        (("--warm_up", "1", "--transfer", "none"), ("--transfer none", "--warm_up 1", "leave it out")),
-        (("--resume", "--overwrite"), ("--overwrite", "not allowed with", "--resume")),
-        (("--tau", "0", "--ratecp", "0.3"), ("--ratecp 0.3", "--warm_up 1", "leave it out")),
-        (("--fidelity", "paper", "--transfer", "none", "--ratecp", "0.3"), ("--ratecp 0.3", "--transfer none")),
-        (("--weight_decay_rate", "5"), ("--weight_decay_rate 5", "--weights even")),
-        (("--method", "jocor", "--consistency", "0.9"), ("--consistency 0.9", "--method jocor")),
-        (("--method", "ce", "--warm_up", "0.3"), ("--warm_up 0.3", "--method ce")),
-        (("--label_loss", "ce", "--dice_weight", "2"), ("--dice_weight 2", "--label_loss ce+dice")),
-        (("--method", "ce", "--dice_weight", "2"), ("--dice_weight 2", "leave it out")),
-        (("--tau", "nan"), ("--tau", "[0, 1)")),
-        (("--tau", "much"), ("--tau", "'much'")),
-        (("--noise_type", "05"), ("--noise_type", "'05'", "DE")),
-        (("--device", "tpu"), ("--device", "'tpu'", "cuda")),
-        (("--method", "magic"), ("--method", "'magic'", "gsd")),
-        (("--fidelity", "high"), ("--fidelity", "published")),
-        (("--batch_size", "0"), ("--batch_size", "0")),
-        (("--max_epochs", "0"), ("--max_epochs", "0")),
-        (("--max_epochs", "9" * 400), ("--max_epochs", "is not a number of type int")),
-        (("--image_size", "8"), ("--image_size", "8")),
-        (("--num_classes", "1"), ("--num_classes", "1")),
-        (("--learning_rate", "-1"), ("--learning_rate", "-1")),
+        (("--resume", "--overwrite"), ("--overwrite", "--resume")),
+        (("--noise_type", "05"), ("--noise_type", "05")),
+        (("--masks", "masks"), ("--masks", "--noise_type")),
+        (("--device", "tpu"), ("--device", "tpu")),
+        (("--set", "vote=ring"), ("--set vote=ring",)),
+        (("--method", "ce", "--without", "kt"), ("--without kt", "--method ce")),
+        (("--exp", "a/b"), ("--exp",)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_flags_out_of_range_are_refused(train, places, flags, parts):
+def test_wrong_flags_are_refused(train, places, flags, parts):
+    """The rest is in test_settings.py."""
     assert_refused(train(*GIVEN, *places, *flags), *parts)
 
 
-@pytest.mark.parametrize(("dataset", "noise_type"), [("mine", "02"), ("mine", "given"), ("kvasir", "given")])
-def test_tau_must_be_given_where_the_paper_has_none(train, places, dataset, noise_type):
-    outcome = train("--datasets", dataset, "--noise_type", noise_type, "--contours", "given", *places)
-    assert_refused(outcome, "--tau", f"no default for {dataset} with {noise_type} masks")
+def test_flags_that_mean_the_same_give_the_same_run(train, places, tmp_path):
+    """And one may be resumed as the other."""
+    kvasir = ("--datasets", "kvasir", "--noise_type", "given", *places, "--max_epochs", 3)
+    contour = ("dice_weight=3", "optimizer=adamw", "schedule=cosine")
+    explicit = ("--contours", "corrected", "--learning_rate", 0.001, "--set", *contour)
+    tau = ("--tau", 0.1)
+    assert_succeeded(train(*kvasir, *tau, "--recipe", "contour"))
+    assert_succeeded(train(*kvasir, *tau, *explicit, "--exp", "same"))
+    one, same = (tmp_path / f"kvasir+{name}+given" for name in ("gsd-contour", "same"))
+    assert log_rows(one, *TIMES) == log_rows(same, *TIMES) and same_weights(one, same)
+    usual = ("--ratecp", 0.5, "--contours", "given", "--learning_rate", 0.005, "--set", "consistency=0.5")
+    assert_succeeded(train(*kvasir, *tau))
+    assert_succeeded(train(*kvasir, *tau, *usual, "--resume"))
+
+
+def test_tau_is_estimated_where_the_paper_has_none(train, places, tmp_path):
+    """And a run that was begun with auto goes on with the number that it found."""
+    flags = ("--datasets", "kvasir", "--noise_type", "given", *places, "--max_epochs", 2)
+    outcome = train(*flags)
+    assert_succeeded(outcome)
+    assert "tau auto" in outcome.out.splitlines()[0]
+    args = json.loads((tmp_path / "kvasir+gsd+given" / "args.json").read_text())
+    assert 0 < args["tau"] < 0.2 and f"tau {args['tau']:g}" in figures(tmp_path / "kvasir+gsd+given")["description"]
+    assert_succeeded(train(*flags, "--tau", args["tau"], "--resume"))
+
+
+def test_images_without_edges_say_so_and_take_the_stated_fallback(train, places, tmp_path):
+    folder = write_dataset(tmp_path / "data")
+    rng = np.random.default_rng(0)
+    for path in (folder / "images").iterdir():
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), np.uint8)).save(path)
+    flags = ("--datasets", "kvasir", "--noise_type", "given", *places, "--data_root", tmp_path / "data")
+    outcome = train(*flags, "--max_epochs", 1)
+    assert_succeeded(outcome)
+    args = json.loads((tmp_path / "kvasir+gsd+given" / "args.json").read_text())
+    assert args["tau"] == 0.05 and "not estimated" in args["tau_from"] and args["tau_from"] in outcome.out
+
+
+# --- Any folder of masks ----------------------------------------------------------------------------------------------
+
+
+def marked_masks(folder: Path, target: Path) -> None:
+    """The masks of a dataset with their first rows as foreground, in a folder of their own."""
+    target.mkdir(parents=True)
+    for path in (folder / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        mask[:4] = 255
+        Image.fromarray(mask).save(target / path.name)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_any_folder_of_masks(train, tmp_path, monkeypatch):
+    """One of the dataset before one where the command was started; its name is in that of the run."""
+    folder = write_dataset(tmp_path / "data")
+    marked_masks(folder, folder / "masks_student")
+    marked_masks(folder, tmp_path / "elsewhere" / "masks_two")
+    (tmp_path / "masks_student").mkdir()  # would not do: it is empty
+    (folder / "masks_link").symlink_to(tmp_path / "elsewhere" / "masks_two")
+    monkeypatch.chdir(tmp_path)
+    flags = ("--datasets", "kvasir", "--data_root", "data", "--output_root", "model", *QUICK, "--max_epochs", 1)
+    logs = []
+    for given, name in (
+        ("masks_student", "masks_student"),
+        ("elsewhere/masks_two", "masks_two"),
+        (tmp_path / "elsewhere" / "masks_two", "masks_two"),
+        ("masks_link", "masks_link"),
+        ("masks", "masks"),
+    ):
+        assert_succeeded(train(*flags, "--masks", given, "--tau", 0.1, "--overwrite"))
+        logs.append(log_rows(tmp_path / "model" / f"kvasir+gsd+{name}", *TIMES))
+    assert logs[0] == logs[1] == logs[2] == logs[3] != logs[4]
+    assert_refused(train(*flags, "--masks", "masks_none"), "--masks masks_none", "data/Kvasir")
+    assert_refused(train(*flags, "--masks", ""), "data/Kvasir")
+    assert_refused(train(*flags, "--masks", folder / "images_test"), "images_test")
+
+
+# --- Superpixels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_data(tmp_path, monkeypatch) -> Path:
+    """A dataset of the test's own below tmp_path/data, with superpixels for 32 px; returns its folder."""
+    return write_dataset(tmp_path / "data")
+
+
+def maps_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.npy"))
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_superpixels_follow_the_training_size_and_the_images(train, places, own_data, tmp_path):
+    """Without a further command, and those of another size stay as they are."""
+    flags = (*GIVEN, *places, "--data_root", tmp_path / "data", "--max_epochs", 2)
+    before = {path: path.read_bytes() for path in (own_data / "images_SLIC").iterdir()}
+    names = [f"case{index:02}.npy" for index in range(10)]
+    outcome = train(*flags, "--image_size", 48, "--exp", "larger")
+    assert_succeeded(outcome)
+    sized = own_data / "images_SLIC_48"
+    assert maps_in(sized) == names and np.load(sized / "case03.npy").shape == (48, 48)
+    assert json.loads((sized / "settings.json").read_text())["n_segments"] == 144
+    assert "144 superpixels" in outcome.out.splitlines()[0]
+    assert {path: path.read_bytes() for path in (own_data / "images_SLIC").iterdir()} == before
+    # One more image, at both sizes.
+    for kind in ("images", "masks"):
+        shutil.copy(own_data / kind / "case00.png", own_data / kind / "added.png")
+    assert_succeeded(train(*flags, "--exp", "more"))
+    assert_succeeded(train(*flags, "--image_size", 48, "--exp", "more-larger"))
+    assert maps_in(sized) == maps_in(own_data / "images_SLIC") == ["added.npy", *names]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    # Nothing is lacking now, so nothing is made.
+    assert "making superpixels" not in train(*flags, "--exp", "again").out
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_first_superpixels_are_made_in_the_plain_folder(train, places, own_data, tmp_path):
+    shutil.rmtree(own_data / "images_SLIC")
+    flags = (*GIVEN, *places, "--data_root", tmp_path / "data", "--max_epochs", 2)
+    assert_succeeded(train(*flags, "--val_fraction", 0.2))
+    assert len(maps_in(own_data / "images_SLIC")) == 8  # of the images that are trained on
+    assert not (own_data / "images_SLIC_32").exists()
+
+
+NOT_VOTING = [("--method", "ce"), ("--without", "sgr"), ("--fidelity", "published"), ("--tau", 0), ("--max_epochs", 1)]
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("flags", NOT_VOTING, ids=lambda flags: " ".join(map(str, flags)))
+def test_where_superpixels_do_not_vote_nobody_needs_them(train, places, own_data, tmp_path, flags):
+    """Damaged ones are no matter, missing ones are not made, and --slic_root is noted."""
+    for path in (own_data / "images_SLIC").glob("*.npy"):
+        path.write_bytes(b"damaged")
+    (own_data / "images_SLIC" / "settings.json").write_text("{")
+    common = (*GIVEN, *places, "--data_root", tmp_path / "data", "--max_epochs", 2, *flags)
+    outcome = train(*common, "--slic_root", tmp_path / "none", "--exp", "damaged")
+    assert_succeeded(outcome)
+    assert "--slic_root" in outcome.err and "superpixels)" not in outcome.out
+    shutil.rmtree(own_data / "images_SLIC")
+    assert_succeeded(train(*common, "--exp", "missing"))
+    assert not list(own_data.glob("images_SLIC*")) and not (tmp_path / "none").exists()
+    assert_same_run(*(tmp_path / f"kvasir+{name}+given" for name in ("damaged", "missing")))
+
+
+DAMAGES = {
+    "text": lambda path: path.write_text("no array"),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:200]),
+    "NaN": lambda path: np.save(path, np.full((32, 32), np.nan, np.float32)),
+    "size": lambda path: np.save(path, np.zeros((16, 16), np.int32)),
+    "negative": lambda path: np.save(path, np.full((32, 32), -1)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_superpixels_that_are_damaged_or_of_another_size_are_an_error(train, places, own_data, tmp_path, damage):
+    """Which the remedy mends: remove it, and it is made again."""
+    path = own_data / "images_SLIC" / "case05.npy"
+    DAMAGES[damage](path)
+    flags = (*GIVEN, *places, "--data_root", tmp_path / "data", "--max_epochs", 2)
+    assert_refused(train(*flags), str(path), "remove it")
+    path.unlink()
+    assert_succeeded(train(*flags))
+    assert path.is_file()
+
+
+def test_superpixels_elsewhere(train, places, own_data, tmp_path):
+    """--slic_root: of another number of segments, where those are lacking too; not of other images or another size."""
+    elsewhere, slic = tmp_path / "maps", ("--n_segments", 20, "--image_size", 32)
+    made = run_script(
+        "--images_root", own_data / "images", "--save_root", elsewhere, *slic, script=REPO / "scripts/generate_SLIC.py"
+    )
+    assert made.returncode == 0, made.stderr
+    (elsewhere / "case02.npy").unlink()
+    shutil.rmtree(own_data / "images_SLIC")
+    flags = (*GIVEN, *places, "--data_root", tmp_path / "data", "--max_epochs", 2, "--slic_root", elsewhere)
+    outcome = train(*flags)
+    assert_succeeded(outcome)
+    assert "20 superpixels" in outcome.out.splitlines()[0] and len(maps_in(elsewhere)) == 10
+    assert len(np.unique(np.load(elsewhere / "case02.npy"))) < 30
+    assert not (own_data / "images_SLIC").exists()
+    refused = train(*flags, "--image_size", 48, "--exp", "other")
+    assert_refused(refused, str(elsewhere / "case00.npy"), "(48, 48)", "--slic_root")
+    (elsewhere / "case02.npy").unlink()
+    assert_refused(train(*flags, "--image_size", 48, "--exp", "other"), str(elsewhere), "--slic_root")
+    other = write_dataset(tmp_path / "other", seed=1, train=12)
+    assert_refused(train(*flags, "--data_root", other.parent, "--exp", "other"), str(elsewhere), "--slic_root")
+    images = own_data / "images"
+    assert_refused(train(*flags, "--slic_root", images, "--exp", "images"), str(images), "--slic_root")
+    (tmp_path / "file").touch()
+    assert_refused(train(*flags, "--slic_root", tmp_path / "file", "--exp", "file"), str(tmp_path / "file"))
+
+
+# --- What each module of GSD-Net does to a run ------------------------------------------------------------------------
+
+
+def final_weights(folder: Path) -> dict:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["networks"]
+
+
+def same_weights(folder: Path, other: Path) -> bool:
+    one, two = final_weights(folder), final_weights(other)
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("without", [(), ("--without", "sgr")], ids=["all", "without sgr"])
+def test_superpixel_maps_count_unless_sgr_is_off(train, places, own_data, tmp_path, without):
+    flags = (*GIVEN, *places, "--data_root", tmp_path / "data", *without, "--tau", 0.4)
+    assert_succeeded(train(*flags, "--exp", "one"))
+    for path in (own_data / "images_SLIC").glob("*.npy"):
+        np.save(path, np.arange(32)[None].repeat(32, 0) // 11)
+    assert_succeeded(train(*flags, "--exp", "other"))
+    one, other = (tmp_path / f"kvasir+{name}+given" for name in ("one", "other"))
+    assert same_weights(one, other) == bool(without)
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("without", [(), ("--without", "gda")], ids=["all", "without gda"])
+def test_distances_count_unless_gda_is_off(train, places, tmp_path, monkeypatch, without):
+    flags = (*GIVEN, *places, *without)
+    assert_succeeded(train(*flags, "--exp", "one"))
+    load = cache.load_training_set
+
+    def other_distances(*args: object) -> object:
+        data = load(*args)
+        return replace(data, squared_distances=data.squared_distances.flip(-1))
+
+    monkeypatch.setattr(cache, "load_training_set", other_distances)
+    assert_succeeded(train(*flags, "--exp", "other"))
+    one, other = (tmp_path / f"kvasir+{name}+given" for name in ("one", "other"))
+    assert same_weights(one, other) == bool(without)
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("without", [(), ("--without", "kt")], ids=["all", "without kt"])
+def test_partners_count_unless_kt_is_off(train, places, tmp_path, monkeypatch, without):
+    flags = (*GIVEN, *places, *without)
+    assert_succeeded(train(*flags, "--exp", "one"))
+    step = gsd.gsd_step
+
+    def other_partners(*args: object) -> object:
+        *rest, permutation = args
+        return step(*rest, permutation.roll(1))
+
+    monkeypatch.setattr(gsd, "gsd_step", other_partners)
+    assert_succeeded(train(*flags, "--exp", "other"))
+    one, other = (tmp_path / f"kvasir+{name}+given" for name in ("one", "other"))
+    assert same_weights(one, other) == bool(without)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_each_switch_changes_the_run(train, places, tmp_path):
+    for off in ("nothing", "selection", "gda", "sgr", "kt"):
+        without = () if off == "nothing" else ("--without", off)
+        assert_succeeded(train(*GIVEN, *places, "--tau", 0.4, *without, "--exp", off))
+    weights = [final_weights(tmp_path / f"kvasir+{off}+given") for off in ("nothing", "selection", "gda", "sgr", "kt")]
+    sums = {sum(value.double().sum().item() for value in found.values()) for found in weights}
+    assert len(sums) == 5
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_takes_the_contour_recipe(train, places, tmp_path, method):
+    outcome = train(*GIVEN, *places, "--max_epochs", 2, "--method", method, "--recipe", "contour")
+    assert_succeeded(outcome)
+    folder = tmp_path / f"kvasir+{method}-contour+given"
+    args = json.loads((folder / "args.json").read_text())
+    recipe = {"contours": "corrected", "dice_weight": 3, "optimizer": "adamw", "learning_rate": 0.001}
+    assert {"method": method, "recipe": "contour", "schedule": "cosine", **recipe}.items() <= args.items()
+    assert all(float(row["dice_loss"]) > 0 for row in log_rows(folder))
+    assert "contour recipe" in outcome.out.splitlines()[0] and ("GSD-Net" in outcome.out) == (method == "gsd")
 
 
 # --- Data that cannot be trained on -----------------------------------------------------------------------------------
@@ -389,13 +597,6 @@ def test_folder_without_images(train, places, tmp_path):
     assert_refused(outcome, str(folder / "images"), "no image in it")
 
 
-def test_superpixels_with_nan(train, places, tmp_path):
-    folder = write_dataset(tmp_path / "data")
-    np.save(folder / "images_SLIC" / "case05.npy", np.full((32, 32), np.nan, np.float32))
-    outcome = train(*GIVEN, *places, "--data_root", tmp_path / "data")
-    assert_refused(outcome, str(folder / "images_SLIC" / "case05.npy"), "NaN")
-
-
 def test_output_root_that_is_a_file(train, places, tmp_path):
     (tmp_path / "file").touch()
     assert_refused(train(*GIVEN, *places, "--output_root", tmp_path / "file"), str(tmp_path / "file"))
@@ -417,7 +618,7 @@ def test_loss_that_becomes_nan_stops_the_run_and_spares_the_checkpoint(
     train, places, tmp_path, monkeypatch, poisoned_step
 ):
     folder = tmp_path / "kvasir+gsd+given"
-    healthy, seen = METHODS["gsd"], []
+    healthy, seen = gsd.gsd_step, []
 
     def poisoned(networks, batch, epoch, *rest):
         step = healthy(networks, batch, epoch, *rest)
@@ -425,7 +626,7 @@ def test_loss_that_becomes_nan_stops_the_run_and_spares_the_checkpoint(
         return step._replace(loss=step.loss * torch.nan) if epoch == 1 and seen.count(1) == 1 + poisoned_step else step
 
     with monkeypatch.context() as patch:
-        patch.setitem(METHODS, "gsd", poisoned)
+        patch.setattr(gsd, "gsd_step", poisoned)
         outcome = train(*GIVEN, *places)
     assert_refused(outcome, f"epoch 1, step {poisoned_step},", "--learning_rate")
     assert outcome.err[outcome.err.rindex("error: ") :].count("case") == 4  # the images of that step's batch
@@ -444,7 +645,7 @@ def test_loss_that_becomes_nan_stops_the_run_and_spares_the_checkpoint(
 
 @pytest.mark.usefixtures("without_pictures")
 def test_learning_rate_that_breaks_the_first_epoch_leaves_no_checkpoint(train, places, tmp_path):
-    assert_refused(train(*GIVEN, *places, "--learning_rate", 1e30), "epoch 0, step 1,", "--learning_rate")
+    assert_refused(train(*GIVEN, *places, "--learning_rate", 1e30), "epoch 0, step ", "--learning_rate")
     assert not (tmp_path / "kvasir+gsd+given" / "checkpoint.pt").exists()
     assert_succeeded(train(*GIVEN, *places, "--max_epochs", 1))
 
@@ -495,11 +696,14 @@ def test_overwrite_starts_again(train, places, copied):
         ("--seed", 1, "--seed 2024"),
         ("--val_fraction", 0.25, "--val_fraction 0.0 (now 0.25); --exp NAME"),  # which changes what is read, too
         ("--deterministic", None, "--deterministic False (now True)"),
+        ("--set", "jitter=0.25", "--set jitter 0.5 (now 0.25)"),
+        ("--recipe", "contour", "--set dice_weight 0.0 (now 3.0)"),
+        ("--without", "sgr", "--without [] (now ['sgr'])"),
     ],
 )
 def test_resume_with_changed_settings_is_refused(train, places, copied, flag, value, was):
     before = contents(copied)
-    changed = (flag,) if value is None else (flag, value)
+    changed = (flag, "--exp", "gsd") if value is None else (flag, value, "--exp", "gsd")
     assert_refused(train(*GIVEN, *places, "--resume", *changed), str(copied), "--resume", was, "--overwrite")
     assert contents(copied) == before
 
@@ -574,8 +778,8 @@ def test_resume_starts_a_run_where_there_is_none(train, places, tmp_path):
 
 def test_masks_that_change_while_they_are_read_are_told_by_resume(train, tmp_path, monkeypatch):
     folder = write_dataset(tmp_path / "data", train=8, test=2)
-    flags = (*GIVEN, "--data_root", tmp_path / "data", "--output_root", tmp_path, *QUICK, "--cache", "none")
-    load = script.load_training_set
+    flags = (*GIVEN, "--data_root", tmp_path / "data", "--output_root", tmp_path, *QUICK)
+    load = cache.load_training_set
 
     def meanwhile(*args: object) -> object:
         path = folder / "masks" / "case03.png"
@@ -583,7 +787,7 @@ def test_masks_that_change_while_they_are_read_are_told_by_resume(train, tmp_pat
         return load(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script, "load_training_set", meanwhile)
+        patch.setattr(cache, "load_training_set", meanwhile)
         assert_succeeded(train(*flags, "--max_epochs", 1))
     assert_refused(train(*flags, "--max_epochs", 1, "--resume"), "no longer those of the run")
 
@@ -599,12 +803,16 @@ def test_a_full_disk_of_tensorboard_is_named(train, places, tmp_path, monkeypatc
     assert torch.load(tmp_path / "kvasir+gsd+given" / "checkpoint.pt", weights_only=True)["epoch"] == 1
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "text", "foreign"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "foreign", "older"])
 def test_resume_from_a_damaged_checkpoint_is_refused(train, places, copied, damage):
     path = copied / "checkpoint.pt"
     content = path.read_bytes()
     if damage == "foreign":
         torch.save({"weights": torch.zeros(3)}, path)
+    elif damage == "older":  # of before settings had today's names; it said no format
+        checkpoint = torch.load(path, weights_only=True)
+        assert checkpoint.pop("format") == 2
+        torch.save(checkpoint, path)
     else:
         path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "text": b"no checkpoint"}[damage])
     assert_refused(train(*GIVEN, *places, "--resume"), str(path), "checkpoint")
@@ -613,7 +821,7 @@ def test_resume_from_a_damaged_checkpoint_is_refused(train, places, copied, dama
 def test_interruption_between_the_last_checkpoint_and_its_log(train, places, finished, tmp_path, monkeypatch):
     """The checkpoint comes first; whatever else belongs to that epoch is made up for on --resume."""
     folder = tmp_path / finished.name
-    write_table = script.Run.write_table
+    write_table = Run.write_table
 
     def interrupted(run, name, rows):
         if len(rows) == EPOCHS:
@@ -621,7 +829,7 @@ def test_interruption_between_the_last_checkpoint_and_its_log(train, places, fin
         write_table(run, name, rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(script.Run, "write_table", interrupted)
+        patch.setattr(Run, "write_table", interrupted)
         assert train(*GIVEN, *places).code == 130
     assert len(log_rows(folder)) == EPOCHS - 1
     assert_succeeded(train(*GIVEN, *places, "--resume"))
@@ -684,26 +892,12 @@ def test_chain_of_the_scripts_on_phantoms(tmp_path):
     assert_complete(tmp_path / "model" / "phantom+gsd+02", 3, names)
 
 
-def test_scans_of_busuc_are_read_as_colour(monkeypatch):
-    for flags, channels in (((), 3), (("--channels", "1"), 1)):
-        monkeypatch.setattr(sys, "argv", ["train", "--datasets", "BUSUC", "--noise_type", "02", *flags])
-        assert script.parse_arguments().channels == channels
-    monkeypatch.setattr(sys, "argv", ["train", *map(str, GIVEN)])
-    assert script.parse_arguments().channels is None
-
-
 @pytest.mark.parametrize(
     ("batch_size", "what"),
     [(4, "the loss became non-finite in epoch 0, step 1"), (10, "the weights became non-finite in epoch 0, step 0")],
 )
 def test_divergence_is_told_before_a_checkpoint_is_written(train, places, tmp_path, batch_size, what):
     """With one step an epoch no loss has seen the weights that the step left."""
-    flags = ("--optimizer", "sgd", "--learning_rate", 1e300, "--batch_size", batch_size)
+    flags = ("--learning_rate", 1e300, "--batch_size", batch_size)
     assert_refused(train(*GIVEN, *places, *flags), what, "case0", "--learning_rate")
     assert not list(tmp_path.rglob("*.pt"))
-
-
-def test_compiling_without_a_compiler_is_refused(train, places, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    assert_refused(train(*GIVEN, *places, "--compile"), "--compile needs a C++ compiler")

@@ -23,10 +23,11 @@ from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
 
 from dataloaders import lidc, mmis
+from dataloaders.datasets import Layout
 from dataloaders.files import list_images, read_image
 from dataloaders.lidc import read_slices, read_split
-from dataloaders.noisy_folder import Layout, common_format, find_parts, load_cases, training_recipe
-from dataloaders.slic import find_maps
+from dataloaders.noisy_folder import common_format, find_parts, load_cases, training_recipe
+from dataloaders.slic import find_maps, image_sources
 from dataloaders.verification import duplicates
 from dataloaders.verification.checks import CHECKS, agreement_of
 from utils.commands.errors import UserError
@@ -127,7 +128,8 @@ def loaders_refuse(
     for kind in noise:
         try:
             parts = find_parts(folder, Layout(), kind)
-            maps = find_maps(parts.given, slic_root or folder / "images_SLIC", SIZE)
+            slic = slic_root or folder / "images_SLIC"
+            maps = find_maps(image_sources(parts.given), folder / "images", slic, SIZE)
             channels, _ = common_format(parts.images, asked)
             loaded(training_recipe(parts.train, maps, SIZE, channels, num_classes))
             load_cases(parts.cases, SIZE, channels, num_classes)
@@ -326,7 +328,7 @@ def no_superpixels(folder):
 def no_superpixels_in_the_folder(folder):
     for path in (folder / "images_SLIC").glob("*.npy"):
         path.unlink()
-    return {"segments": [("error", f"images_SLIC/case0{index}.npy") for index in range(8)]}
+    return {"segments": [("note", "images_SLIC")]}
 
 
 def file_in_place_of_superpixels(folder):
@@ -366,7 +368,14 @@ def similar_training_image(folder):
 
 def missing_superpixels(folder):
     (folder / "images_SLIC" / "case00.npy").unlink()
-    return {"segments": [("error", "images_SLIC/case00.npy")]}
+    return {"segments": [("note", "images_SLIC")]}
+
+
+def missing_superpixels_of_a_folder_of_others(folder):
+    record = folder / "images_SLIC" / "settings.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"images": "../others"}))
+    (folder / "images_SLIC" / "case00.npy").unlink()
+    return {"segments": [("error", "images_SLIC")]}
 
 
 def superpixels_of_another_size(folder):
@@ -415,7 +424,7 @@ ALONE = [
     *(image_of_five_channels, deeper_image, image_with_alpha, array_of_gaps, stack_of_slices),
     *(truncated_array_mask, array_mask_of_fractions, channels_first_mask),
     *(no_test_set, no_test_masks, no_superpixels, no_superpixels_in_the_folder, file_in_place_of_superpixels),
-    link_to_no_superpixels,
+    *(link_to_no_superpixels, missing_superpixels_of_a_folder_of_others),
 ]
 
 
@@ -466,7 +475,6 @@ def test_missing_folders_are_all_named(folder, verify):
         "files": [("error", "images_test"), ("error", "masks_test")],
         "segments": [("note", "images_SLIC")],
     }
-    assert "training will make it" in result.messages("segments")
     assert next(c["result"] for c in result.report["checks"] if c["check"] == CHECKS["stale_segments"]) == "-"
 
 
@@ -651,19 +659,38 @@ def test_impossible_settings_of_superpixels_are_a_warning(folder, verify):
     assert "out of range" in verify().messages("stale_segments")
 
 
-def test_another_training_size_needs_other_superpixels(folder, verify):
+def test_another_training_size_has_other_superpixels(folder, verify):
+    """Which training makes beside those that are there."""
     result = verify("--image_size", 48)
-    assert result.code == 1
-    assert len(result.found()["segments"]) == 8
-    assert "--image_size 48" in result.messages("segments")
-    assert result.found()["stale_segments"] == [("warning", "images_SLIC/settings.json")]
+    assert result.code == 0 and result.found() == {"segments": [("note", "images_SLIC_48")]}
+    slic = ("--save_root", folder / "images_SLIC_48", "--image_size", 48, "--n_segments", 64, "--workers", 1)
+    generate_SLIC.main(list(map(str, ("--images_root", folder / "images", *slic))))
+    assert verify("--image_size", 48).found() == {} == verify().found()
+    np.save(folder / "images_SLIC_48" / "case01.npy", np.zeros((SIZE, SIZE), np.int32))
+    assert verify("--image_size", 48).found() == {"segments": [("error", "images_SLIC_48/case01.npy")]}
+    result = verify("--image_size", 48, "--slic_root", folder / "images_SLIC")
+    assert result.code == 1 and len(result.found()["segments"]) == 8
 
 
 def test_superpixels_may_lie_elsewhere(folder, tmp_path, verify):
     (folder / "images_SLIC").rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "case02.npy").unlink()
     result = verify("--slic_root", tmp_path / "elsewhere")
-    assert result.found() == {"segments": [("error", str(tmp_path / "elsewhere" / "case02.npy"))]}
+    # Their record says where the images were from there, and so that they are of others.
+    assert result.found() == {"segments": [("error", str(tmp_path / "elsewhere"))]}
+    (tmp_path / "elsewhere").rename(folder / "maps")
+    assert verify("--slic_root", folder / "maps").found() == {"segments": [("note", "maps")]}
+
+
+def test_any_folder_of_masks(folder, tmp_path, verify):
+    (folder / "masks_DE").rename(tmp_path / "student")
+    soiled = tmp_path / "student" / "case05.png"
+    save(soiled, pixels(soiled) // 2)
+    assert verify().found() == {}
+    assert verify("--masks", tmp_path / "student").found() == {"values": [("error", str(soiled))]}
+    (tmp_path / "student").rename(folder / "student")
+    result = verify("--masks", "student")
+    assert result.code == 1 and result.found() == {"values": [("error", "student/case05.png")]}
 
 
 def test_non_ascii_names(folder, verify):
@@ -697,8 +724,8 @@ def test_names_that_are_no_text_do_not_stop_it(folder, tmp_path):
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "caf\\udce9.png" in result.stdout and "gr\\xf6\\xdfe.png" in result.stdout
-    # The one by its name; the other is unreadable, without 2 masks, without map.
-    assert json.loads((tmp_path / "r.json").read_text())["errors"] == 5
+    # The one by its name; the other is unreadable and without 2 masks.
+    assert json.loads((tmp_path / "r.json").read_text())["errors"] == 4
 
 
 def test_workers_do_not_change_the_report(folder, tmp_path, verify):
@@ -723,6 +750,8 @@ def test_workers_do_not_change_the_report(folder, tmp_path, verify):
         (["--datasets", "mmis"], "MMIS2024TASK1: no such folder"),
         (["--datasets", "lidc", "--noise_type", "DE"], "--noise_type has no meaning"),
         (["--datasets", "mmis", "--channels", "3"], "--channels has no meaning"),
+        (["--datasets", "mmis", "--masks", "masks"], "--masks has no meaning"),
+        (["--datasets", "Kvasir", "--masks", "nowhere"], "--masks nowhere"),
         (["--datasets", "Kvasir", "--raters", "4"], "--raters has no meaning"),
         (["--datasets", "Kvasir", "--data_root", "nowhere"], "--data_root nowhere: no such folder"),
     ],
@@ -735,12 +764,20 @@ def test_a_wrong_command_is_a_user_error(folder, arguments, message):
 def test_the_training_size_is_that_of_the_training_scripts(folder, tmp_path, slices, capsys):
     lidc_dataset(tmp_path / "data", slices)
     for name, size in (("kvasir", 256), ("lidc", 128)):
-        with pytest.raises(SystemExit):
-            verify_data.main(["--datasets", name, "--data_root", str(folder.parent), "--workers", "1"])
+        verify_data.main(["--datasets", name, "--data_root", str(folder.parent), "--workers", "1"])
         assert f"for training at --image_size {size}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--workers", "0"], ["--num_classes", "1"], ["--noise_type", "03"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--noise_type", "DE", "--masks", "masks"],
+        ["--workers", "0"],
+        ["--num_classes", "1"],
+        ["--noise_type", "03"],
+        [],
+    ],
+)
 def test_flags_out_of_range_exit_with_two(arguments):
     with pytest.raises(SystemExit) as stop:
         verify_data.main([*(["--datasets", "x"] if arguments else []), *arguments])
@@ -919,7 +956,7 @@ def test_all_faults_of_lidc_at_once(tmp_path, slices, verify):
         ],
         "blank_masks": [("warning", f"{name_of(1, 0)}, rater 3")],
         "blank_images": [("warning", name_of(1, 1))],
-        "segments": [("error", f"lidc_slic/{name_of(2, 2)}.npy")],
+        "segments": [("note", "lidc_slic")],
         "stale_segments": [("warning", "lidc_slic/settings.json")],
         "patients": [("warning", "LIDC-IDRI-0003")],
         "exact_between": [("warning", name_of(4, 0))],
@@ -962,7 +999,8 @@ def test_broken_files_of_lidc_are_errors_where_training_refuses(tmp_path, slices
     with pytest.raises(UserError):
         contents = read_slices(folder / lidc.PICKLE, 4)
         train, _ = read_split(folder, contents)
-        loaded(lidc.training_recipe(folder / lidc.PICKLE, train, [0] * 12, folder / "lidc_slic", SIZE, 2))
+        maps = find_maps(lidc.slic_sources(train), folder / lidc.PICKLE, folder / "lidc_slic", SIZE)
+        loaded(lidc.training_recipe(folder / lidc.PICKLE, train, [0] * 12, maps, SIZE, 2))
 
 
 # --- MMIS -------------------------------------------------------------------------------------------------------------
@@ -1021,7 +1059,7 @@ def test_all_faults_of_mmis_at_once(tmp_path, verify):
             ("error", "testing/test01.h5"),
             *(("error", f"training_2d/case0{case}_1.h5") for case in range(3)),
         ],
-        "segments": [("error", "train_2D_slic/case03_1.npy")],
+        "segments": [("note", "train_2D_slic")],
         "stale_segments": [("warning", "train_2D_slic/case01_2.npy")],
         "raters": [("error", mmis.SELECTION)],
         "patients": [("warning", "testing/case03.h5")],
@@ -1054,10 +1092,7 @@ def test_mmis_without_folders(tmp_path, verify):
     (tmp_path / "data" / "MMIS2024TASK1").mkdir(parents=True)
     result = verify(datasets="mmis2024")
     assert result.code == 1
-    assert result.found() == {
-        "files": [("error", "testing"), ("error", "training_2d")],
-        "segments": [("error", "train_2D_slic")],
-    }
+    assert result.found() == {"files": [("error", "testing"), ("error", "training_2d")]}
 
 
 # --- Real images ------------------------------------------------------------------------------------------------------
@@ -1094,7 +1129,8 @@ def test_radiographs_of_different_people_are_no_copies():
 
 
 @real
-def test_the_real_lidc_has_no_fault_but_its_superpixels(verify):
-    result = verify("--image_size", 128, datasets="lidc", data_root=REAL_DATA)
-    assert result.found() == {"segments": [("error", "lidc_slic")]}
+def test_the_real_lidc_has_no_fault(tmp_path, verify):
+    slic = tmp_path / "slic"  # where the images are, nobody may write
+    result = verify("--image_size", 128, "--slic_root", slic, datasets="lidc", data_root=REAL_DATA)
+    assert result.code == 0 and result.found() == {"segments": [("note", str(slic))]}
     assert result.report["facts"]["images"]["train"]["count"] == 1469

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from dataloaders.files import read_segments
+from dataloaders.slic import settings_for_more
 from dataloaders.verification.duplicates import Fingerprint, exact_copies, fingerprint, near_copies
 from utils.commands.errors import UserError, listed
 from utils.commands.jobs import run_jobs
@@ -230,40 +231,31 @@ def agreement_of(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def list_segments(
-    report: Report,
-    folder: Path,
-    stems: Iterable[str],
-    make: str,
-    known: Iterable[str] | None = None,
-    made_on_first_use: bool = False,
+    report: Report, folder: Path, origin: Path, stems: Iterable[str], known: Iterable[str] | None = None
 ) -> dict[str, Path]:
-    """The superpixel maps of a folder by stem. Those missing for ``stems`` are errors, those of none of the ``known``
-    names, which are ``stems`` by default, warnings; a folder that is ``made_on_first_use`` may be absent."""
+    """The superpixel maps of a folder by stem. Those missing for ``stems`` are a note, since training makes them of the
+    images of ``origin``, a folder or file; an error where it could not. Those of none of the ``known`` names, which are
+    ``stems`` by default, are warnings."""
     stems, root = dict.fromkeys(stems), Path(report.dataset)
-    name = short_name(folder, root)
-    remedy = f"make them with scripts/generate_SLIC.py {make} --image_size {report.settings['image_size']}"
-    if not folder.is_dir():
+    name, size = short_name(folder, root), report.settings["image_size"]
+    there = {path.stem: path for path in sorted(folder.glob("*.npy")) if path.is_file()} if folder.is_dir() else {}
+    if not there:
         report.unchecked.add("stale_segments")
-        if not made_on_first_use:
-            report.error("segments", name, f"no such folder; {remedy}")
-        elif not _can_be_made(folder):
-            report.error("segments", name, "superpixels cannot be kept there; give another folder by --slic_root")
-        else:
-            report.note("segments", name, "no such folder; training will make it when it first runs")
-        return {}
-    there = {path.stem: path for path in sorted(folder.glob("*.npy")) if path.is_file()}
-    for stem in stems:
-        if stem not in there:
-            report.error("segments", short_name(folder / f"{stem}.npy", root), f"missing; {remedy}")
+    lacking = [stem for stem in stems if stem not in there]
+    if lacking and not _can_be_made(folder):
+        report.error("segments", name, "superpixels cannot be kept there; give another folder by --slic_root")
+    elif lacking and attempt(report.findings, "segments", name, settings_for_more, folder, origin, size) is not None:
+        text = f"of {len(lacking)} of {len(stems)} images there are none: {listed(lacking)}; training makes them"
+        report.note("segments", name, text)
     for stem in sorted(there.keys() - set(stems if known is None else known)):
         report.warn("segments", short_name(there[stem], root), "superpixels of no image; not used")
     return there
 
 
 def _can_be_made(folder: Path) -> bool:
-    if os.path.lexists(folder):  # a file, or a link to nothing
+    if os.path.lexists(folder) and not folder.is_dir():  # a file, or a link to nothing
         return False
-    above = next(path for path in folder.absolute().parents if path.exists())
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return above.is_dir() and os.access(above, os.W_OK | os.X_OK)
 
 

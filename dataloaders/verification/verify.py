@@ -11,19 +11,19 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
-from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dataloaders import files, lidc, mmis
-from dataloaders.datasets import NOISE_TYPES, Layout
+from dataloaders.datasets import LIDC, MMIS, NOISE_TYPES, Dataset
 from dataloaders.files import as_bytes, read_mask, similar_name, with_channels
 from dataloaders.noisy_folder import VAL_FRACTION, check_size, common_format
 from dataloaders.pixels import decode, load_array, read_stored
 from dataloaders.raters import split_by_patient
 from dataloaders.safe_pickle import read_object_array, read_pickle
+from dataloaders.slic import superpixel_folder
 from dataloaders.verification.checks import (
     CHECKS,
     Finding,
@@ -57,24 +57,27 @@ class _Pair(NamedTuple):
 
 def verify_folder(
     folder: Path,
-    layout: Layout,
+    known: Dataset,
     noise_type: str | None,
     image_size: int,
     num_classes: int,
     segment_folder: Path | None,
     workers: int,
     channels: int | None = None,
+    masks: Path | None = None,
 ) -> Report:
-    """Check a folder dataset: training images with every folder of masks that is there, or only that of ``noise_type``,
-    superpixels (``segment_folder``, else the layout's), test images and test masks. Training does without the last
-    three, but not with a part of them.
+    """Check a folder dataset: training images with every folder of masks that is there, or only that of ``noise_type``
+    or only ``masks``, superpixels (``segment_folder``, else the dataset's), test images and test masks. Training does
+    without the last three, but not with a part of the last two.
 
     Where training would hold images out, all are checked as if they were trained on. channels: as the training flag.
     """
     settings = {"noise_type": noise_type, "image_size": image_size, "num_classes": num_classes, "channels": channels}
+    settings |= {"masks": str(masks)} if masks else {}
+    layout = known.layout
     report = Report(str(folder), "folder", settings)
     wanted = dict.fromkeys(layout.training_masks(kind) for kind in ([noise_type] if noise_type else NOISE_TYPES))
-    mask_folders = [folder / name for name in wanted if (folder / name).is_dir()]
+    mask_folders = [masks] if masks else [folder / name for name in wanted if (folder / name).is_dir()]
     # Without any, the first is the one that is missed.
     train = _pair_up(report, folder, folder / layout.images, mask_folders or [folder / next(iter(wanted))])
     images = [image.stem for image, _ in train if image]
@@ -92,9 +95,8 @@ def verify_folder(
         if images:
             attempt(report.findings, "files", layout.images, split_by_patient, images, VAL_FRACTION, 0)
 
-    segment_folder = segment_folder or folder / layout.segments
-    make = f"--images_root {quote(str(folder / layout.images))} --save_root {quote(str(segment_folder))}"
-    segments = list_segments(report, segment_folder, images, make, made_on_first_use=True)
+    segment_folder = segment_folder or superpixel_folder(folder / layout.segments, image_size, known.image_size)
+    segments = list_segments(report, segment_folder, folder / layout.images, images)
     slic = slic_settings(report, segment_folder, image_size) if segments else None
     pairs = [_Pair("train", image, masks, segments.get(image.stem) if image else None) for image, masks in train]
     pairs += [_Pair("test", image, masks, None) for image, masks in test]
@@ -242,10 +244,8 @@ def verify_lidc(
     parts = _lidc_parts(report, folder, entries, slices)
 
     train = [name for name, part in parts.items() if part == "train" and name in entries]
-    segment_folder = segment_folder or folder / "lidc_slic"
-    segments = list_segments(
-        report, segment_folder, train, lidc.slic_flags(pickle, segment_folder, num_raters, num_classes), known=entries
-    )
+    segment_folder = segment_folder or superpixel_folder(folder / LIDC.layout.segments, image_size, LIDC.image_size)
+    segments = list_segments(report, segment_folder, pickle, train, known=entries)
     slic = slic_settings(report, segment_folder, image_size) if segments else None
     scale = 255 if slices and max(float(piece.image.max()) for piece in slices.values()) <= 1 else 1
     if scale == 255:
@@ -341,9 +341,8 @@ def verify_mmis(
     if slices:
         _check_raters(report, folder, slices, num_raters)
 
-    segment_folder = segment_folder or folder / "train_2D_slic"
-    make = mmis.slic_flags(folder, segment_folder, num_raters, num_classes)
-    segments = list_segments(report, segment_folder, slices, make)
+    segment_folder = segment_folder or superpixel_folder(folder / MMIS.layout.segments, image_size, MMIS.image_size)
+    segments = list_segments(report, segment_folder, folder / MMIS.layout.images, slices)
     slic = slic_settings(report, segment_folder, image_size) if segments else None
     items = [_CaseItem(path, "train", segments.get(stem)) for stem, path in slices.items()]
     items += [_CaseItem(path, "test", None) for there in tests.values() for path in there.values()]

@@ -2,12 +2,13 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.commands.errors import UserError, is_plain
-from utils.method.settings import FIDELITIES, METHODS, MODULES, RECIPES, Settings, help_of_set, resolve
+from utils.commands.errors import UserError, is_main_process, is_plain
+from utils.method.settings import FIDELITIES, METHODS, MODULES, RECIPES, Settings, help_of_set, resolve, where
 
 MOST_SEED = 2**32 - 1  # which every generator takes
 NO_CACHE = "none"  # --cache: nothing is stored
@@ -119,8 +120,10 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help="contour: with any method, contours are moved to the edges that the images show, a Dice loss is added, "
         "and AdamW with a cosine trains (default: %(default)s)",
     )
-    add("--without", nargs="+", choices=MODULES, metavar="MODULE", help=f"switch off of gsd: {', '.join(MODULES)}")
-    add("--set", nargs="+", metavar="NAME=VALUE", help=f"any other setting. {help_of_set()}")
+    # "extend": given twice, both count.
+    modules = f"switch off of gsd: {', '.join(MODULES)}"
+    add("--without", nargs="+", action="extend", choices=MODULES, metavar="MODULE", help=modules)
+    add("--set", nargs="+", action="extend", metavar="NAME=VALUE", help=f"any other setting. {help_of_set()}")
     add(
         "--tau",
         type=_tau,
@@ -151,7 +154,7 @@ def settings_of(
 ) -> Settings:
     """The settings of a run, from its flags and what is known of its dataset (`utils.method.settings.resolve`).
 
-    A flag without effect is named on stdout: runs that are compared may share their flags. Raises `UserError`.
+    A flag without effect is named on stderr: runs that are compared may share their flags. Raises `UserError`.
     """
     if args.exp and (Path(args.exp).name != args.exp or not is_plain(args.exp)):
         raise UserError(f"--exp {args.exp!a}: a part of a folder's name, without separators and control characters")
@@ -159,11 +162,16 @@ def settings_of(
         settings = resolve(vars(args), dataset, tau_table, clean)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for name in ("tau", "ratecp"):
-        if getattr(args, name) is not None and name in settings.method.idle:
-            print(f"note: --{name} {getattr(args, name)}: of no effect with --method {settings.method.method}")
+    notes = [
+        f"note: --{name} {getattr(args, name)}: of no effect with {where(settings.method)}"
+        for name in ("tau", "ratecp")
+        if getattr(args, name) is not None and name in settings.method.idle
+    ]
     if args.slic_root and not settings.superpixels_vote:
-        print(f"note: --slic_root {args.slic_root}: not read, since no superpixels vote in this run")
+        notes.append(f"note: --slic_root {args.slic_root}: not read, since no superpixels vote in this run")
+    if is_main_process():
+        for note in notes:
+            print(note, file=sys.stderr)
     return settings
 
 

@@ -35,10 +35,13 @@ _PARENT = "GSD_NET_PARENT"  # environment variable: the process that this one is
 def run_main(main: Callable[[], None]) -> None:
     """Run a command's ``main``; a `UserError` becomes one line on stderr and exit code 2.
 
-    So does memory that runs out. Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file
+    So does memory that runs out. Of processes that train together only the main one prints more than errors.
+    Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file
     half-written.
     """
     previous = signal.signal(signal.SIGTERM, _terminate)
+    if not is_main_process():
+        sys.stdout = None  # print() then does nothing
     if sys.stderr is None:  # closed by `2>&-`; progress bars need one
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     _end_with_parent()
@@ -68,13 +71,18 @@ def run_main(main: Callable[[], None]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         name, code = ("SIGTERM", 143) if isinstance(stop, _Terminated) else ("Ctrl-C (SIGINT)", 130)
-        if os.environ.get("RANK", "0") == "0":  # of processes that torchrun started one speaks
+        if is_main_process():
             print(
                 f"stopped by {name}: no file is half-written; the same command goes on, a training run with --resume",
                 file=sys.stderr,
             )
         sys.exit(code)
     signal.signal(signal.SIGTERM, previous)
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that prints: alone, or the first of those that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -56,7 +56,7 @@ class Watch:
         kept = step.maps["kept"].flatten(1) > 0 if "kept" in step.maps else torch.ones_like(foreground)
         lost = foreground.any(dim=1) & ~(foreground & kept).any(dim=1)
         better = worse = torch.zeros_like(one_segment)
-        if self.vote in ("superpixels", "intersections") and sum(map(len, self.names)) < MOST_IMAGES:
+        if self.vote == "superpixels" and sum(map(len, self.names)) < MOST_IMAGES:
             own = explained(batch.image, batch.segments, batch.num_segments)
             other = explained(batch.image, batch.segments.roll(1, dims=0), batch.num_segments)
             # 1e-6: on a GPU the order of a sum is random, and equal segments must stay equal.

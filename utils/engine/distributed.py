@@ -5,8 +5,6 @@ its part of the test cases; the first one writes. docs/decisions.md says what th
 """
 
 import atexit
-import os
-import sys
 from typing import NamedTuple
 
 import torch
@@ -30,16 +28,10 @@ class Team(NamedTuple):
 ALONE = Team()
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one that prints, before the processes have met too."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def join_team(device: torch.device) -> Team:
     """Meet the other processes that torchrun started; a process that it did not start is a team of its own.
 
-    device: this process's own, and on a GPU the current one, as `utils.engine.device.choose_device` leaves it. All but
-    the first process print nothing but errors from here on.
+    device: this process's own, and on a GPU the current one, as `utils.engine.device.choose_device` leaves it.
     """
     if not dist.is_torchelastic_launched():
         return ALONE
@@ -48,10 +40,7 @@ def join_team(device: torch.device) -> Team:
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    team = Team(dist.get_rank(), dist.get_world_size())
-    if not team.leads:
-        sys.stdout = None  # print() then does nothing
-    return team
+    return Team(dist.get_rank(), dist.get_world_size())
 
 
 def leave_team() -> None:

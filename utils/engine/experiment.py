@@ -66,8 +66,7 @@ class Experiment:
     @property
     def vote(self) -> str | None:
         """Which regions vote on the pixels that are dropped, at whatever epoch; None if none is dropped or refined."""
-        method = self.settings.method
-        return method.vote if method.has("sgr") and method.tau > 0 else None
+        return self.settings.method.vote if self.settings.refines else None
 
     def forwards(self, networks: Iterable[Network]) -> list[Network]:
         """The networks' forward passes at the run's precision."""

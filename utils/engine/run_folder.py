@@ -14,7 +14,7 @@ from utils.commands.files import claimed, read_json, write_atomically, write_jso
 from utils.engine.checkpoint import FORMAT, _read_history, read_checkpoint
 from utils.engine.distributed import ALONE, Team, wait_for_all
 from utils.engine.figures import Figure, learning_curves, pixels, png
-from utils.method.settings import flag_of
+from utils.method.settings import ESTIMATED, flag_of
 
 RUN_FILES = (
     *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
@@ -24,7 +24,8 @@ TENSORBOARD = "tensorboard"
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
 # Settings that say where a run happens, not what it computes: --resume may change them.
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache"}
-FOUND = {"intensity"}  # not set but found in the data; its last digits may depend on the machine
+# Not set: found in the data, its last digits may depend on the machine; and in words, where tau comes from.
+FOUND = {"intensity", "tau_from"}
 PROCESSES = "processes"  # the setting that is the number of processes that train together
 DATA = "data"  # the setting that is a digest of the files that are read
 
@@ -77,7 +78,7 @@ class Run:
             self.history = _read_history(path, self.checkpoint)
             before = {PROCESSES: 1, **self.checkpoint["args"]}
             changed = self._differing(self.checkpoint["args"])
-            flags = [k for k in changed if k != DATA]  # a flag may change what is read, too
+            flags = [k for k in changed if k != DATA and not self._follows(k, before)]  # a flag may change data, too
             if changed and not flags:  # held-out images might else be trained on, and the result be of other masks
                 raise UserError(
                     f"{path}: the images, masks or superpixels are no longer those of the run, so --resume cannot "
@@ -114,6 +115,12 @@ class Run:
         """The settings that say what a run computes and are not as ``before``."""
         before = {PROCESSES: 1, **before}
         return [k for k, v in self.settings.items() if k not in PLACE_SETTINGS | FOUND and before.get(k) != v]
+
+    def _follows(self, name: str, before: dict) -> bool:
+        """Whether a setting was found in the data, then and now: other data have another."""
+        return name == "tau" and all(
+            str(settings.get("tau_from")).startswith(ESTIMATED) for settings in (before, self.settings)
+        )
 
     def _tidy(self) -> None:
         """Remove what a run that starts again, or one that was killed, has left."""

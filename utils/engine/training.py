@@ -18,7 +18,7 @@ from utils.engine.run_folder import Run
 from utils.engine.scores import SCORED_AT, set_scores
 from utils.method.gsd import Batch, Step, drop_rate, weight_cap
 from utils.method.losses import added_dice_loss
-from utils.method.settings import METHODS, MethodSettings
+from utils.method.settings import MethodSettings
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
@@ -174,7 +174,7 @@ def with_dice_loss(step: Step, label: Tensor, weight: float) -> Step:
 def schedule_of(method: MethodSettings, epoch: int) -> dict[str, float | None]:
     """The drop rate and the cap of the distance weights in ``epoch``; None where the method has no such thing."""
     return {
-        "drop_rate": drop_rate(epoch, method.tau, method.max_epochs) if METHODS[method.method].selects else None,
+        "drop_rate": drop_rate(epoch, method.tau, method.max_epochs) if "tau" not in method.idle else None,
         "weight_cap": weight_cap(epoch, method.max_epochs, method.weight_decay_rate) if method.has("gda") else None,
     }
 

@@ -55,7 +55,7 @@ class MethodSettings:
     @property
     def second_phase(self) -> bool:
         """Whether refinement and transfer ever begin."""
-        return self.has("sgr") or self.has("kt")
+        return (self.has("sgr") or self.has("kt")) and self.second_phase_from < self.max_epochs
 
     @property
     def second_phase_from(self) -> int:
@@ -144,10 +144,15 @@ class Settings:
         return self.tau_from == AUTO_TAU
 
     @property
-    def superpixels_vote(self) -> bool:
-        """Whether the run needs superpixels: they vote on pixels that are dropped."""
+    def refines(self) -> bool:
+        """Whether regions ever vote: on the pixels that are dropped."""
         method = self.method
-        return method.has("sgr") and method.vote == "superpixels" and (method.tau > 0 or self.wants_tau)
+        return method.has("sgr") and method.second_phase and (method.tau > 0 or self.wants_tau)
+
+    @property
+    def superpixels_vote(self) -> bool:
+        """Whether the run needs superpixels."""
+        return self.refines and self.method.vote == "superpixels"
 
     def with_tau(self, tau: float, tau_from: str) -> "Settings":
         """These settings with an estimated tau."""
@@ -159,7 +164,8 @@ class Settings:
         return {**asdict(self.method), "without": list(self.method.without), **asdict(self.run), **own}
 
 
-AUTO_TAU = "estimated on the masks that are trained on"
+ESTIMATED = "auto"  # how the words begin that say of an estimated tau where it comes from
+AUTO_TAU = f"{ESTIMATED}, estimated on the masks that are trained on"
 
 
 def resolve(
@@ -177,20 +183,42 @@ def resolve(
     """
     method, fidelity, recipe = (flags[name] for name in ("method", "fidelity", "recipe"))
     without = _modules(method, flags["without"])
-    by_set = dict(parse_set(text) for text in flags["set"] or ())
+    by_set = _by_set(flags["set"] or ())
     given = {name: flags[name] for name in FLAG_FIELDS if name != "tau" and flags.get(name) is not None}
-    values = {**dataset, **FIDELITIES[fidelity], **RECIPES[recipe], **by_set, **given}
+    usual = {**dataset, **FIDELITIES[fidelity], **RECIPES[recipe]}
+    values = {**usual, **by_set, **given}
     run_names = {f.name for f in fields(RunSettings)}
     run = _checked(RunSettings(**{name: value for name, value in values.items() if name in run_names}))
     own = {name: value for name, value in values.items() if name not in run_names}
     tau, tau_from = _tau(method, without, flags.get("tau"), tau_table if run.contours == "given" else None, clean)
     settings = _checked(MethodSettings(method=method, without=without, tau=tau, **own))
-    idle = [name for name in by_set if name in settings.idle]
-    if idle:
-        where = f"--method {method}" + "".join([" --without ", *" ".join(without)] if without else [])
-        raise ValueError(f"--set {idle[0]}={by_set[idle[0]]}: of no effect with {where}; leave it out")
-    exp = flags.get("exp") or _name(flags, without, by_set)
-    return Settings(settings, run, fidelity, recipe, exp, tau_from)
+    resolved = Settings(settings, run, fidelity, recipe, "", tau_from)
+    never = settings.tau == 0 and not resolved.wants_tau
+    if never and method == "gsd" and {"gda", "sgr", "kt"} <= set(without):
+        raise ValueError(f"--without {' '.join(without)}: nothing of GSD-Net is left at tau 0; write --method ce")
+    idle = settings.idle | ({"vote"} if never else set())
+    for name in by_set:
+        if name in idle:
+            raise ValueError(f"--set {name}={by_set[name]}: of no effect with {where(settings)}; leave it out")
+    chosen = by_set | {name: given[name] for name in given if name == "contours"}
+    differing = {name: value for name, value in chosen.items() if value != usual.get(name, _FIELDS[name].default)}
+    return replace(resolved, exp=flags.get("exp") or _name(flags, without, differing))
+
+
+def where(method: MethodSettings) -> str:
+    """The flags that decide which fields have an effect."""
+    off = f" --without {' '.join(method.without)}" if method.without else ""
+    return f"--method {method.method}{off}" + " and tau 0" * (METHODS[method.method].selects and method.tau == 0)
+
+
+def _by_set(texts: Iterable[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, value = parse_set(text)
+        if name in found:
+            raise ValueError(f"--set {text}: {name} is set twice; leave one out")
+        found[name] = value
+    return found
 
 
 def _modules(method: str, without: Iterable[str] | None) -> tuple[str, ...]:
@@ -217,16 +245,14 @@ def _tau(
     return 0.0, AUTO_TAU
 
 
-def _name(flags: Mapping[str, Any], without: tuple[str, ...], by_set: Mapping[str, Any]) -> str:
+def _name(flags: Mapping[str, Any], without: tuple[str, ...], differing: Mapping[str, Any]) -> str:
     """The default name of a run: the method and what differs from its defaults."""
     parts = [flags["method"], *(kind for kind in (flags["fidelity"], flags["recipe"]) if kind != "paper")]
     parts += ["without", *without] if without else []
-    contours, network = flags.get("contours"), flags.get("network")
-    if contours and contours != RECIPES[flags["recipe"]].get("contours", RunSettings.contours):
-        parts += ["contours", contours]
-    if network and network != "unet":
-        parts.append(network)
-    return "-".join([*parts, *(f"{name}-{value}" for name, value in by_set.items())])
+    if flags.get("network") not in (None, "unet"):
+        parts.append(flags["network"])
+    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in differing.items()}
+    return "-".join([*parts, *(f"{name}-{value}" for name, value in values.items())])
 
 
 # --- Fields by name ---------------------------------------------------------------------------------------------------
@@ -269,7 +295,7 @@ def _checked_value(name: str, value: Any) -> Any:
     bounds = _FIELDS[name].metadata
     low, high = bounds["low"], bounds["high"]
     if not (math.isfinite(value) and (low <= value < high if bounds["below"] else low <= value <= high)):
-        raise ValueError(f"{name} {value}: expected {values_of(name)}")
+        raise ValueError(f"{flag_of(name)} {value:g}: expected {values_of(name)}")
     return value
 
 
@@ -317,7 +343,7 @@ def in_words(settings: Settings, superpixels: str = "superpixels") -> str:
     """
     method = settings.method
     title = METHODS[method.method].title
-    title += " as published" * (settings.fidelity == "published")
+    title += " as published" * (settings.fidelity == "published" and method.method == "gsd")
     title += " + contour recipe" * (settings.recipe == "contour")
     begin = f" from epoch {method.second_phase_from}" * method.second_phase
     return "; ".join([f"{title}: {', '.join(_active(settings, superpixels))}{begin}", *_around(settings.run)])
@@ -332,10 +358,10 @@ def _active(settings: Settings, superpixels: str) -> Iterable[str]:
         yield f"selection ({tau})"
     if method.has("gda"):
         yield "GDA" + " (whole distances)" * (method.distance == "floored")
-    if method.has("sgr"):
+    if settings.refines:
         voters = superpixels if method.vote == "superpixels" else method.vote
         yield f"SGR ({voters})" if method.has("selection") else f"SGR ({voters}, {tau})"
-    if method.has("kt"):
+    if method.has("kt") and method.second_phase:
         yield "KT" + " (bounded cross-entropy)" * (method.transfer_loss == "probabilities")
 
 
@@ -343,6 +369,8 @@ def _around(run: RunSettings) -> Iterable[str]:
     """What of a run is not the paper's recipe."""
     if run.contours != RunSettings.contours:
         yield f"contours {run.contours}"
+    if run.inputs != RunSettings.inputs:
+        yield f"inputs {run.inputs}"
     if run.dice_weight:
         yield f"Dice loss x {run.dice_weight:g}"
     optimiser = (run.optimizer, run.learning_rate, run.schedule)

@@ -1,18 +1,14 @@
-"""--tau auto: the share of wrong pixels from images and masks alone."""
-
-import argparse
+"""--tau auto: the label noise rate from images and masks alone."""
 
 import numpy as np
 import pytest
 from conftest import blob
 from scipy.ndimage import gaussian_filter
 
-from utils.commands.arguments import add_training_arguments
-from utils.commands.errors import UserError
 from utils.masks.contours import levels_of, move_contour, steps
 from utils.masks.edge_profile import level_probabilities, median_level
 from utils.masks.label_quality import contour_beliefs, wrong_probability
-from utils.masks.noise_rate import estimate_tau, estimate_wrong_share, unevenness
+from utils.masks.noise_rate import FALLBACK_TAU, UnknownRate, estimate_noise_rate, estimate_tau, unevenness
 
 
 def samples(level, count=20):
@@ -24,20 +20,20 @@ def samples(level, count=20):
 
 
 @pytest.mark.parametrize("level", [0, 3, -3])
-def test_estimated_share_of_wrong_pixels(level):
+def test_estimated_rate(level):
     images, true, given = zip(*samples(level), strict=True)
     wrong = np.mean(np.array(true) != np.array(given))
-    estimate = estimate_wrong_share(zip(images, given, strict=True), 2, corrected=False)
-    left = estimate_wrong_share(zip(images, given, strict=True), 2, corrected=True)
+    estimate = estimate_noise_rate(zip(images, given, strict=True), 2, corrected=False)
+    left = estimate_noise_rate(zip(images, given, strict=True), 2, corrected=True)
     assert estimate == pytest.approx(wrong, rel=0.25, abs=0.01)
     assert 0 <= left < 0.025
 
 
 def test_empty_masks_are_taken_as_they_are():
     images, _, given = zip(*samples(0), strict=True)
-    whole = estimate_wrong_share(zip(images, given, strict=True), 2, corrected=False)
+    whole = estimate_noise_rate(zip(images, given, strict=True), 2, corrected=False)
     twice = [*images, *images], [*given, *(np.zeros_like(mask) for mask in given)]
-    assert estimate_wrong_share(zip(*twice, strict=True), 2, corrected=False) == pytest.approx(whole / 2, abs=1e-3)
+    assert estimate_noise_rate(zip(*twice, strict=True), 2, corrected=False) == pytest.approx(whole / 2, abs=1e-3)
 
 
 @pytest.mark.parametrize("value", [0, 1])
@@ -45,16 +41,20 @@ def test_empty_masks_are_taken_as_they_are():
 def test_masks_without_a_boundary_give_no_estimate(value, corrected):
     images, _, given = zip(*samples(0), strict=True)
     flat = [np.full_like(mask, value) for mask in given]
-    with pytest.raises(UserError, match=r"no mask has a boundary.* give --tau as a number"):
-        estimate_wrong_share(zip(images, flat, strict=True), 2, corrected)
+    with pytest.raises(UnknownRate):
+        estimate_noise_rate(zip(images, flat, strict=True), 2, corrected)
+    tau, why = estimate_tau(zip(images, flat, strict=True), 2, corrected)
+    assert tau == FALLBACK_TAU and "not estimated" in why and "boundary" in why
 
 
 @pytest.mark.parametrize("corrected", [True, False])
 def test_images_without_edges_give_no_estimate(corrected):
     images, _, given = zip(*samples(0), strict=True)
     noise = np.random.default_rng(0).integers(0, 256, np.shape(images), np.uint8)
-    with pytest.raises(UserError, match=r"no more of an edge.* give --tau as a number"):
-        estimate_wrong_share(zip(noise, given, strict=True), 2, corrected)
+    with pytest.raises(UnknownRate):
+        estimate_noise_rate(zip(noise, given, strict=True), 2, corrected)
+    tau, why = estimate_tau(zip(noise, given, strict=True), 2, corrected)
+    assert tau == FALLBACK_TAU == 0.05 and "not estimated" in why and "edge" in why
 
 
 def test_uneven_masks_count_as_wrong():
@@ -85,7 +85,7 @@ def test_estimate_is_the_documented_sum(corrected):
         left = move_contour(mask, move) if corrected else mask
         wrong = wrong_probability(left, contour_beliefs(mask, levels, probabilities))
         shares.append(wrong.mean() + (1.7 if corrected else 1) * unevenness(mask))
-    assert estimate_wrong_share(zip(images, given, strict=True), 2, corrected) == pytest.approx(np.mean(shares))
+    assert estimate_noise_rate(zip(images, given, strict=True), 2, corrected) == pytest.approx(np.mean(shares))
 
 
 def test_estimate_counts_unevenness():
@@ -95,28 +95,14 @@ def test_estimate_counts_unevenness():
     changed = np.mean([unevenness(mask) for mask in rough]) - np.mean([unevenness(mask) for mask in given])
     assert changed > 0.01
     for corrected, weight in ((False, 1), (True, 1.7)):
-        before, after = (
-            estimate_wrong_share(zip(images, masks, strict=True), 2, corrected) for masks in (given, rough)
-        )
+        before, after = (estimate_noise_rate(zip(images, masks, strict=True), 2, corrected) for masks in (given, rough))
         assert after - before > 0.9 * weight * changed
 
 
-@pytest.mark.parametrize("contours", ["given", "corrected"])
-def test_auto_becomes_a_number_that_is_printed_and_kept(capsys, contours):
-    args = argparse.Namespace(tau="auto", contours=contours, num_classes=2)
+@pytest.mark.parametrize("corrected", [True, False])
+def test_tau_is_the_estimate_rounded_and_says_of_what(corrected):
+    """Rounded, so that --resume finds the same."""
     pairs = [(image, given) for image, _, given in samples(3)]
-    estimate_tau(args, pairs)
-    assert args.tau == round(estimate_wrong_share(pairs, 2, contours == "corrected"), 4)
-    assert f"--tau auto: {args.tau}" in capsys.readouterr().out
-
-
-def test_only_scripts_that_can_estimate_take_auto(capsys):
-    parsers = [argparse.ArgumentParser() for _ in range(2)]
-    for parser, settings in zip(parsers, (None, {"tau": 0.1, "jitter": 0.5}), strict=True):
-        add_training_arguments(parser, 64, settings=settings)
-    assert parsers[0].parse_args(["--tau", "auto"]).tau == "auto"
-    assert [parser.parse_args(["--tau", "0.1"]).tau for parser in parsers] == [0.1, 0.1]
-    for parser, text in zip((*parsers, parsers[0]), ("1", "auto", "automatic"), strict=True):
-        with pytest.raises(SystemExit):
-            parser.parse_args(["--tau", text])
-        assert "--tau" in capsys.readouterr().err
+    tau, words = estimate_tau(iter(pairs), 2, corrected)
+    assert tau == round(estimate_noise_rate(pairs, 2, corrected), 4) and 0 < tau < 1
+    assert ("correction" in words) == corrected
