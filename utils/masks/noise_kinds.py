@@ -17,7 +17,7 @@ from skimage.draw import polygon
 from skimage.measure import find_contours
 
 from utils.commands.errors import UserError
-from utils.masks.noise import binary
+from utils.masks.noise import binary, dilation_erosion_noise, markov_noise
 
 ROTATION = 30  # degrees, the largest of `area_noise`; Li et al., MICCAI 2021
 
@@ -168,6 +168,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "Markov": Kind(markov_noise, 200, 20_000),
+    "DE": Kind(dilation_erosion_noise, 10, 1000),
     "polygon": Kind(polygon_noise, 0.125, 1 / 3),
     "affine": Kind(affine_noise, 0.1, 1),
     "elastic": Kind(elastic_noise, 0.1, 1),
@@ -176,6 +178,18 @@ KINDS = {
     "box": Kind(box_noise, 1, 10),
     "alphabeta": Kind(area_noise, 0.5, 1),
 }
+
+
+def parameters_at(kind: str, strength: float) -> dict[str, float]:
+    """The parameters of one of `KINDS` that say how strong it is.
+
+    Of Markov noise the steps, of DE the two distances, which are as far apart as the paper's 9 and 11 are.
+    """
+    if kind == "Markov":
+        return {"T": round(strength)}
+    if kind == "DE":
+        return {"low": float(f"{0.9 * strength:.3g}"), "high": float(f"{1.1 * strength:.3g}")}
+    return {"strength": strength}
 
 
 def matching_strength(rate: Callable[[float], float], target: float, start: float, largest: float) -> float:
