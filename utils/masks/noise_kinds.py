@@ -64,8 +64,8 @@ def elastic_noise(mask: np.ndarray, rng: np.random.Generator, strength: float = 
     foreground = binary(mask)
     height, width = foreground.shape
     diameter = _diameter(foreground)
-    spacing = max(diameter / 2, 4)
-    grid = rng.standard_normal((round(height / spacing) + 2, round(width / spacing) + 2, 2))
+    nodes = [max(2, round(size / max(diameter / 2, 4))) for size in (height, width)]
+    grid = rng.standard_normal((*nodes, 2))
     field = cv2.resize(strength * diameter * grid, (width, height), interpolation=cv2.INTER_CUBIC)
     down, right = np.indices((height, width)) + field.transpose(2, 0, 1)
     bent = cv2.remap(
