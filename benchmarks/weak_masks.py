@@ -6,7 +6,8 @@
 The first command draws 5 % of the training images (--share, --seed), trains train_GSD-Net.py --method ce on their clean
 masks, lets scripts/predict.py predict every training image, and writes one mask an image to masks_weak in the dataset's
 folder (--save_root): the clean ones where they were drawn, else the predicted ones. It prints how wrong they are, with
-the clean ones counted. Broken off, the same command goes on where it stopped. The test images are scored and not trained on.
+the clean ones counted. Broken off, the same command goes on where it stopped. Test images are
+scored, not trained on.
 """
 
 import argparse
@@ -72,12 +73,17 @@ def small_dataset(dataset: Path, layout: Layout, share: float, seed: int, target
     return drawn
 
 
-def train_and_predict(dataset: Path, layout: Layout, args: argparse.Namespace, place: Path) -> Path:
-    """Train on the small dataset, or finish it, and predict all training images; returns the predictions' folder."""
+def train_and_predict(dataset: Path, layout: Layout, drawn: int, args: argparse.Namespace, place: Path) -> Path:
+    """Train on the small dataset of ``drawn`` images, or finish it, and predict all training images.
+
+    Returns the folder of the predictions.
+    """
     device = ("--device", args.device)
     call(
         *("train_GSD-Net.py", "--datasets", dataset.name, "--data_root", place / "data", "--noise_type", "clean"),
         *("--method", "ce", "--image_size", args.image_size, "--max_epochs", args.max_epochs, "--seed", args.seed),
+        # Small, for many steps an epoch; without a test set a fifth of the images is held out.
+        *("--batch_size", max(1, min(4, drawn * 4 // 5))),
         *("--num_classes", args.num_classes, "--output_root", place, "--exp", "weak", "--resume", *device),
         log=place / "log.txt",
         threads=args.threads,
@@ -105,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         keep_settings(save_root, settings, args.overwrite, outputs, exclusive=True)
         drawn = small_dataset(dataset, layout, args.share, args.seed, place / "data" / dataset.name)
         print(f"{len(drawn)} of {len(clean)} clean masks are trained on; log: {place / 'log.txt'}", flush=True)
-        predicted = list_images(train_and_predict(dataset, layout, args, place))
+        predicted = list_images(train_and_predict(dataset, layout, len(drawn), args, place))
         rates = []
         for stem, path in clean.items():
             truth = read_mask(path, args.num_classes).labels

@@ -188,14 +188,14 @@ def parameters_at(kind: str, strength: float) -> dict[str, float]:
     if kind == "Markov":
         return {"T": round(strength)}
     if kind == "DE":
-        return {"low": float(f"{0.9 * strength:.3g}"), "high": float(f"{1.1 * strength:.3g}")}
+        return {"low": float(f"{0.9 * strength:.4g}"), "high": float(f"{1.1 * strength:.4g}")}
     return {"strength": strength}
 
 
 def matching_strength(rate: Callable[[float], float], target: float, start: float, largest: float) -> float:
     """The strength at which ``rate``, which grows with it, is ``target`` to one in a hundred, or as near as it gets.
 
-    Doubles the strength from ``start`` until the rate is above the target, then bisects; three digits. Raises
+    Doubles the strength from ``start`` until the rate is above the target, then bisects; four digits. Raises
     `UserError` if the rate at the ``largest`` strength is below the target.
     """
     rates: dict[float, float] = {}
@@ -213,7 +213,7 @@ def matching_strength(rate: Callable[[float], float], target: float, start: floa
             )
         low, high = high, min(2 * high, largest)
     while min(abs(found - target) for found in rates.values()) > target / 100:
-        middle = float(f"{(low + high) / 2:.3g}")
+        middle = float(f"{(low + high) / 2:.4g}")
         if middle in rates or not low < middle < high:
             break
         low, high = (middle, high) if below(middle) else (low, middle)
