@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.stats import multivariate_t
 
 from utils.method.losses import (
     bounded_cross_entropy_map,
@@ -16,6 +17,7 @@ from utils.method.losses import (
     generalised_cross_entropy_map,
     reverse_cross_entropy_map,
     soft_dice,
+    student_t_loss,
     symmetric_cross_entropy_map,
     symmetric_kl_map,
 )
@@ -278,3 +280,72 @@ def test_the_losses_pass_gradients_through_every_argument():
         return *of_one, *of_both, soft_dice(log_p.exp(), label)
 
     assert torch.autograd.gradcheck(losses, logits)
+
+
+def student_t_by_scipy(probability, label, nu, mask):
+    """Of each image the mean over the foreground classes of what SciPy says of the errors at the pixels of ``mask``."""
+    losses = []
+    for p, y, inside in zip(probability.double().numpy(), label.numpy(), mask.numpy(), strict=True):
+        errors = [(p[k] - (y == k))[inside] for k in range(1, len(p))]
+        losses.append(np.mean([-multivariate_t.logpdf(e, np.zeros(len(e)), np.eye(len(e)), df=nu) for e in errors]))
+    return torch.tensor(losses)
+
+
+@any_rank_and_classes
+@pytest.mark.parametrize("nu", [0.3, math.e, 40])
+def test_student_t_loss_is_the_likelihood_of_the_errors(shape, classes, nu):
+    probability, label = random_log_p(shape, classes, 0).exp(), random_label(shape, classes)
+    log_nu = torch.tensor(math.log(nu))
+    every = torch.ones_like(label, dtype=torch.bool)
+    loss = student_t_loss(probability, label, log_nu)
+    assert loss.shape == (2,) and loss.dtype == probability.dtype
+    expected = student_t_by_scipy(probability, label, nu, every)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    some = torch.rand(label.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    expected = student_t_by_scipy(probability, label, nu, some)
+    torch.testing.assert_close(
+        student_t_loss(probability, label, log_nu, some).double(), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_student_t_loss_of_one_pixel():
+    """nu = 1 is the Cauchy density 1 / (pi (1 + e^2)), here of an error of 3/4."""
+    probability = torch.tensor([0.75, 0.25]).reshape(1, 2, 1, 1)
+    loss = student_t_loss(probability, torch.ones(1, 1, 1, dtype=torch.long), torch.tensor(0.0))
+    assert loss.item() == pytest.approx(math.log(math.pi * (1 + 9 / 16)))
+
+
+def test_student_t_loss_at_training_size_keeps_its_digits():
+    """Of a million's size its terms nearly cancel: the loss and nu's gradient in float32 are those of float64."""
+    probability = random_log_p((256, 256), 2, 0, spread=4).exp()
+    label = random_label((256, 256), 2)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        log_nu = torch.tensor(1.0, dtype=dtype, requires_grad=True)
+        loss = student_t_loss(probability.to(dtype), label, log_nu).mean()
+        loss.backward()
+        results.append((loss.item(), log_nu.grad.item()))
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert abs(results[1][0]) > 1000
+
+
+def test_student_t_loss_teaches_the_networks_and_nu():
+    logits = torch.randn(
+        2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True
+    )
+    log_nu = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    label = random_label((4, 5), 3)
+    assert torch.autograd.gradcheck(lambda x, n: student_t_loss(x.softmax(dim=1), label, n), (logits, log_nu))
+
+
+def test_an_image_full_of_errors_pulls_less_in_the_student_t_loss_than_in_the_squared_error():
+    """The pull on a pixel, (nu + D) e / (nu + |e|^2), falls where the other pixels of the image are wrong as well."""
+    label = torch.zeros(2, 8, 8, dtype=torch.long)
+    foreground = torch.full((2, 8, 8), 0.1)
+    foreground[1, :6] = 0.9
+    probability = torch.stack([1 - foreground, foreground], dim=1).requires_grad_()
+    student_t_loss(probability, label, torch.tensor(1.0)).sum().backward()
+    pull = probability.grad[:, 1, 7, 7]
+    nu = math.e
+    assert pull[0].item() == pytest.approx((nu + 64) * 0.1 / (nu + 64 * 0.01), rel=1e-5)
+    assert pull[1].item() == pytest.approx((nu + 64) * 0.1 / (nu + 48 * 0.81 + 16 * 0.01), rel=1e-5)

@@ -17,6 +17,7 @@ from PIL import Image
 from utils.commands.errors import UserError
 from utils.commands.jobs import run_jobs
 from utils.masks.noise import dilation_erosion_noise, file_generator, markov_noise
+from utils.masks.noise_kinds import KINDS
 from utils.masks.superpixels import slic_segments
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -29,7 +30,7 @@ QUICK = ["--workers", "1", "--T", "20", "--theta2", "0.3"]
 
 def noise(masks, saved, *arguments):
     """Run generate_simulated_noise in this process: few, large steps of Markov noise unless ``arguments`` say more."""
-    quick = QUICK[:2] if "DE" in arguments else QUICK
+    quick = QUICK[:2] if "--noisetype" in arguments else QUICK
     generate_simulated_noise.main(["--gts_root", str(masks), "--save_root", str(saved), *quick, *arguments])
 
 
@@ -265,12 +266,90 @@ def test_the_clean_masks_are_never_written_over(masks, tmp_path, monkeypatch):
         (["--figure", "noise.pdf"], "--figure must be a .png file"),
         (["--range", "2", "3"], "--range has no meaning for --noisetype Markov"),
         (["--noisetype", "DE", "--theta1", "0.2"], "--theta1 has no meaning for --noisetype DE"),
+        (["--strength", "0.2"], "--strength has no meaning for --noisetype Markov"),
+        (["--noisetype", "box", "--T", "3"], "--T has no meaning for --noisetype box"),
+        (["--noisetype", "polygon", "--strength", "0.4"], "--strength .*at most 0.333, got 0.4"),
+        (["--noisetype", "box", "--strength", "0"], "--strength .*above 0"),
+        (["--noisetype", "box", "--strength", "nan"], "--strength .*got nan"),
+        (["--noisetype", "box", "--target_rate", "0"], "--target_rate must be between 0 and 1"),
+        (["--noisetype", "box", "--target_rate", "0.1", "--strength", "1"], "--target_rate finds --strength"),
+        (["--target_rate", "0.1"], "--target_rate finds --T"),
+        (["--noisetype", "box", "--target_rate", "0.9"], "--target_rate 0.9: .*at most"),
+        (["--alpha", "0"], "--alpha must be above 0"),
+        (["--alpha", "1.1"], "--alpha must be above 0 and at most 1"),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_written(masks, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         noise(masks, tmp_path / "noisy", *arguments)
     assert not (tmp_path / "noisy").exists()
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if name not in ("Markov", "DE")])
+def test_every_kind_is_written_with_its_strength(masks, tmp_path, kind):
+    usual = KINDS[kind]
+    noise(masks, tmp_path / "usual", "--noisetype", kind)
+    noise(masks, tmp_path / "half", "--noisetype", kind, "--strength", str(usual.strength / 2))
+    for folder, strength in (("usual", usual.strength), ("half", usual.strength / 2)):
+        assert json.loads((tmp_path / folder / "settings.json").read_text())["strength"] == strength
+        for path in masks.iterdir():
+            clean = np.asarray(Image.open(path)) // 255
+            expected = usual.noise(clean, file_generator(0, path.stem), strength)
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / folder / path.name)), 255 * expected)
+
+
+def test_the_strength_of_a_target_rate_is_found_printed_kept_and_typed_again(masks, tmp_path, capsys):
+    def rate(folder):
+        pairs = [[np.asarray(Image.open(root / path.name)) for root in (masks, folder)] for path in masks.iterdir()]
+        return np.mean([(clean != noisy).mean() for clean, noisy in pairs])
+
+    for kind, flag, names in (("affine", "--strength", ("strength",)), ("DE", "--range", ("low", "high"))):
+        noise(masks, tmp_path / kind, "--noisetype", kind, "--target_rate", "0.1")
+        assert rate(tmp_path / kind) == pytest.approx(0.1, abs=0.01)
+        settings = json.loads((tmp_path / kind / "settings.json").read_text())
+        assert settings["target_rate"] == 0.1
+        assert f"{names[0]} {settings[names[0]]:g}" in capsys.readouterr().out
+        typed = [str(settings[name]) for name in names]
+        noise(masks, tmp_path / f"{kind} typed", "--noisetype", kind, flag, *typed)
+        made, again = contents(tmp_path / kind), contents(tmp_path / f"{kind} typed")
+        made.pop("settings.json"), again.pop("settings.json")
+        assert made == again
+        noise(masks, tmp_path / kind, "--noisetype", kind, "--target_rate", "0.1")
+        assert "4 already there" in capsys.readouterr().out
+
+
+def test_a_target_rate_keeps_the_thetas_of_markov_noise(masks, tmp_path):
+    places = ["--gts_root", str(masks), "--save_root", str(tmp_path / "noisy"), "--workers", "1"]
+    generate_simulated_noise.main([*places, "--theta1", "0.2", "--theta2", "0.3", "--target_rate", "0.1"])
+    settings = json.loads((tmp_path / "noisy" / "settings.json").read_text())
+    assert (settings["theta1"], settings["theta2"]) == (0.2, 0.3) and isinstance(settings["T"], int)
+
+
+def test_a_share_of_the_masks_gets_noise_and_the_others_are_copies(masks, tmp_path, capsys):
+    for index in range(4, 10):
+        save(masks / f"case {index}.png", 255 * ellipse())
+    noise(masks, tmp_path / "all")
+    noise(masks, tmp_path / "some", "--alpha", "0.35")
+    assert "chosen for noise: 3" in capsys.readouterr().out  # of ten, rounded down
+    clean, every, some = (contents(folder) for folder in (masks, tmp_path / "all", tmp_path / "some"))
+    pixels = {name: np.asarray(Image.open(tmp_path / "some" / name)) for name in clean}
+    copies = {name for name, value in pixels.items() if (value == np.asarray(Image.open(masks / name))).all()}
+    assert len(copies) == 7
+    assert all(some[name] == every[name] for name in clean.keys() - copies)
+    assert json.loads((tmp_path / "some" / "settings.json").read_text())["alpha"] == 0.35
+    assert "alpha" not in json.loads((tmp_path / "all" / "settings.json").read_text())
+    noise(masks, tmp_path / "others", "--alpha", "0.35", "--seed", "1")
+    other = {
+        n for n in clean if (np.asarray(Image.open(tmp_path / "others" / n)) == np.asarray(Image.open(masks / n))).all()
+    }
+    assert len(other) == 7 and other != copies
+
+
+def test_a_target_rate_of_masks_that_cannot_be_read_names_them(tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "broken.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of 1 masks can be read(.|\n)*broken.png"):
+        noise(tmp_path / "masks", tmp_path / "noisy", "--noisetype", "box", "--target_rate", "0.1")
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path):

@@ -50,7 +50,7 @@ def markov_noise(
     Draws from rng: T numbers for the steps, then in each step one for every boundary pixel in row-major order, none
     once the mask is empty or full. Raises ValueError if mask is not such an array. Source: docs/method.md section 6.
     """
-    foreground = _foreground(mask)
+    foreground = binary(mask)
     height, width = mask.shape
     # Background and foreground lie as two flat arrays, in rows that end in a column belonging to neither, below and
     # above a row belonging to neither: so the four neighbours of all pixels are contiguous slices, and no pixel has a
@@ -97,7 +97,7 @@ def dilation_erosion_noise(mask: np.ndarray, rng: np.random.Generator, low: floa
     for the coin (< 0.5 dilates), one for u. Raises ValueError if mask is not such an array. Source: docs/method.md
     section 6.
     """
-    foreground = _foreground(mask)
+    foreground = binary(mask)
     dilates = rng.random() < 0.5
     level = rng.uniform(low, high)
     if foreground.all() or not foreground.any():  # no boundary to measure from
@@ -107,7 +107,7 @@ def dilation_erosion_noise(mask: np.ndarray, rng: np.random.Generator, low: floa
     return (~kept if dilates else kept).astype(np.uint8)
 
 
-def _foreground(mask: np.ndarray) -> np.ndarray:
+def binary(mask: np.ndarray) -> np.ndarray:
     """A mask as bool (H,W); ValueError if it is of another shape or holds other values than 0 and 1."""
     foreground = mask == 1
     if mask.ndim != 2 or not np.array_equal(mask, foreground):

@@ -5,6 +5,7 @@ K >= 2. A pixel that is ignored has no label: its cross-entropy is 0, and it is 
 Inputs should be float32: halves lose the small differences that selection rests on.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = 255  # the label of a pixel without one; above every class
+T_LOSS_EPSILON = 1e-8  # keeps nu above 0; of the authors' program
 
 
 def cross_entropy_map(log_p: Tensor, label: Tensor) -> Tensor:
@@ -106,6 +108,31 @@ def added_dice_loss(taught: Sequence[tuple[Tensor, Tensor]], label: Tensor) -> T
     """
     losses = [1 - foreground_dice(log_p.exp(), label, keep) for log_p, keep in taught]
     return torch.stack(losses).sum()
+
+
+def student_t_loss(probability: Tensor, label: Tensor, log_nu: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The T-Loss of each image, (B,): the negative log-likelihood of its errors under a multivariate Student t.
+
+    With D pixels, e_k the probabilities of a class k minus its one-hot label, and nu = exp(log_nu) + 1e-8:
+
+        lgamma(nu / 2) - lgamma((nu + D) / 2) + D / 2 log(pi nu) + (nu + D) / 2 log(1 + |e_k|^2 / nu)
+
+    and of that the mean over the classes 1..K-1. An image full of errors counts by their logarithm only. The value,
+    which may be negative, and its gradients grow like D.
+
+    probability: (B,K,*S). log_nu: a scalar, learned with the networks, at first 1. mask: (B,*S), True where the label
+    counts, by default everywhere; D is the number of these pixels, and the loss the likelihood of their errors alone.
+    Source: Gonzalez-Jimenez et al., MICCAI 2023, there for K = 2, with the unit matrix for their Sigma.
+    """
+    squares = (probability - _one_hot(probability, label))[:, 1:] ** 2
+    if mask is None:
+        mask = torch.ones_like(label, dtype=torch.bool)
+    error = (squares * mask.unsqueeze(1)).flatten(2).sum(dim=2).double()  # (B,K-1)
+    # In double precision: for D = 65536 terms of a million nearly cancel.
+    pixels = mask.flatten(1).sum(dim=1, keepdim=True).double()
+    nu = log_nu.double().exp() + T_LOSS_EPSILON
+    normaliser = torch.lgamma(nu / 2) - torch.lgamma((nu + pixels) / 2) + pixels / 2 * torch.log(math.pi * nu)
+    return (normaliser + (nu + pixels) / 2 * torch.log1p(error / nu)).mean(dim=1).to(probability.dtype)
 
 
 def _one_hot(probability: Tensor, label: Tensor) -> Tensor:
