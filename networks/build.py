@@ -155,5 +155,6 @@ def networks_of(checkpoint: dict) -> nn.ModuleList:
     if not (0 < channels <= MOST_CHANNELS and 2 <= classes <= MOST_CHANNELS):
         raise ValueError(f"{channels} channels and {classes} classes")
     networks = two_networks(model.get("network", PAPER), channels, classes, seed=0)
-    networks.load_state_dict(weights)
+    # What a method learns beside its networks has no number before its name.
+    networks.load_state_dict({key: value for key, value in weights.items() if key.split(".")[0].isdigit()})
     return networks.eval()

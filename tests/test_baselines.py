@@ -1,6 +1,7 @@
 """The methods that GSD-Net is compared with, from their papers' formulas, and all of them on a toy problem."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -28,11 +29,16 @@ def batch_of(label, jittered=0.0):
     return Batch(image, torch.full_like(image, jittered), label, torch.full(label.shape, 10.0), segments, 1)
 
 
+def stepped(method):
+    """The step of a method, what it learns at its first value."""
+    return partial(step_of(method), **{name: torch.tensor(value) for name, value in METHODS[method].learned})
+
+
 def run(method, logits, label, tau=0.0, epoch=LATE):
     """A step of two networks that give these logits (B,K,*S) whatever they see."""
     networks = [lambda view, values=values: values for values in logits]
     settings = MethodSettings(method, tau=tau)
-    return step_of(method)(networks, batch_of(label), epoch, settings, 0.5, torch.arange(len(label)))
+    return stepped(method)(networks, batch_of(label), epoch, settings, 0.5, torch.arange(len(label)))
 
 
 def problem(shape=(5, 6), classes=2, batch=3):
@@ -99,7 +105,7 @@ def test_each_network_sees_its_own_view(method):
 
     label = torch.zeros(2, 3, 4, dtype=torch.long)
     settings = MethodSettings(method, tau=0.1)
-    step_of(method)([network] * 2, batch_of(label, jittered=0.5), 0, settings, 0.5, torch.arange(2))
+    stepped(method)([network] * 2, batch_of(label, jittered=0.5), 0, settings, 0.5, torch.arange(2))
     assert seen == [[0], [0.5]]
 
 
@@ -290,7 +296,7 @@ def test_a_small_training_run_learns_the_truth_from_noisy_labels(method):
     optimiser = torch.optim.SGD(networks.parameters(), lr=0.05, momentum=0.9)
 
     def step() -> Step:
-        return step_of(method)(list(networks), batch, LATE, settings, 0.5, torch.tensor([1, 2, 3, 0]))
+        return stepped(method)(list(networks), batch, LATE, settings, 0.5, torch.tensor([1, 2, 3, 0]))
 
     first = step().loss.item()
     for _ in range(80):

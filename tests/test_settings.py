@@ -401,7 +401,7 @@ def test_help_answers_at_once_and_is_short(program):
     assert outcome.returncode == 0
     assert not re.search(r"\| +(torch|torchvision|cv2|skimage|scipy)$", outcome.stderr, re.MULTILINE)
     flags = re.findall(r"^  (?:-\w, )?(--\w+)", outcome.stdout, re.MULTILINE)
-    assert len(flags) == len(set(flags)) <= 31 and {"--method", "--set", "--resume"} <= set(flags)
+    assert len(flags) == len(set(flags)) <= 36 and {"--method", "--set", "--resume"} <= set(flags)
     assert all(name in outcome.stdout for name, *_ in SET)
 
 

@@ -5,6 +5,7 @@ its part of the test cases; the first one writes. docs/decisions.md says what th
 """
 
 import atexit
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,13 @@ def average(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values / dist.get_world_size()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every process the mean of the gradients of parameters that are in no shared network (`shared`)."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = average(parameter.grad)
 
 
 def average_buffers(networks: nn.Module) -> None:

@@ -102,7 +102,7 @@ def networks_of(args: argparse.Namespace, channels: int, batch: int, start: Star
             name, channels, args.num_classes, args.seed, NO_WEIGHTS if start else args.encoder_weights
         )
         if start:
-            networks.load_state_dict(start.weights)
+            networks.load_state_dict({key: value for key, value in start.weights.items() if key[0].isdigit()})
     except ValueError as error:
         raise UserError(str(error)) from error
     except RuntimeError as error:
@@ -135,6 +135,10 @@ def experiment_of(
     if args.batch_size % team.size:
         raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
     name, networks = networks_of(args, channels, args.batch_size // team.size, start)
+    method = settings.method.method
+    learned = dict(METHODS[method].learned)
+    for parameter, value in learned.items():  # beside the networks: in their optimiser and checkpoint
+        networks.register_parameter(parameter, nn.Parameter(torch.tensor(value)))
     if device.type == "cpu":
         keep_freed_memory()
     repeat_exactly(args.deterministic)
@@ -148,7 +152,7 @@ def experiment_of(
         team=team,
         optimiser=optimiser_of(run.optimizer, networks, run.learning_rate),
         learning_rate=partial(learning_rate_at, run.schedule, run.learning_rate),
-        step=step_of(settings.method.method),
+        step=partial(step_of(method), **{parameter: getattr(networks, parameter) for parameter in learned}),
         settings=settings,
         description=description,
         epoch_batches=epoch_batches,

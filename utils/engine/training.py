@@ -9,7 +9,7 @@ from torch import Tensor
 from utils.commands.errors import UserError, listed, warn
 from utils.commands.jobs import progress
 from utils.engine.diagnostics import Watch, empty_predictions
-from utils.engine.distributed import average, average_buffers, gather
+from utils.engine.distributed import average, average_buffers, average_gradients, gather
 from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
 from utils.engine.figures import method_panels
@@ -147,6 +147,7 @@ def train_one_epoch(
             step = with_dice_loss(step, batch.label, settings.run.dice_weight)
             experiment.optimiser.zero_grad(set_to_none=True)
             step.loss.backward()
+            average_gradients(experiment.networks.parameters(recurse=False))
             experiment.optimiser.step()
             values.append(torch.stack([step.loss.detach(), *step.parts.values()]))
             names.append(batch_names)

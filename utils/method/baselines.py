@@ -7,6 +7,7 @@ done with pixels, and what it does with a batch of images with all pixels of the
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from utils.method.losses import (
     cross_entropy_map,
     generalised_cross_entropy_map,
     masked_mean,
+    student_t_loss,
     symmetric_cross_entropy_map,
 )
 from utils.method.settings import MethodSettings
@@ -85,6 +87,28 @@ def jocor_step(
     keep = select_small_loss(loss.detach(), rate, batch.labelled)
     parts = {"pixel_loss": masked_mean(loss.detach(), batch.labelled), "kept": keep.float().mean()}
     return Step(masked_mean(loss, keep), parts, {"kept": keep}, ((log_p1, keep), (log_p2, keep)))
+
+
+def tloss_step(
+    networks: Sequence[Network],
+    batch: Batch,
+    epoch: int,
+    settings: MethodSettings,
+    mixing: float,
+    permutation: Tensor,
+    log_nu: Tensor,
+) -> Step:
+    """The T-Loss on every pixel; log_nu, a scalar, is learned with the networks, which share it.
+
+    Over the number of labelled pixels: the paper's Adam does not see the factor, but SGD's learning rate is made for
+    means over pixels. Source: Gonzalez-Jimenez et al., MICCAI 2023.
+    """
+    log_p1, log_p2 = _log_probabilities(networks, batch)
+    every = every_pixel(batch)
+    pixels = every.flatten(1).sum(dim=1).clamp(min=1)
+    losses = [student_t_loss(log_p.exp(), batch.label, log_nu, every) / pixels for log_p in (log_p1, log_p2)]
+    total = torch.stack(losses).sum(dim=0).mean()
+    return Step(total, {"pixel_loss": total.detach()}, {}, ((log_p1, every), (log_p2, every)))
 
 
 def _log_probabilities(networks: Sequence[Network], batch: Batch) -> list[Tensor]:

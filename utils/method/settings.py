@@ -85,6 +85,7 @@ class Method:
     title: str
     step: str  # module.function
     uses: tuple[str, ...] = ()  # what selects pixels uses tau
+    learned: tuple[tuple[str, float], ...] = ()  # scalars that its step learns, and their first values
 
     @property
     def selects(self) -> bool:
@@ -99,6 +100,7 @@ METHODS = {
     "gce": Method("generalised cross-entropy", "baselines.gce_step"),
     "sce": Method("symmetric cross-entropy", "baselines.sce_step"),
     "coteaching": Method("co-teaching", "baselines.coteaching_step", ("tau",)),
+    "tloss": Method("T-Loss", "baselines.tloss_step", learned=(("log_nu", 1.0),)),
     "jocor": Method("JoCoR", "baselines.jocor_step", ("tau",)),
 }
 # Section 7: the four points in which the published program departs from the paper.
