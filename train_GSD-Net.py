@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
-from utils.commands.arguments import add_training_arguments, run_flags, settings_of
+from utils.commands.arguments import add_ignore_label, add_training_arguments, run_flags, settings_of
 from utils.commands.errors import run_main
 from utils.method.settings import in_words
 
@@ -31,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
         choices=(1, 3),
         help="read grey as colour (3) or colour as grey (1) (default: as stored; BUSUC: 3)",
     )
+    add_ignore_label(parser)
     add_training_arguments(parser, image_size=256)
     return parser.parse_args()
 
@@ -79,7 +80,7 @@ def main() -> None:
     device = choose_device(args.device, args.gpu)
     team = join_team(device)
     channels, reading = common_format(parts.images, args.channels or known.channels)
-    source = training_source(parts.train, maps, args.image_size, channels, args.num_classes)
+    source = training_source(parts.train, maps, args.image_size, channels, args.num_classes, args.ignore_label)
     scored = [path for pair in (*parts.validation, *parts.cases) for path in pair]
     digest = contents_of([*source.files, *scored])  # before they are read: of files that change now, it tells later
     contours = settings.run.contours
@@ -110,8 +111,8 @@ def main() -> None:
             team=team,
         ),
         intensity=intensity,
-        cases=load_cases(parts.cases, args.image_size, channels, args.num_classes),
-        validation=load_cases(parts.validation, args.image_size, channels, args.num_classes),
+        cases=load_cases(parts.cases, args.image_size, channels, args.num_classes, args.ignore_label),
+        validation=load_cases(parts.validation, args.image_size, channels, args.num_classes, args.ignore_label),
         scored_on=parts.scored_on,
         start=start,
     )

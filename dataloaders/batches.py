@@ -6,6 +6,7 @@ on the CPU, so that the batches are the same on every device.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from utils.engine.distributed import ALONE, Team
 from utils.engine.intensity import Intensity, to_unit
-from utils.masks.geometry import squared_boundary_distance
+from utils.masks.geometry import IGNORED, squared_boundary_distance
 from utils.method.gsd import Batch
 
 
@@ -34,6 +35,11 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def ignores(self) -> bool:
+        """Whether some pixel has no label."""
+        return any(bool((labels == IGNORED).any()) for labels in self.labels.split(64))
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -106,6 +112,7 @@ def training_batches(
             distance=squared.float().sqrt(),
             segments=segments.long(),
             num_segments=data.num_segments,
+            labelled=label != IGNORED if data.ignores else None,
         )
         yield batch, [data.names[i] for i in index.tolist()]
 

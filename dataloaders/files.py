@@ -20,6 +20,7 @@ from PIL import Image
 
 from dataloaders.pixels import decode, format_of, load_array, read_stored, to_bytes
 from utils.commands.errors import UserError, check_plain, listed
+from utils.masks.geometry import IGNORED
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"}
 LOSSY = 16  # grey levels by which lossy compression may change the inside of an area
@@ -157,15 +158,32 @@ def channels_of(path: Path) -> int:
     return format_of(path).channels
 
 
-def read_mask(path: Path, num_classes: int = 2) -> Mask:
+def read_mask(path: Path, num_classes: int = 2, ignore_label: int | None = None) -> Mask:
     """A label mask. Two classes: stored 0/1 or 0/255, or grey soiled by lossy compression, thresholded at 128; of a
     palette image the colours, where they are black and white, else the indices 0/1.
     More classes: the values 0..K-1, or the indices of a palette image. An array (H,W) of whole numbers is read as grey.
+
+    Pixels of the value ``ignore_label`` become `IGNORED`, whatever the others mean.
 
     Raises `UserError` if the file is unreadable or its values are ambiguous: a third grey level, colours, values
     above K-1.
     """
     values = _mask_values(path, num_classes)
+    ignored = None if ignore_label is None else values == ignore_label
+    if ignored is not None and ignored.any():
+        rest = values[~ignored]
+        if num_classes == 2 and ignore_label == 255 and not rest.any():
+            raise UserError(
+                f"{path}: only 0 and 255 in it, and --ignore_label 255: either 255 is the foreground, then leave "
+                "--ignore_label out, or nothing is labelled as foreground, then leave this image out"
+            )
+        labels, artefacts = read_values(path, np.where(ignored, 0, values), num_classes)
+        return Mask(np.where(ignored, IGNORED, labels).astype(np.uint8), artefacts)
+    return read_values(path, values, num_classes)
+
+
+def read_values(path: Path, values: np.ndarray, num_classes: int) -> Mask:
+    """The classes that the stored values (H,W) of the mask at ``path`` stand for. Raises `UserError` as `read_mask`."""
     levels, counts = np.unique(values, return_counts=True)
     if levels[-1] < num_classes:
         return Mask(values.astype(np.uint8), False)
@@ -177,9 +195,12 @@ def read_mask(path: Path, num_classes: int = 2) -> Mask:
     shares = ", ".join(f"{level} ({count / values.size:.1%})" for level, count in zip(levels, counts, strict=True))
     found = shares if len(levels) <= 6 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
     if num_classes > 2:
-        raise UserError(f"{path}: mask values {found}; expected classes 0..{num_classes - 1} (--num_classes)")
+        more = "; if 255 is what has no label, give --ignore_label 255" if levels[-1] == 255 else ""
+        raise UserError(f"{path}: mask values {found}; expected classes 0..{num_classes - 1} (--num_classes){more}")
     classes = int(levels[-1]) + 1
     more = f"; if these are classes, give --num_classes {classes}" if len(levels) == classes else ""
+    if levels.tolist() == [0, 1, 255]:
+        more = "; if 255 is what has no label, give --ignore_label 255"
     raise UserError(f"{path}: ambiguous mask: found {found}; expected 0/1 or 0/255{more}")
 
 

@@ -16,7 +16,7 @@ from dataloaders.raters import hold_out
 from dataloaders.slic import folder_of
 from utils.commands.errors import UserError, listed
 from utils.commands.jobs import in_threads
-from utils.masks.geometry import resize_image
+from utils.masks.geometry import IGNORED, resize_image
 
 VAL_FRACTION = 0.2  # of the training images, where there is no test set
 
@@ -144,6 +144,7 @@ def training_source(
     image_size: int,
     channels: int,
     num_classes: int = 2,
+    ignore_label: int | None = None,
 ) -> TrainingSource:
     """Training images and masks with their superpixel maps, given by stem, to be brought to image_size x image_size,
     with ``channels`` channels. maps: None where no superpixels vote.
@@ -154,17 +155,20 @@ def training_source(
     names = tuple(image.stem for image, _ in pairs)
 
     def read(index: int) -> Sample:
-        image, label, artefacts = _read_pair(*pairs[index], num_classes, channels)
+        image, label, artefacts = _read_pair(*pairs[index], num_classes, channels, ignore_label)
         return Sample(image, label, pairs[index][1].name if artefacts else "")
 
     folders = {"images": pairs[0][0].parent, "masks": pairs[0][1].parent}
     settings: dict[str, object] = {name: str(folder.resolve()) for name, folder in folders.items()}
     settings |= {"segments": folder_of(maps), "names": names, "channels": channels}
+    settings |= {"ignore_label": ignore_label}
     files = [*(path for pair in pairs for path in pair), *(maps or {}).values()]
     return TrainingSource(names, read, maps, image_size, num_classes, files, settings)
 
 
-def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classes: int = 2) -> list[TestCase]:
+def load_cases(
+    pairs: Sequence[Pair], image_size: int, channels: int, num_classes: int = 2, ignore_label: int | None = None
+) -> list[TestCase]:
     """Read images, at image_size x image_size with ``channels`` channels, and the masks to score them against, at their
     own size.
 
@@ -172,7 +176,7 @@ def load_cases(pairs: Sequence[Pair], image_size: int, channels: int, num_classe
     """
 
     def read(pair: Pair) -> tuple:
-        image, label, soiled = _read_pair(*pair, num_classes, channels)
+        image, label, soiled = _read_pair(*pair, num_classes, channels, ignore_label)
         return resize_image(image, image_size), label, soiled
 
     samples = in_threads(read, pairs, "reading cases to score")
@@ -192,20 +196,21 @@ def class_shares(labels: torch.Tensor, num_classes: int, vanished: Collection[in
 
     vanished: the classes that are lost at the training size (`dataloaders.cache.LoadedSet`).
     """
-    counts = sum(piece.flatten().bincount(minlength=num_classes) for piece in labels.split(64))
-    shares = (counts / labels.numel()).tolist()
+    counts = torch.stack([piece.flatten().bincount(minlength=256) for piece in labels.split(64)]).sum(dim=0)
+    *shares, ignored = (counts[[*range(num_classes), IGNORED]] / labels.numel()).tolist()
     absent = [value for value, share in enumerate(shares) if share == 0]
     unknown, lost = ([k for k in absent if (k in vanished) == gone] for gone in (False, True))
     note = f"; in no mask: class {listed(unknown)} (is --num_classes {num_classes} right?)" if unknown else ""
     note += f"; in no mask at this size: class {listed(lost)}" if lost else ""
+    note += f"; without a label: {ignored:.2%}" if ignored else ""
     return "classes " + ", ".join(f"{value}: {share:.2%}" for value, share in enumerate(shares)) + note
 
 
 def _read_pair(
-    image_path: Path, mask_path: Path, num_classes: int, channels: int
+    image_path: Path, mask_path: Path, num_classes: int, channels: int, ignore_label: int | None
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     image = read_image(image_path, channels)
-    labels, soiled = read_mask(mask_path, num_classes)
+    labels, soiled = read_mask(mask_path, num_classes, ignore_label)
     check_size(mask_path, labels, image_path, image)
     return image, labels, soiled
 

@@ -54,12 +54,12 @@ from dataloaders.noisy_folder import check_size, find_dataset
 from utils.audit import applied
 from utils.audit.channels import choose_channels
 from utils.audit.folds import FIXED, SHARED, check_unchanged, fold_parts, train_fold, training_flags
-from utils.audit.judging import Contour, Judged, contours_of, judge, look
+from utils.audit.judging import Contour, Judged, contours_of, judge, look, stored_mask
 from utils.audit.marks import read_audit, read_marks
 from utils.audit.page import Entry, audit_page
 from utils.audit.pictures import picture
 from utils.audit.report import doubt_of, notes, summary, worst_first
-from utils.commands.arguments import number
+from utils.commands.arguments import add_ignore_label, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import (
     claimed,
@@ -110,6 +110,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--image_size", type=number(int, 16), help="of the networks that --folds trains (default: 256)")
     add("--num_classes", type=number(int, 2, 255), help="background included (default: the checkpoint's, else 2)")
+    add_ignore_label(parser)
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
     add("--page_images", type=number(int, 1), default=200, help="images on the page, the worst (default: %(default)s)")
     add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
@@ -173,17 +174,17 @@ def check_folders(args: argparse.Namespace) -> None:
         taken[path.resolve()] = flag
 
 
-def look_at(pair: Pair, channels: int | None, num_classes: int) -> Looked:
+def look_at(pair: Pair, channels: int | None, args: argparse.Namespace) -> Looked:
     """`look` at the files of an image and its mask. Raises `UserError` if one is unreadable."""
     image_path, mask_path = pair
-    image, mask = read_image(image_path, channels), read_mask(mask_path, num_classes)
+    image, mask = read_image(image_path, channels), read_mask(mask_path, args.num_classes, args.ignore_label)
     check_size(mask_path, mask.labels, image_path, image)
     return Looked(pair, *look(image, mask.labels), mask.soiled)
 
 
 def judge_file(
     item: tuple[Looked, Contour | None, Path | None],
-    num_classes: int,
+    args: argparse.Namespace,
     estimated_root: Path,
     probability_root: Path,
 ) -> Judged:
@@ -194,11 +195,11 @@ def judge_file(
     """
     looked, contour, logits = item
     stem, mask_path = looked.pair[0].stem, looked.pair[1]
-    label = read_mask(mask_path, num_classes).labels
+    label = read_mask(mask_path, args.num_classes, args.ignore_label).labels
     views = np.load(logits) if logits else None
-    row, estimated, chance = judge(stem, label, contour, views, looked.bounded, num_classes)
+    row, estimated, chance = judge(stem, label, contour, views, looked.bounded, args.num_classes)
     stored = {
-        estimated_root: estimated * 255 if num_classes == 2 else estimated,
+        estimated_root: stored_mask(estimated, args.num_classes, args.ignore_label),
         probability_root: np.rint(255 * chance).astype(np.uint8),
     }
     for root, pixels in stored.items():
@@ -275,7 +276,7 @@ def see_all(pairs: list[Pair], args: argparse.Namespace, channels: int | None) -
     """The first look at every image, and the messages of those that are unreadable. Raises `UserError` if all are."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the processes take the cores
-    job = partial(look_at, channels=channels, num_classes=args.num_classes)
+    job = partial(look_at, channels=channels, args=args)
     results, failures = run_jobs(job, pairs, args.workers, "looking")
     cv2.setNumThreads(threads)
     looked = [result for result in results if result]
@@ -318,7 +319,7 @@ def judge_all(
     record_settings(args, model, stems, probability_root)
     job = partial(
         judge_file,
-        num_classes=args.num_classes,
+        args=args,
         estimated_root=args.refined_root,
         probability_root=probability_root,
     )
@@ -347,6 +348,7 @@ def record_settings(args: argparse.Namespace, model: "Model | None", stems: list
         "images": str(args.images_root.resolve()),
         "masks": str(args.masks_root.resolve()),
         "num_classes": args.num_classes,
+        "ignore_label": args.ignore_label,
         "checkpoint_sha256": model and model.sha256,
         "folds": args.folds
         and {"number": args.folds, "seed": args.seed, "image_size": args.image_size, "flags": args.training},
@@ -361,14 +363,14 @@ def record_settings(args: argparse.Namespace, model: "Model | None", stems: list
 
 def report(args: argparse.Namespace, channels: int | None, looked: list[Looked], judged: list[Judged]) -> None:
     """Write audit.csv and audit.html, and say on stdout what they hold."""
-    paths = {item.pair[0].stem: item.pair for item in looked}
+    pairs = {item.pair[0].stem: item.pair for item in looked}
     rows = worst_first(judged)
     write_table(args.save_root / "audit.csv", [row._asdict() for row in rows])
     shown = []
     for rank, row in enumerate(rows[: args.page_images], start=1):
-        image_path, mask_path = paths[row.image]
-        given = read_mask(mask_path, args.num_classes).labels
-        estimated = read_mask(args.refined_root / f"{row.image}.png", args.num_classes).labels
+        image_path, mask_path = pairs[row.image]
+        paths = (mask_path, args.refined_root / f"{row.image}.png")
+        given, estimated = (read_mask(path, args.num_classes, args.ignore_label).labels for path in paths)
         shown.append(Entry(rank, row, picture(read_image(image_path, channels), given, estimated, args.num_classes)))
     networks = str(args.checkpoint) if args.checkpoint else f"networks of {args.folds} folds" if args.folds else None
     title = "Audit of " + "/".join(args.masks_root.resolve().parts[-2:])

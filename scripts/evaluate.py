@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, pair_by_stem, read_mask
-from utils.commands.arguments import number
+from utils.commands.arguments import add_ignore_label, number
 from utils.commands.errors import UserError, listed, run_main, warn
 from utils.commands.files import write_json, write_table
 from utils.commands.jobs import run_jobs
@@ -44,6 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--masks", type=Path, nargs="+", required=True, help="folder of the masks to score against, one a rater")
     add("--save", type=Path, required=True, metavar="FILE.csv", help="where to write the scores of each image")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
+    add_ignore_label(parser)
     add("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes from 1 on, for the table")
     add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
     args = parser.parse_args(argv)
@@ -62,11 +63,12 @@ def find_cases(predictions: Path, mask_folders: list[Path]) -> list[tuple[Path, 
     return [(path, *(of_rater[stem] for of_rater in masks)) for stem, path in predicted.items()]
 
 
-def score(case: tuple[Path, ...], num_classes: int) -> tuple[Row, list[Path]]:
+def score(case: tuple[Path, ...], num_classes: int, ignore_label: int | None) -> tuple[Row, list[Path]]:
     """The scores of one prediction, and the files in which in-between greys were thresholded."""
     from utils.engine.metrics import case_scores  # PyTorch and MONAI: --help answers without them
 
-    read = [read_mask(path, num_classes) for path in case]
+    # A prediction has a class everywhere.
+    read = [read_mask(path, num_classes, ignore_label if number else None) for number, path in enumerate(case)]
     for path, mask in zip(case, read, strict=True):
         if mask.labels.shape != read[0].labels.shape:
             height, width = mask.labels.shape
@@ -106,7 +108,9 @@ def main(argv: list[str] | None = None) -> None:
     import utils.engine.metrics  # noqa: F401  # once, not in every process
 
     torch.set_num_threads(1)  # the processes take the cores
-    results, failures = run_jobs(partial(score, num_classes=args.num_classes), cases, args.workers, "scoring")
+    results, failures = run_jobs(
+        partial(score, num_classes=args.num_classes, ignore_label=args.ignore_label), cases, args.workers, "scoring"
+    )
     if failures:  # a mean over what is left would be that of another set
         raise UserError(
             f"{len(failures)} of {len(cases)} images cannot be scored; nothing written:\n" + "\n".join(failures)
@@ -123,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         "predictions": str(args.predictions),
         "masks": [str(folder) for folder in args.masks],
         "num_classes": args.num_classes,
+        "ignore_label": args.ignore_label,
         "images": len(cases),
         "mean": figures.means,
         "std": over_images(rows, figures.means, statistics.pstdev),

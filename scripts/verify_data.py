@@ -19,7 +19,7 @@ import cv2
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.noisy_folder import find_dataset, masks_folder
 from dataloaders.verification.verify import Report, verify_folder, verify_lidc, verify_mmis
-from utils.commands.arguments import number
+from utils.commands.arguments import add_ignore_label, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import write_json
 
@@ -38,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     which.add_argument("--noise_type", choices=NOISE_TYPES, help="check these training masks only (default: all there)")
     which.add_argument("--masks", metavar="FOLDER", help="check any folder of training masks instead")
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
+    add_ignore_label(parser)
     add("--image_size", type=number(int, 16), help="training size in pixels (default: 256, for LIDC and MMIS 128)")
     add("--raters", type=number(int, 1), help="annotators of LIDC or MMIS (default: 4)")
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
@@ -54,7 +55,7 @@ def verify(args: argparse.Namespace) -> Report:
     if args.datasets.lower() in SEVERAL_RATERS:
         name, check = SEVERAL_RATERS[args.datasets.lower()]
         folder = args.data_root / name
-        for flag in ("noise_type", "masks", "channels"):
+        for flag in ("noise_type", "masks", "channels", "ignore_label"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} has no meaning for --datasets {args.datasets}: leave it out")
         if not folder.is_dir():
@@ -64,7 +65,7 @@ def verify(args: argparse.Namespace) -> Report:
     if args.raters:
         raise UserError(f"--raters has no meaning for --datasets {args.datasets}, one mask an image: leave it out")
     known = folder_dataset(args.datasets)
-    rest |= {"channels": args.channels or known.channels}
+    rest |= {"channels": args.channels or known.channels, "ignore_label": args.ignore_label}
     rest |= {"masks": masks_folder(folder, args.masks) if args.masks is not None else None}
     return verify_folder(folder, known, args.noise_type, args.image_size or known.image_size, **rest)
 

@@ -132,6 +132,7 @@ class Task:
     num_raters: int = 1
     slic: dict | None = None  # the settings that the superpixels were made with, where they are known
     channels: int | None = None  # that images are read with, where they are not those of the files
+    ignore_label: int | None = None  # the value of a mask's pixels that have no label
 
 
 class Labels(NamedTuple):
@@ -139,7 +140,7 @@ class Labels(NamedTuple):
 
     series: str  # whose class shares are counted together
     name: str
-    values: np.ndarray  # (...,H,W) uint8 classes
+    values: np.ndarray  # (...,H,W) uint8 classes, or `IGNORED`
 
 
 class Picture(NamedTuple):
@@ -187,7 +188,7 @@ def picture_of(name: str, part: str, group: str, image: np.ndarray, kind: str, f
 
 def shares_of(labels: Labels, task: Task, findings: list[Finding]) -> tuple[str, list[float]]:
     """The share of each class; a mask of one class only, or one that loses a class at training size, is a warning."""
-    counts = np.bincount(labels.values.ravel(), minlength=task.num_classes)
+    counts = np.bincount(labels.values.ravel(), minlength=256)[: task.num_classes]
     if labels.values.max() == labels.values.min():
         value = int(labels.values.flat[0])
         text = f"full: every pixel is class {value}" if value else "empty: every pixel is background"

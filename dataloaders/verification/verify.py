@@ -65,6 +65,7 @@ def verify_folder(
     workers: int,
     channels: int | None = None,
     masks: Path | None = None,
+    ignore_label: int | None = None,
 ) -> Report:
     """Check a folder dataset: training images with every folder of masks that is there, or only that of ``noise_type``
     or only ``masks``, superpixels (``segment_folder``, else the dataset's), test images and test masks. Training does
@@ -73,6 +74,7 @@ def verify_folder(
     Where training would hold images out, all are checked as if they were trained on. channels: as the training flag.
     """
     settings = {"noise_type": noise_type, "image_size": image_size, "num_classes": num_classes, "channels": channels}
+    settings |= {"ignore_label": ignore_label}
     settings |= {"masks": str(masks)} if masks else {}
     layout = known.layout
     report = Report(str(folder), "folder", settings)
@@ -100,7 +102,10 @@ def verify_folder(
     slic = slic_settings(report, segment_folder, image_size) if segments else None
     pairs = [_Pair("train", image, masks, segments.get(image.stem) if image else None) for image, masks in train]
     pairs += [_Pair("test", image, masks, None) for image, masks in test]
-    job = partial(_look_at_pair, task=Task(folder, image_size, num_classes, slic=slic, channels=channels))
+    job = partial(
+        _look_at_pair,
+        task=Task(folder, image_size, num_classes, slic=slic, channels=channels, ignore_label=ignore_label),
+    )
     examine(report, job, pairs, workers)
     unreadable = {finding.name for finding in report.findings if finding.check == "readable"}
     readable = [pair.image for pair in pairs if pair.image and short_name(pair.image, folder) not in unreadable]
@@ -128,7 +133,7 @@ def _look_at_pair(pair: _Pair, task: Task) -> Look:
         read = load_array if path.suffix.lower() == ".npy" else decode
         if attempt(look.findings, "readable", name, read, path) is None:
             continue
-        mask = attempt(look.findings, "values", name, read_mask, path, task.num_classes)
+        mask = attempt(look.findings, "values", name, read_mask, path, task.num_classes, task.ignore_label)
         if mask is None:
             continue
         if mask.soiled:

@@ -14,7 +14,7 @@ from utils.commands.jobs import run_child
 
 REPO = Path(__file__).resolve().parents[2]
 # What the folds' trainings have of the audit: flags that both have, and flags that are set for each of them.
-SHARED = ("image_size", "num_classes", "channels", "device", "gpu", "amp", "overwrite")
+SHARED = ("image_size", "num_classes", "ignore_label", "channels", "device", "gpu", "amp", "overwrite")
 FIXED = ("datasets", "noise_type", "masks", "data_root", "output_root", "slic_root", "cache", "exp", "resume")
 
 

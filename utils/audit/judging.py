@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from utils.masks.contours import Steps, levels_of, steps
 from utils.masks.correction import EDGE_SIZE, decide
-from utils.masks.geometry import longest_side, resize_image, resize_label
+from utils.masks.geometry import IGNORED, longest_side, resize_image, resize_label
 from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
 
 
@@ -91,7 +91,7 @@ def judge(
         raise ValueError(f"{name}: neither edges in the images nor logits")
     classes = np.mean(views, axis=0)
     stays = logits is None and contour is not None and not contour.shift
-    estimated = label if stays else classes.argmax(axis=0).astype(np.uint8)
+    estimated = label if stays else np.where(label == IGNORED, IGNORED, classes.argmax(axis=0)).astype(np.uint8)
     suspected = estimated != label
     row = Judged(
         image=name,
@@ -105,6 +105,14 @@ def judge(
         network_score=scores.get("network"),
     )
     return Judgement(row, estimated, wrong_probability(label, classes).clip(0, 1))
+
+
+def stored_mask(estimated: np.ndarray, num_classes: int, ignore_label: int | None) -> np.ndarray:
+    """An estimated mask (H,W) as it is stored: of two classes 0 and 255, else the classes; what has no label keeps its
+    value."""
+    if ignore_label is None:
+        return estimated * 255 if num_classes == 2 else estimated
+    return np.where(estimated == IGNORED, ignore_label, estimated).astype(np.uint8)
 
 
 def network_probabilities(logits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

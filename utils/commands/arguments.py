@@ -144,6 +144,16 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ignore_label(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of masks in which some pixels have no label."""
+    parser.add_argument(
+        "--ignore_label",
+        type=number(int, 0, 255),
+        metavar="VALUE",
+        help="value of the mask's pixels that have no label: they are not learned and not scored",
+    )
+
+
 def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the sets with several raters an image."""
     parser.add_argument("--raters", type=number(int, 1), default=4, help="raters per image (default: %(default)s)")

@@ -6,7 +6,13 @@ from collections.abc import Collection, Sequence
 from utils.commands.arguments import add_training_arguments
 from utils.commands.errors import UserError
 
-OF_FOLDERS = ("datasets", "noise_type", "masks", "channels")  # what train_GSD-Net.py has beside those of all three
+OF_FOLDERS = (
+    "datasets",
+    "noise_type",
+    "masks",
+    "channels",
+    "ignore_label",
+)  # what train_GSD-Net.py has beside those of all three
 
 
 def training_parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from utils.commands.errors import listed
 from utils.engine.distributed import gather
 from utils.engine.scores import Row, all_empty
 from utils.method.gsd import Batch, Network, Step
+from utils.method.losses import IGNORED
 
 ENOUGH_IMAGES = 64  # that tell their superpixels from others; of fewer, true ones may be ahead by no more than chance
 MOST_IMAGES = 256  # of an epoch that are compared in each process: enough, and the cost stays small
@@ -52,7 +53,7 @@ class Watch:
         """Take in one step, on the images ``names``."""
         label, segments = batch.label.flatten(1), batch.segments.flatten(1)
         one_segment = segments.amin(dim=1) == segments.amax(dim=1)
-        foreground = label != 0
+        foreground = (label != 0) & (label != IGNORED)
         kept = step.maps["kept"].flatten(1) > 0 if "kept" in step.maps else torch.ones_like(foreground)
         lost = foreground.any(dim=1) & ~(foreground & kept).any(dim=1)
         better = worse = torch.zeros_like(one_segment)
@@ -62,7 +63,7 @@ class Watch:
             # 1e-6: on a GPU the order of a sum is random, and equal segments must stay equal.
             better, worse = own > other * (1 + 1e-6), other > own * (1 + 1e-6)
         self.images.append(torch.stack([one_segment, lost, better, worse]))
-        self.labels.append(_range(label))
+        self.labels.append(_range(label[label != IGNORED] if batch.labelled is not None else label))
         self.names.append(names)
 
     def warnings(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 
 from utils.engine.scores import set_scores
+from utils.method.losses import IGNORED
 
 SURFACE_TOLERANCE = 2.0  # pixels within which a predicted boundary counts as right in the surface Dice
 
@@ -40,10 +41,14 @@ def case_scores(
       surface Dice at 2 pixels, in [0, 1]: the means over the slices that `surface_scores` defines.
     - predicted_pixels and reference_pixels of each class.
 
-    Raises ValueError if prediction and masks differ in shape. Source: docs/method.md section 5.
+    Pixels that a rater's mask has as `IGNORED` are left out. Raises ValueError if prediction and masks differ in shape.
+    Source: docs/method.md section 5.
     """
     if masks.shape[1:] != prediction.shape:
         raise ValueError(f"prediction {prediction.shape} and masks {masks.shape[1:]} must have the same shapes")
+    ignored = (masks == IGNORED).any(axis=0)
+    if ignored.any():  # there prediction and masks agree on background, which counts for nothing
+        prediction, masks = np.where(ignored, 0, prediction), np.where(ignored, 0, masks)
     raters = len(masks)
     predicted = class_pixels(prediction, num_classes)
     marked = np.stack([class_pixels(mask, num_classes) for mask in masks])

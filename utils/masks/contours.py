@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from skimage.segmentation import expand_labels
+
+from utils.masks.geometry import IGNORED, foreground
 
 REACH = 14 / 128  # how far from the annotated contour levels are looked for, as a share of the image's side
 RING = 1 / 128  # width of the rings that are compared, likewise
@@ -49,7 +52,7 @@ def signed_distance(label: np.ndarray) -> np.ndarray:
     """Signed Euclidean distance to the boundary of the foreground in pixels, float32 (H,W): D - 1/2 inside, 1/2 - D
     outside, D the distance to the nearest pixel of the other side. Infinite where there is no boundary.
     """
-    inside = (label != 0).astype(np.uint8)
+    inside = foreground(label).astype(np.uint8)
     if inside.all() or not inside.any():
         return np.where(inside, np.inf, -np.inf).astype(np.float32)
     within, without = (cv2.distanceTransform(m, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for m in (inside, 1 - inside))
@@ -64,7 +67,7 @@ def steps(image: np.ndarray, label: np.ndarray) -> Steps:
 
 def _steps(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     (reach, width), distance, channels = _rings(label.shape), signed_distance(label), image.shape[2]
-    near = (distance >= -reach) & (distance < reach)
+    near = (distance >= -reach) & (distance < reach) & (label != IGNORED)
     ring = (np.floor(distance[near]) + reach).astype(np.intp)
     colours = image[near].astype(np.float64)
     products = (one * other for one in colours.T for other in colours.T)  # one at a time: images may have many channels
@@ -162,26 +165,19 @@ def normalised(log_probability: np.ndarray) -> np.ndarray:
 def move_contour(label: np.ndarray, level: float) -> np.ndarray:
     """The label with its foreground shrunk (level > 0) or grown (level < 0) to ``level``, like ``label``.
 
-    Pixels that the foreground gains take the class of the nearest foreground pixel (`nearest_class`).
+    Pixels that the foreground gains take the class of the nearest foreground pixel (`nearest_class`). `IGNORED` pixels
+    stay what they are.
     """
     if level == 0:
         return label
-    return np.where(signed_distance(label) > level, nearest_class(label), 0).astype(label.dtype)
+    moved = np.where(signed_distance(label) > level, nearest_class(label), 0)
+    return np.where(label == IGNORED, IGNORED, moved).astype(label.dtype)
 
 
 def nearest_class(label: np.ndarray) -> np.ndarray:
     """The class of each foreground pixel, and for the others that of the foreground pixel nearest to them, like
-    ``label`` (H,W); 0 everywhere if there is none.
-
-    Nearest by steps in a 5x5 neighbourhood, which OpenCV's labelled transform has in place of the Euclidean distance;
-    where two classes are about as far, the other one may be taken, in some pixels of a thousand.
-    """
-    background = (label == 0).astype(np.uint8)
-    if background.all():
-        return label
-    _, nearest = cv2.distanceTransformWithLabels(
-        background, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
-    )
-    class_of = np.zeros(nearest.max() + 1, label.dtype)
-    class_of[nearest[background == 0]] = label[background == 0]
-    return class_of[nearest]
+    ``label`` (H,W); 0 everywhere if there is none."""
+    inside = foreground(label)
+    if not inside.any():
+        return np.zeros_like(label)
+    return expand_labels(np.where(inside, label, 0), distance=sum(label.shape))

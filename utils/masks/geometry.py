@@ -8,6 +8,11 @@ IGNORED = 255  # the label of a pixel without one, as in utils/method/losses.py
 DISTANCE_CAP = 10  # pixels; docs/method.md section 2
 
 
+def foreground(label: np.ndarray) -> np.ndarray:
+    """Where a label (H,W) has a foreground class, bool; `IGNORED` pixels have none."""
+    return (label != 0) & (label != IGNORED)
+
+
 def squared_boundary_distance(label: np.ndarray, cap: int = DISTANCE_CAP) -> np.ndarray:
     """Squared Euclidean distance from each pixel to the nearest pixel of another class, at most cap**2, as uint8.
 

@@ -10,6 +10,7 @@ from statistics import median
 import numpy as np
 
 from utils.masks.contours import nearest_class, signed_distance
+from utils.masks.geometry import IGNORED
 
 DISAGREE = 0.5  # median score by the networks alone below which they disagree with most masks
 GAP = 0.3  # by which it may lie below that of the contours
@@ -36,12 +37,14 @@ def contour_beliefs(
 
 
 def label_quality(label: np.ndarray, beliefs: np.ndarray) -> float:
-    """How well a mask agrees with the probabilities of its classes, in [0, 1]: the Dice that is to be expected of it.
+    """How well a mask agrees with what is estimated, in [0, 1]: the Dice that is to be expected of it.
 
     2 sum(g p) / (sum(g) + sum(p)) with g the given mask of a class, 0 or 1, and p the probability of that class, over
     the pixels where either g = 1 or p >= 0.1: a faint haze over a whole image is no object. The mean over
-    the foreground classes; 1 for a class that is in neither. label: (H,W) classes, beliefs: (K,H,W).
+    the foreground classes; 1 for a class that is in neither. `IGNORED` pixels are left out. label: (H,W) classes,
+    beliefs: (K,H,W).
     """
+    beliefs = beliefs * (label != IGNORED)
     return float(np.mean([_expected_dice(label == k, belief) for k, belief in enumerate(beliefs) if k]))
 
 
@@ -52,8 +55,11 @@ def _expected_dice(given: np.ndarray, probability: np.ndarray) -> float:
 
 
 def wrong_probability(label: np.ndarray, beliefs: np.ndarray) -> np.ndarray:
-    """The probability that the class of each pixel is wrong, float32 (H,W); label: (H,W) classes, beliefs: (K,H,W)."""
-    return 1 - np.take_along_axis(beliefs, label[None].astype(np.intp), axis=0)[0]
+    """The probability that the class of each pixel is wrong, float32 (H,W); label: (H,W) classes, beliefs: (K,H,W).
+    0 for `IGNORED` pixels."""
+    ignored = label == IGNORED
+    right = np.take_along_axis(beliefs, np.where(ignored, 0, label)[None].astype(np.intp), axis=0)[0]
+    return np.where(ignored, 0, 1 - right).astype(np.float32)
 
 
 def doubtful_networks(of_networks: Sequence[float], of_contours: Sequence[float]) -> str | None:

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from utils.masks.contours import move_contour
+from utils.masks.geometry import IGNORED, foreground
 from utils.masks.label_quality import contour_beliefs
 
 SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
@@ -52,17 +53,18 @@ def estimate_noise_rates(
     """
     each = []
     for label, shift, probable in zip(labels, shifts, probabilities, strict=True):
-        foreground = 1 - contour_beliefs(label, levels, probable, num_classes)[0]
-        trained = move_contour(label, shift) != 0
+        probable_foreground = 1 - contour_beliefs(label, levels, probable, num_classes)[0]
+        labelled = label != IGNORED
+        trained = foreground(move_contour(label, shift))
+        missing = probable_foreground * (labelled & ~trained)
+        false = (1 - probable_foreground) * (labelled & trained)
         weight = UNSEEN if shift else 1
-        each.append(
-            ((foreground * ~trained).mean(), ((1 - foreground) * trained).mean(), weight * unevenness(label)),
-        )
+        each.append((missing.mean(), false.mean(), weight * unevenness(label)))
     return NoiseRates(*map(float, np.mean(each, axis=0)))
 
 
 def unevenness(label: np.ndarray) -> float:
     """The share of the pixels of a mask (H,W) that change between foreground and background when it is smoothed."""
-    inside = (label != 0).astype(np.float32)
+    inside = foreground(label).astype(np.float32)
     smooth = cv2.GaussianBlur(inside, (0, 0), SMOOTHING * max(label.shape), borderType=cv2.BORDER_REPLICATE)
-    return float(((smooth > 0.5) != (label != 0)).mean())
+    return float((((smooth > 0.5) != foreground(label)) & (label != IGNORED)).mean())

@@ -139,6 +139,7 @@ class Settings:
     recipe: str
     exp: str  # the run's name
     tau_from: str  # in words; AUTO_TAU until the masks are read
+    ignores: bool = False  # whether pixels may have no label
 
     @property
     def wants_tau(self) -> bool:
@@ -147,9 +148,9 @@ class Settings:
 
     @property
     def refines(self) -> bool:
-        """Whether regions ever vote: on the pixels that are dropped."""
+        """Whether regions ever vote: on the pixels that are dropped, or that have no label."""
         method = self.method
-        return method.has("sgr") and method.second_phase and (method.tau > 0 or self.wants_tau)
+        return method.has("sgr") and method.second_phase and (method.tau > 0 or self.wants_tau or self.ignores)
 
     @property
     def superpixels_vote(self) -> bool:
@@ -194,8 +195,9 @@ def resolve(
     own = {name: value for name, value in values.items() if name not in run_names}
     tau, tau_from = _tau(method, without, flags.get("tau"), tau_table if run.contours == "given" else None, clean)
     settings = _checked(MethodSettings(method=method, without=without, tau=tau, **own))
-    resolved = Settings(settings, run, fidelity, recipe, "", tau_from)
-    never = settings.tau == 0 and not resolved.wants_tau
+    ignores = flags.get("ignore_label") is not None
+    resolved = Settings(settings, run, fidelity, recipe, "", tau_from, ignores)
+    never = settings.tau == 0 and not resolved.wants_tau and not ignores
     if never and method == "gsd" and {"gda", "sgr", "kt"} <= set(without):
         raise ValueError(f"--without {' '.join(without)}: nothing of GSD-Net is left at tau 0; write --method ce")
     idle = settings.idle | ({"vote"} if never else set())
