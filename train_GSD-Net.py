@@ -25,6 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     masks = parser.add_mutually_exclusive_group(required=True)
     masks.add_argument("--noise_type", choices=NOISE_TYPES, help="which training masks of the dataset")
     masks.add_argument("--masks", metavar="FOLDER", help="any folder of training masks instead")
+    parser.add_argument("--partial", action="store_true", help="with --masks: train on the images that have a mask")
     parser.add_argument(
         "--channels",
         type=int,
@@ -33,7 +34,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_ignore_label(parser)
     add_training_arguments(parser, image_size=256)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.partial and not args.masks:
+        parser.error("--partial: goes with --masks FOLDER; the dataset's own masks must be complete")
+    return args
 
 
 def main() -> None:
@@ -71,7 +75,7 @@ def main() -> None:
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
     print(in_words(settings, superpixels))
     masks = masks_folder(dataset, args.masks) if args.masks is not None else None
-    parts = find_parts(dataset, layout, kind, args.val_fraction, args.seed, masks)
+    parts = find_parts(dataset, layout, kind, args.val_fraction, args.seed, masks, args.partial)
     maps = None
     if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
         images = {image.stem: image for image, _ in parts.train}

@@ -82,10 +82,12 @@ def find_parts(
     val_fraction: float | None = None,
     seed: int = 0,
     masks: Path | None = None,
+    partial: bool = False,
 ) -> Parts:
     """The images of a dataset folder, paired with their masks, and what each is for.
 
-    masks: the folder of the training masks; None: that of ``noise_type``.
+    masks: the folder of the training masks; None: that of ``noise_type``. partial: images without a mask there are left
+    out, how many is said on stdout.
     ``val_fraction`` of the training images are held out, drawn from ``seed``: by default none where there are test
     images, else a fifth. Raises `UserError` for anything missing or unpaired, if of test images and test masks only one
     is there, and if there is nothing to score on.
@@ -96,7 +98,7 @@ def find_parts(
             f"{masks}: no such folder for --noise_type {noise_type}; "
             f"make it from {folder} with scripts/generate_simulated_noise.py (scripts/README.md)"
         )
-    pairs = _pairs(folder / layout.images, masks)
+    pairs = _pairs(folder / layout.images, masks, partial)
     test_folders = folder / layout.images_test, folder / layout.masks_test
     test = _pairs(*test_folders) if any(path.exists() for path in test_folders) else []
     if val_fraction is None:
@@ -112,8 +114,13 @@ def find_parts(
     return Parts(train, [], held_out, f"held-out training masks{masks_are}", val_fraction, given)
 
 
-def _pairs(images: Path, masks: Path) -> list[Pair]:
-    return pair_by_stem(list_images(images), list_images(masks), masks)
+def _pairs(images: Path, masks: Path, partial: bool = False) -> list[Pair]:
+    there, labelled = list_images(images), list_images(masks)
+    if partial:
+        without = [stem for stem in there if stem not in labelled]
+        print(f"--partial: {len(without)} of {len(there)} images have no mask in {masks} and are left out")
+        there = {stem: path for stem, path in there.items() if stem in labelled}
+    return pair_by_stem(there, labelled, masks)
 
 
 def common_format(images: Sequence[Path], channels: int | None = None) -> tuple[int, str]:

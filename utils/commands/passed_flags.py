@@ -6,13 +6,15 @@ from collections.abc import Collection, Sequence
 from utils.commands.arguments import add_training_arguments
 from utils.commands.errors import UserError
 
+# What train_GSD-Net.py has beside the flags of all three training scripts.
 OF_FOLDERS = (
     "datasets",
     "noise_type",
     "masks",
     "channels",
     "ignore_label",
-)  # what train_GSD-Net.py has beside those of all three
+    "partial",
+)
 
 
 def training_parser() -> argparse.ArgumentParser:
