@@ -77,17 +77,17 @@ def write_dataset(
     return folder
 
 
-def folder_recipe(folder: Path, noise_type: str = "clean", image_size: int = 32, num_classes: int = 2, layout=None):
+def folder_source(folder: Path, noise_type: str = "clean", image_size: int = 32, num_classes: int = 2, layout=None):
     """How to make the training set of a whole dataset folder, with the channels that its images have."""
     from dataloaders.datasets import Layout
-    from dataloaders.noisy_folder import common_format, find_parts, training_recipe
+    from dataloaders.noisy_folder import common_format, find_parts, training_source
     from dataloaders.slic import find_maps, image_sources
 
     layout = layout or Layout()
     parts = find_parts(folder, layout, noise_type)
     images = {image.stem: image for image, _ in parts.train}
     maps = find_maps(image_sources(images), folder / layout.images, folder / layout.segments, image_size)
-    return training_recipe(parts.train, maps, image_size, common_format(parts.images)[0], num_classes)
+    return training_source(parts.train, maps, image_size, common_format(parts.images)[0], num_classes)
 
 
 def folder_cases(
@@ -100,13 +100,13 @@ def folder_cases(
     return load_cases(find_parts(folder, layout or Layout(), noise_type).cases, image_size, channels, num_classes)
 
 
-def loaded(recipe):
-    """The training set of a recipe, read into memory on the CPU."""
+def loaded(source):
+    """The training set of a source, read into memory on the CPU."""
     import torch
 
     from dataloaders.cache import load_training_set
 
-    return load_training_set(recipe, "none", None, torch.device("cpu"))
+    return load_training_set(source, "none", torch.device("cpu")).data
 
 
 def script_process(*args: object, script: Path = TRAIN_SCRIPT) -> subprocess.Popen:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import REPO, TRAIN_SCRIPT, folder_recipe, load_program, loaded
+from conftest import REPO, TRAIN_SCRIPT, folder_source, load_program, loaded
 from PIL import Image, ImageOps
 
 from dataloaders.datasets import Layout
@@ -640,7 +640,7 @@ def test_array_of_another_size_than_its_mask_says_how_arrays_lie(tmp_path):
     assert "case02.npy has 48 channels" in message
     for other in (*(folder / "images").iterdir(), *(folder / "images_test").iterdir()):
         np.save(other, np.zeros((5, 40, 48)))
-    assert "(H,W) or (H,W,C)" in refusal(lambda: loaded(folder_recipe(folder, "given", num_classes=3)))
+    assert "(H,W) or (H,W,C)" in refusal(lambda: loaded(folder_source(folder, "given", num_classes=3)))
 
 
 @pytest.mark.parametrize("channels", [2, 5, 9])

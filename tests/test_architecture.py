@@ -19,6 +19,7 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in FILES}
+OF_THE_METHOD = {"utils.method.losses", "utils.method.settings"}
 
 
 def parsed(path: Path) -> ast.Module:
@@ -73,22 +74,30 @@ def test_imports_point_one_way(room, forbidden):
     assert not wrong
 
 
-def test_the_method_imports_torch_and_losses_only():
+def test_the_method_imports_torch_losses_and_settings_only():
     outside = {
         name
         for name in imports(REPO / "utils" / "method" / "gsd.py")
         if name.split(".")[0] not in sys.stdlib_module_names
     }
-    assert {name for name in outside if name.split(".")[0] != "torch"} == {"utils.method.losses"}
+    assert {name for name in outside if name.split(".")[0] != "torch"} == OF_THE_METHOD
 
 
-def test_command_helpers_do_not_import_torch():
-    assert not tops(REPO / "utils" / "commands" / "errors.py") & {"torch", "utils"}
+def test_settings_and_arguments_import_no_torch():
+    """Whatever they import: --help and refusals of flags answer at once."""
+    needed = {"utils.method.settings", "utils.commands.arguments", "utils.commands.errors", "dataloaders.datasets"}
+    while more := {name for module in needed for name in imports(MODULES[module]) & MODULES.keys()} - needed:
+        needed |= more
+    assert not {
+        module: tops(MODULES[module]) & {"torch", "numpy", "cv2"}
+        for module in needed
+        if tops(MODULES[module]) & {"torch", "numpy", "cv2"}
+    }
 
 
 def test_no_import_cycles():
     graph = {name: imports(path) & MODULES.keys() for name, path in MODULES.items()}
-    assert graph["utils.method.gsd"] == {"utils.method.losses"}  # the graph is not empty for want of recognised names
+    assert graph["utils.method.gsd"] == OF_THE_METHOD  # the graph is not empty for want of recognised names
     while graph:
         leaves = {name for name, needed in graph.items() if not needed & graph.keys()}
         assert leaves, f"these modules import each other in a circle, or need one that does: {sorted(graph)}"

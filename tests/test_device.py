@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import folder_recipe, write_dataset
+from conftest import folder_source, write_dataset
 
 from dataloaders.batches import TrainingSet
 from dataloaders.cache import load_training_set
@@ -139,35 +139,16 @@ def test_exact_repetition_is_switched_on_and_off(monkeypatch):
         repeat_exactly(False)
 
 
-@pytest.fixture
-def load(monkeypatch, tmp_path):
-    """Load a training set for a pretended GPU, with ``space`` times its size free; returns the devices it went to."""
-    recipe = folder_recipe(write_dataset(tmp_path, train=3, image_size=32), "clean", 32)
-    size = load_training_set(recipe, "none", None, torch.device("cpu")).nbytes
-
-    def call(cache: str, space: float) -> list[torch.device]:
-        went: list[torch.device] = []
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (round(space * size), 10 * size))
-        monkeypatch.setattr(TrainingSet, "to", lambda data, device: went.append(device) or data)
-        load_training_set(recipe, cache, tmp_path / "cache", torch.device("cuda", 1))
-        return went
-
-    return call
-
-
-def test_auto_copies_the_data_where_they_take_half_of_what_is_free(load, capsys):
-    assert load("auto", 2) == [torch.device("cuda", 1)]
-    assert "it is copied there" in capsys.readouterr().out
-    assert load("auto", 1.99) == []
-    assert "it stays off the GPU" in capsys.readouterr().out
-
-
-def test_device_copies_the_data_where_they_fit(load):
-    assert load("device", 1) == [torch.device("cuda", 1)]
-    with pytest.raises(UserError, match=r"--cache device: the training set takes .* free; give --cache ram"):
-        load("device", 0.99)
-
-
-@pytest.mark.parametrize("cache", ["ram", "none"])
-def test_the_data_stay_off_the_gpu_where_asked(load, cache):
-    assert load(cache, 100) == []
+@pytest.mark.parametrize(("space", "copied"), [(2, True), (1.99, False)])
+@pytest.mark.parametrize("cache", ["none", "cache"])
+def test_the_data_are_copied_where_they_take_half_of_what_is_free(monkeypatch, tmp_path, capsys, cache, space, copied):
+    """A pretended GPU with ``space`` times the size of the set free."""
+    source = folder_source(write_dataset(tmp_path, train=3, image_size=32), "clean", 32)
+    place = cache if cache == "none" else str(tmp_path / cache)
+    size = load_training_set(source, place, torch.device("cpu")).data.nbytes
+    went: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (round(space * size), 10 * size))
+    monkeypatch.setattr(TrainingSet, "to", lambda data, device: went.append(device) or data)
+    load_training_set(source, place, torch.device("cuda", 1))
+    assert went == [torch.device("cuda", 1)] * copied
+    assert ("it is copied there" in capsys.readouterr().out) == copied

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from dataloaders.batches import TrainingSet, training_batches
 from networks.unet import two_unets
 from utils.engine.distributed import Team, average, average_buffers, gather, shared
 from utils.engine.intensity import Intensity
-from utils.method.gsd import Batch, GSDConfig, gsd_step
+from utils.method.gsd import Batch, gsd_step
+from utils.method.settings import MethodSettings
 
-CONFIG = GSDConfig(tau=0.2, max_epochs=10)
+SETTINGS = MethodSettings(tau=0.2, max_epochs=10)
 EPOCH = 6  # selection, refinement and transfer are on
 SIZE = 32
 
@@ -35,7 +37,7 @@ def batch_of(rows: slice) -> Batch:
 
 
 def gradients(networks: list[nn.Module], batch: Batch) -> torch.Tensor:
-    loss = gsd_step(networks, batch, EPOCH, CONFIG, 0.4, torch.tensor([1, 0])).loss
+    loss = gsd_step(networks, batch, EPOCH, SETTINGS, 0.4, torch.tensor([1, 0])).loss
     loss.backward()
     return torch.cat([p.grad.flatten() for network in networks for p in network.parameters()])
 
@@ -144,13 +146,16 @@ FLAGS += ("--device", "cpu")  # two processes would want two GPUs
 
 def test_a_run_of_two_processes(tmp_path):
     """Through the script: one writer, one table, resumable, and evaluation complete although it is shared."""
-    write_dataset(tmp_path / "data", train=9, test=5, image_size=SIZE)
+    folder = write_dataset(tmp_path / "data", train=9, test=5, image_size=SIZE)
+    shutil.rmtree(folder / "images_SLIC")
     flags = (*FLAGS, "--max_epochs", 4, "--learning_rate", 0.01)
     places = ("--data_root", tmp_path / "data", "--output_root", tmp_path / "model")
     outcome = torchrun(*flags, *places, cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
-    for line in ("5 cases scored on", "4 epochs, 5 cases"):  # at the start and at the end, of one process only
+    # At the start and at the end, of one process only.
+    for line in ("5 cases scored on", "4 epochs, 5 cases", "making superpixels"):
         assert outcome.stdout.count(line) == 1
+    assert outcome.stdout.startswith("GSD-Net: ") and outcome.stdout.count("GSD-Net: ") == 2
     folder = tmp_path / "model" / "kvasir+gsd+given"
     result = json.loads((folder / "result.json").read_text())
     assert result["processes"] == 2 and result["test_cases"] == 5

@@ -63,7 +63,9 @@ def read_flags(program: str, flags: list[str], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", [program, *flags])
     reader = getattr(module, "parse_args", None) or getattr(module, "parse_arguments", None)
     if reader:
-        reader()
+        args = reader()
+        if hasattr(module, "settings_of"):  # of a training script: its flags together, of whatever dataset
+            module.settings_of(args, {}, None)
         return
     parse = argparse.ArgumentParser.parse_args
 

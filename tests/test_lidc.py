@@ -12,7 +12,7 @@ from conftest import REPO, loaded, run_script
 from lidc_files import entries, write_lidc
 from scipy.ndimage import distance_transform_edt
 
-from dataloaders.lidc import PICKLE, as_test_cases, patient_of, read_slices, read_split, slic_sources, training_recipe
+from dataloaders.lidc import PICKLE, as_test_cases, patient_of, read_slices, read_split, slic_sources, training_source
 from dataloaders.raters import choose_raters, hold_out, label_classes, split_by_patient
 from dataloaders.slic import find_maps
 from utils.commands.errors import UserError
@@ -255,7 +255,7 @@ def test_labels_keep_their_classes():
 
 def training_set(folder, slices, raters, size=SIZE):
     maps = find_maps(slic_sources(slices), folder / PICKLE, folder / "lidc_slic", size)
-    return loaded(training_recipe(folder / PICKLE, slices, raters, maps, size, 2))
+    return loaded(training_source(folder / PICKLE, slices, raters, maps, size, 2))
 
 
 def test_training_set_holds_the_mask_of_the_chosen_reader(folder):
@@ -291,7 +291,7 @@ def test_missing_superpixels_are_those_of_the_script(folder):
 def test_superpixels_that_do_not_vote_are_not_read(folder):
     slices = list(read(folder).values())
     shutil.rmtree(folder / "lidc_slic")
-    data = loaded(training_recipe(folder / PICKLE, slices, [0] * 18, None, SIZE, 2))
+    data = loaded(training_source(folder / PICKLE, slices, [0] * 18, None, SIZE, 2))
     assert not data.segments.any() and data.num_segments == 1 and not (folder / "lidc_slic").exists()
 
 

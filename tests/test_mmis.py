@@ -22,7 +22,7 @@ from dataloaders.mmis import (
     shared_cases,
     slic_sources,
     to_bytes,
-    training_recipe,
+    training_source,
     validation_cases,
     warn_of_leakage,
 )
@@ -464,7 +464,7 @@ def test_the_choice_is_written_in_the_format_it_is_read_in(tmp_path):
 
 def training_set(root, slices, raters, size=SIZE):
     maps = find_maps(slic_sources(slices, 4, 2), root / "training_2d", root / "train_2D_slic", size)
-    return loaded(training_recipe(slices, raters, maps, 4, 2, size))
+    return loaded(training_source(slices, raters, maps, 4, 2, size))
 
 
 def test_the_training_set_holds_each_slice_with_its_rater(tmp_path):
@@ -506,7 +506,7 @@ def test_superpixels_that_do_not_vote_are_not_read(tmp_path):
     root = write_mmis(tmp_path, SIZE)
     slices = list_slices(root / "training_2d")
     shutil.rmtree(root / "train_2D_slic")
-    data = loaded(training_recipe(slices, dict.fromkeys(slices, 0), None, *UNITS))
+    data = loaded(training_source(slices, dict.fromkeys(slices, 0), None, *UNITS))
     assert not data.segments.any() and data.num_segments == 1 and not (root / "train_2D_slic").exists()
 
 

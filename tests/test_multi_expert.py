@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shlex
 import shutil
 import signal
 import statistics
@@ -22,12 +21,12 @@ from test_train_script import assert_same_run, log_rows
 
 from dataloaders.mmis import read_case
 from networks.build import networks_of
-from utils.commands.arguments import FIDELITY
 from utils.commands.errors import run_main
 from utils.engine.intensity import Intensity
 from utils.engine.run_folder import Run
 from utils.engine.scores import FORMER, set_scores
 from utils.masks.geometry import resize_image
+from utils.method.settings import METHODS
 
 LIDC = REPO / "GSD_Net_lidc_each_select1.py"
 MMIS = REPO / "GSD_Net_MMIS2024_each_select1.py"
@@ -149,7 +148,7 @@ def test_raters_are_written_beside_the_run(data_root, tmp_path, call):
     chosen = json.loads((tmp_path / "lidc+gsd+cycle" / "raters.json").read_text())
     assert chosen == {name: i % 4 + 1 for i, name in enumerate(names)}
     fixed = call(LIDC, data_root, tmp_path, "--max_epochs", 1, "--rater_policy", 3)
-    assert "12 of reader 3; tau 0.003" in fixed.stdout
+    assert "12 of rater 3" in fixed.stdout and "tau 0.003" in fixed.stdout
     assert set(json.loads((tmp_path / "lidc+gsd+3" / "raters.json").read_text()).values()) == {3}
     assert_refused(call(LIDC, data_root, tmp_path, "--rater_policy", 5), "--rater_policy 5", "1 to 4")
 
@@ -274,7 +273,8 @@ def test_published_choices_and_baselines_run(data_root, tmp_path, call):
             outcome = call(script, data_root, tmp_path, "--max_epochs", 4, *flags)
             assert outcome.returncode == 0, outcome.stderr
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"lidc+gsd+cycle", "lidc+ce+random", "MMIS2024+gsd+select1", "MMIS2024+ce+random", "cache"}
+    runs = {"lidc+gsd-published+cycle", "lidc+ce+random", "MMIS2024+gsd-published+select1", "MMIS2024+ce+random"}
+    assert names == {*runs, "cache"}
 
 
 @pytest.mark.parametrize(
@@ -286,64 +286,78 @@ def test_published_choices_and_baselines_run(data_root, tmp_path, call):
     ids=["lidc", "mmis"],
 )
 def test_the_paper_is_the_default(data_root, tmp_path, call, script, settings):
-    """Not "extended", whose contour correction would move what an annotator meant."""
-    assert call(script, data_root, tmp_path, "--max_epochs", 1).returncode == 0
+    outcome = call(script, data_root, tmp_path, "--max_epochs", 2)
+    assert outcome.returncode == 0, outcome.stderr
     (stated,) = tmp_path.glob("*+gsd+*/args.json")
-    choices = {"fidelity": "paper", "warm_up": 0.3, "learning_rate": 0.005, **FIDELITY["paper"], **settings}
+    choices = {"fidelity": "paper", "recipe": "paper", "warm_up": 0.3, "learning_rate": 0.005, "without": []}
+    choices |= {"vote": "superpixels", "contours": "given", "dice_weight": 0, "optimizer": "sgd", **settings}
     assert choices.items() <= json.loads(stated.read_text()).items()
+    first = outcome.stdout.splitlines()[0]
+    assert all(part in first for part in ("GSD-Net", "selection", f"tau {settings['tau']}", "GDA", "SGR", "KT"))
 
 
-@pytest.mark.parametrize("flags", [("--fidelity", "extended"), ("--contours", "corrected"), ("--method", "ce")])
-def test_nothing_is_dropped_from_corrected_masks_or_by_other_methods(data_root, tmp_path, call, flags):
-    for script in (LIDC, MMIS):
-        assert call(script, data_root, tmp_path, "--max_epochs", 1, *flags).returncode == 0
-    stated = [json.loads(path.read_text()) for path in tmp_path.glob("*/args.json")]
-    assert [args["tau"] for args in stated] == [0, 0]
-    assert {args["warm_up"] for args in stated} == {1 if "extended" in flags else 0.3}
+@pytest.mark.parametrize("script", [LIDC, MMIS], ids=["lidc", "mmis"])
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_takes_the_contour_recipe(data_root, tmp_path, call, script, method):
+    """Where nothing is selected there is no tau; else that of the corrected masks, which is estimated."""
+    outcome = call(script, data_root, tmp_path, "--max_epochs", 1, "--method", method, "--recipe", "contour")
+    assert outcome.returncode == 0, outcome.stderr
+    (stated,) = tmp_path.glob(f"*+{method}-contour+*/args.json")
+    args = json.loads(stated.read_text())
+    assert {
+        "contours": "corrected",
+        "dice_weight": 3,
+        "optimizer": "adamw",
+        "learning_rate": 0.001,
+    }.items() <= args.items()
+    assert args["tau_from"].startswith("auto") == METHODS[method].selects
+    assert all(float(row["dice_loss"]) > 0 for row in log_rows(stated.parent))
+    assert "contour recipe" in outcome.stdout.splitlines()[0]
+
+
+def maps_in(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    ("script", "write", "plain"),
+    [
+        (LIDC, lambda root: write_lidc(root, entries()), "lidc_slic"),
+        (MMIS, write_mmis, "train_2D_slic"),
+    ],
+    ids=["lidc", "mmis"],
+)
+def test_superpixels_are_made_where_they_vote(tmp_path, call, script, write, plain):
+    """At any size, in a folder that says it, and of the slices that are trained on."""
+    folder = write(tmp_path)
+    flags = ("--max_epochs", 2, "--overwrite")
+    before = maps_in(folder / plain)
+    (folder / plain / f"{before[0]}.npy").unlink()
+    assert call(script, tmp_path, tmp_path, *flags).returncode == 0
+    assert maps_in(folder / plain) == before
+    made = call(script, tmp_path, tmp_path, *flags, "--image_size", 48, "--val_fraction", 0.3)
+    assert made.returncode == 0 and "144 superpixels" in made.stdout.splitlines()[0]
+    assert len(maps_in(folder / f"{plain}_48")) == 9  # of 12 slices three are held out
+    shutil.rmtree(folder / plain)
+    shutil.rmtree(folder / f"{plain}_48")
+    assert call(script, tmp_path, tmp_path, *flags, "--method", "ce").returncode == 0
+    assert call(script, tmp_path, tmp_path, *flags, "--without", "sgr").returncode == 0
+    assert not list(folder.glob(f"{plain}*"))
+    assert call(script, tmp_path, tmp_path, *flags).returncode == 0
+    path = next((folder / plain).glob("*.npy"))
+    np.save(path, np.zeros((16, 16), np.int32))
+    assert_refused(call(script, tmp_path, tmp_path, *flags), str(path))
+    path.write_bytes(b"damaged")
+    assert_refused(call(script, tmp_path, tmp_path, *flags), str(path))
 
 
 def test_superpixels_elsewhere(tmp_path, call):
     folder = write_lidc(tmp_path, entries())
     (folder / "lidc_slic").rename(tmp_path / "elsewhere")
-    missing = call(LIDC, tmp_path, tmp_path / "model")
-    assert_refused(missing, "no superpixels for 12 of 12 images", "generate_SLIC.py --lidc_pickle")
-    assert not (tmp_path / "model").exists()
-    found = call(LIDC, tmp_path, tmp_path / "model", "--slic_root", tmp_path / "elsewhere", "--max_epochs", 1)
+    flags = ("--slic_root", tmp_path / "elsewhere", "--max_epochs", 2)
+    found = call(LIDC, tmp_path, tmp_path / "model", *flags)
     assert found.returncode == 0, found.stderr
-
-
-def test_the_command_for_superpixels_works_as_it_is_printed(tmp_path, call):
-    """For other numbers of readers too, and in a folder whose name has a space."""
-    root = tmp_path / "sp ace"
-    slices = {name: entry | {"masks": entry["masks"][:3]} for name, entry in entries().items()}
-    shutil.rmtree(write_lidc(root, slices) / "lidc_slic")
-    mmis = write_mmis(root)
-    shutil.rmtree(mmis / "train_2D_slic")
-    for path in mmis.rglob("*.h5"):
-        with h5py.File(path, "a") as file:
-            del file["label_a3"], file["label_a4"]
-    for script, raters, dataset in ((LIDC, 3, "lidc"), (MMIS, 2, "MMIS2024")):
-        flags = ("--raters", raters, "--max_epochs", 1)
-        refused = call(script, root, tmp_path / "model", *flags).stderr
-        verify = ("--datasets", dataset, "--data_root", root, "--raters", raters, "--image_size", 32)
-        verified = run_script(*verify, script=REPO / "scripts" / "verify_data.py")
-        printed = [text[text.index("scripts/generate_SLIC.py ") :].splitlines()[0] for text in
-                   (refused, verified.stdout + verified.stderr)]  # fmt: skip
-        for command in printed:
-            made = run_script(*shlex.split(command)[1:], script=REPO / "scripts" / "generate_SLIC.py")
-            assert made.returncode == 0, made.stderr
-        assert call(script, root, tmp_path / "model", *flags).returncode == 0
-
-
-def test_superpixels_of_mmis_by_the_script(tmp_path, call):
-    root = write_mmis(tmp_path)
-    for path in (root / "train_2D_slic").iterdir():
-        path.unlink()
-    assert_refused(call(MMIS, tmp_path, tmp_path), "generate_SLIC.py --mmis_root")
-    slic = REPO / "scripts" / "generate_SLIC.py"
-    made = run_script("--mmis_root", root, "--image_size", 32, "--n_segments", 50, script=slic)
-    assert made.returncode == 0, made.stderr
-    assert call(MMIS, tmp_path, tmp_path, "--max_epochs", 1).returncode == 0
+    assert not (folder / "lidc_slic").exists() and "making superpixels" not in found.stdout
 
 
 def test_errors_name_what_is_missing(tmp_path, call):

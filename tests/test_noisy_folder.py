@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import block_segments, folder_cases, folder_recipe, loaded, write_dataset
+from conftest import block_segments, folder_cases, folder_source, loaded, write_dataset
 from PIL import Image
 
 from dataloaders.datasets import FOLDERS, NOISE_TYPES, Layout
-from dataloaders.noisy_folder import find_dataset, find_parts, masks_folder, training_recipe
+from dataloaders.noisy_folder import find_dataset, find_parts, masks_folder, training_source
 from utils.commands.errors import UserError
 from utils.masks.geometry import resize_label, squared_boundary_distance
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path, noise_type: str = "clean", image_size: int = SIZE, **options: int):
-    return loaded(folder_recipe(folder, noise_type, image_size, **options))
+    return loaded(folder_source(folder, noise_type, image_size, **options))
 
 
 def refusal(*args, **options) -> str:
@@ -196,7 +196,7 @@ def test_each_noise_type_reads_its_folder(folder, name, noise_type):
         pixels[:2] = 255
         Image.fromarray(pixels).save(target / wanted / path.name)
     dataset, layout = find_dataset(target.parent, name)
-    assert loaded(folder_recipe(dataset, noise_type, SIZE, layout=layout)).labels[:, 0].all()
+    assert loaded(folder_source(dataset, noise_type, SIZE, layout=layout)).labels[:, 0].all()
     assert len(folder_cases(dataset, SIZE, layout=layout, noise_type=noise_type)) == 2
 
 
@@ -236,7 +236,7 @@ def test_missing_test_folder_is_named(folder, missing):
 def test_superpixels_that_do_not_vote_are_not_read(folder):
     shutil.rmtree(folder / "images_SLIC")
     pairs = find_parts(folder, Layout(), "clean").train
-    data = loaded(training_recipe(pairs, None, SIZE, 3))
+    data = loaded(training_source(pairs, None, SIZE, 3))
     assert not data.segments.any() and data.num_segments == 1 and not (folder / "images_SLIC").exists()
 
 

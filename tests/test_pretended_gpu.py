@@ -19,14 +19,14 @@ from torch.utils._pytree import tree_leaves
 
 from dataloaders.batches import TrainingSet, training_batches
 from networks.unet import two_unets
+from utils.commands.arguments import settings_of
 from utils.engine import training
 from utils.engine.distributed import ALONE
 from utils.engine.evaluation import classes_at, mean_logits
 from utils.engine.experiment import Experiment, experiment_of
 from utils.engine.inference import Model
 from utils.engine.intensity import Intensity
-from utils.method.baselines import METHODS
-from utils.method.gsd import VOTES
+from utils.method.settings import METHODS, Settings
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 IMAGES, SIZE, BATCH, SEGMENTS = 12, 32, 4, 40
@@ -66,16 +66,17 @@ def training_set() -> TrainingSet:
     return TrainingSet(tuple(map(str, range(IMAGES))), colour, image, image, segments, SEGMENTS)
 
 
-def arguments(monkeypatch, *flags: str) -> argparse.Namespace:
+def arguments(monkeypatch, *flags: str) -> tuple[argparse.Namespace, Settings]:
     """What train_GSD-Net.py makes of flags."""
-    usual = f"--optimizer adamw --amp fp32 --max_epochs 2 --batch_size {BATCH} --image_size {SIZE}".split()
+    usual = f"--set optimizer=adamw --amp fp32 --max_epochs 2 --batch_size {BATCH} --image_size {SIZE}".split()
     monkeypatch.setattr(sys, "argv", ["train", "--datasets", "kvasir", "--noise_type", "02", *usual, *flags])
-    return load_program(TRAIN_SCRIPT).parse_arguments()
+    args = load_program(TRAIN_SCRIPT).parse_arguments()
+    return args, settings_of(args, {}, 0.05)
 
 
 def experiment(monkeypatch, data: TrainingSet, *flags: str) -> Experiment:
     """What train_GSD-Net.py would train on ``data``."""
-    args = arguments(monkeypatch, *flags)
+    args, settings = arguments(monkeypatch, *flags)
     with GPU:
         networks = two_unets(3, 2, seed=0)
 
@@ -86,18 +87,17 @@ def experiment(monkeypatch, data: TrainingSet, *flags: str) -> Experiment:
 
     monkeypatch.setattr(torch.Tensor, "backward", zero_gradients)
     batches = partial(training_batches, data, BATCH, 0.5, INTENSITY, device=GPU)
-    return experiment_of(args, networks, GPU, ALONE, len(data), batches, INTENSITY, [])
+    return experiment_of(args, settings, "", networks, GPU, ALONE, len(data), batches, INTENSITY, [])
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
 @pytest.mark.parametrize(
     "flags",
     [
-        *([], ["--deterministic"]),
-        *(["--fidelity", fidelity] for fidelity in ("paper", "published")),
-        *(["--fidelity", "paper", "--vote", vote] for vote in VOTES),
-        ["--tau", "0.1", "--transfer", "none"],
-        *(["--method", method] for method in ("ce", "gce", "sce", "coteaching", "jocor")),
+        *([], ["--deterministic"], ["--fidelity", "published"], ["--set", "vote=pixels"], ["--recipe", "contour"]),
+        *(["--without", module] for module in ("selection", "gda", "sgr", "kt")),
+        ["--without", "sgr", "kt"],
+        *(["--method", method, "--set", "dice_weight=3"] for method in METHODS),
     ],
     ids=" ".join,
 )
@@ -110,8 +110,8 @@ def test_an_epoch(reads, monkeypatch, flags, place):
     losses, _, batch, step, _ = training.train_one_epoch(trained, epoch=1)
     assert found == [[]]  # after three steps, which are the epoch, and not before
     assert losses["loss"] == 1 and reads.of_gpu
-    refining = trained.vote is not None
-    assert ("refined" in step.maps) == refining and (losses["transfer1"] is not None) == refining
+    both = trained.settings.method.second_phase
+    assert ("refined" in step.maps) == both and (losses["transfer1"] is not None) == both
     assert all(part.is_cuda for part in (*batch[:-1], step.loss, *step.parts.values(), *step.maps.values()))
 
 
@@ -159,16 +159,15 @@ class Names(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("fidelity", ["extended", "paper", "published"])
-def test_training_can_be_deterministic(monkeypatch, method, fidelity):
+@pytest.mark.parametrize("flags", [(), ("--fidelity", "published"), ("--recipe", "contour")], ids=" ".join)
+def test_training_can_be_deterministic(monkeypatch, method, flags):
     """Run on the CPU, it has but one operation that gives up, which on a GPU PyTorch takes apart into others."""
-    flags = ["--fidelity", fidelity, "--method", method, "--tau", "0.1"]
-    args = arguments(monkeypatch, *flags, *(["--vote", "intersections"] if method == "gsd" else []))
+    args, settings = arguments(monkeypatch, *flags, "--method", method, "--tau", "0.1")
     networks = two_unets(3, 2, seed=0)
     batches = partial(
         training_batches, training_set(), BATCH, 0.5, INTENSITY, device=CPU, max_rotation=15, noise_sigma=0.1
     )
-    trained = experiment_of(args, networks, CPU, ALONE, IMAGES, batches, INTENSITY, [])
+    trained = experiment_of(args, settings, "", networks, CPU, ALONE, IMAGES, batches, INTENSITY, [])
     with Names() as names:
         training.train_one_epoch(trained, epoch=1)
     assert names.found == {"aten.upsample_bilinear2d_backward.default"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA, TRAIN_SCRIPT, block_segments, folder_cases, folder_recipe, load_program, loaded
+from conftest import REAL_DATA, TRAIN_SCRIPT, block_segments, folder_cases, folder_source, load_program, loaded
 from PIL import Image
 
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
@@ -39,7 +39,7 @@ def link_kvasir(root: Path, image_size: int, train: int = 16, test: int = 4) -> 
 
 def test_kvasir_is_read_at_training_size(tmp_path):
     folder, layout = find_dataset(link_kvasir(tmp_path, 256).parent, "kvasir")
-    data = loaded(folder_recipe(folder, "clean", 256, layout=layout))
+    data = loaded(folder_source(folder, "clean", 256, layout=layout))
     assert (data.images.shape, data.labels.shape) == ((16, 3, 256, 256), (16, 256, 256))
     assert data.labels.unique().tolist() == [0, 1]
     assert data.num_segments == 1 + 3 * (64 * 64 - 1)

@@ -100,13 +100,13 @@ def test_search_end_to_end(run, folder):
 
 def test_flags_of_the_refinement_are_taken_where_nothing_is_dropped_too(run):
     """One set of flags serves all candidates, 0 among them."""
-    code, _, err = run("--candidates", 0, "--", "--vote", "rings")
+    code, _, err = run("--candidates", 0, "--", "--ratecp", "0.3", "--fidelity", "published")
     assert code == 0, err
 
 
 def test_training_that_fails_is_named(run):
-    # Without weights by distance there is nothing that --distance could act on.
-    assert_refused(run("--", "--distance", "exact"), "--candidates 0.1", "failed")
+    # Without weights by distance there is nothing that --set distance could act on.
+    assert_refused(run("--", "--without", "gda", "--set", "distance=exact"), "--candidates 0.1", "failed")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_training_that_fails_is_named(run):
         (("--val_fraction", "0.2"), "--val_fraction", "leave --val_fraction out"),
         (("--exp", "x"), "--exp", "leave --exp out"),
         (("--output_root", "x"), "--output_root", "leave --output_root out"),
-        (("--warm", "0"), "--warm_up", "leave --warm_up out"),
+        (("--masks", "x"), "--masks", "leave --masks out"),
         (("--res",), "--resume", "leave --resume out"),
         (("--overwrite",), "--overwrite", "give --overwrite before --"),
         *(
@@ -136,16 +136,17 @@ def test_flags_of_the_search_are_not_passed_on(run, folder, flags, name, remedy)
     assert not (folder / "out").exists()
 
 
-@pytest.mark.parametrize("flags", [("--optimizer", "none"), ("--unknown", "1"), ("--co", "1"), ("stray",), ("--help",)])
+@pytest.mark.parametrize("flags", [("--recipe", "none"), ("--unknown", "1"), ("--ma", "1"), ("stray",), ("--help",)])
 def test_flags_that_training_would_not_take(run, folder, flags):
-    """They end the search before anything is read or trained; --co may be --contours, --consistency or --compile."""
+    """They end the search before anything is read or trained; --ma may be --masks or --max_epochs."""
     assert_refused(run("--", *flags), flags[0])
     assert not (folder / "out").exists()
 
 
 def test_flags_that_may_be_passed_on():
     """With names of which a flag of the search is the beginning, or that begin one."""
-    flags = ["--cache", "none", "--amp", "fp32", "--transfer", "none", "--learning_rate", "0.01", "--deterministic"]
+    flags = ["--recipe", "contour", "--without", "kt", "--amp", "fp32", "--learning_rate", "0.01", "--deterministic"]
+    flags += ["--set", "jitter=0.1"]
     args = search.parse_args(["--datasets", "x", "--noise_type", "02", "--save_root", "out", "--", *flags])
     assert args.training == flags
 

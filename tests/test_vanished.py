@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TRAIN_SCRIPT, load_program
-from dataloaders.vanished import warn_of_vanished
 from PIL import Image
 
-from dataloaders.batches import TrainingSet
 from dataloaders.noisy_folder import class_shares
 from scripts import evaluate, predict
 from utils.commands.errors import UserError, run_main
+from utils.engine.run_folder import Run
 
 SIZE = 16
 
@@ -23,37 +22,6 @@ def lesion(top, left, side, height=90, width=130, value=1):
     mask = np.zeros((height, width), np.uint8)
     mask[top : top + side, left : left + side] = value
     return mask
-
-
-def training_set(labels):
-    labels = torch.from_numpy(np.stack(labels))
-    images = torch.zeros(len(labels), 3, *labels.shape[1:], dtype=torch.uint8)
-    names = tuple(f"case{index}" for index in range(len(labels)))
-    return TrainingSet(names, images, labels, torch.zeros_like(labels), torch.zeros_like(labels), 1)
-
-
-def test_masks_whose_objects_vanish_are_named(capsys):
-    """Of 90 x 130 pixels one in 5 or 6 a side is kept, so 2 pixels at the image's corner go, and 30 stay."""
-    masks = [lesion(0, 0, 2), lesion(30, 30, 30), lesion(0, 0, 0)]
-    data = training_set([lesion(0, 0, 0, SIZE, SIZE), lesion(5, 4, 5, SIZE, SIZE), lesion(0, 0, 0, SIZE, SIZE)])
-    assert warn_of_vanished(data, masks.__getitem__, 2) == {1}
-    err = capsys.readouterr().err
-    assert "--image_size 16" in err and "1 of 3" in err and "case0" in err and "case1" not in err and "case2" not in err
-
-
-def test_each_class_by_itself(capsys):
-    """Class 1 stays, class 2 beside it goes."""
-    both = lesion(30, 30, 30) + lesion(0, 0, 2, value=2)
-    data = training_set([lesion(5, 4, 5, SIZE, SIZE)])
-    assert warn_of_vanished(data, lambda index: both, 3) == {2}
-    assert "case0" in capsys.readouterr().err
-    assert warn_of_vanished(data, lambda index: lesion(30, 30, 30), 3) == set()
-    assert not capsys.readouterr().err
-
-
-def test_only_masks_that_lack_a_class_are_read_again():
-    data = training_set([lesion(5, 4, 5, SIZE, SIZE)] * 3)
-    assert warn_of_vanished(data, lambda index: pytest.fail("read again"), 2) == set()
 
 
 def test_a_class_that_vanishes_is_no_question_of_num_classes():
@@ -80,11 +48,11 @@ def folder(tmp_path):
 
 def train(monkeypatch, tmp_path, *flags):
     script = load_program(TRAIN_SCRIPT)
-    fixed = "--datasets eye --noise_type given --method ce --fidelity paper --max_epochs 1 --batch_size 2 --device cpu"
+    fixed = "--datasets eye --noise_type given --method ce --max_epochs 1 --batch_size 2 --device cpu"
     fixed += f" --amp fp32 --cache none --image_size {SIZE}"
     places = ["--data_root", tmp_path / "data", "--output_root", tmp_path / "model"]
     monkeypatch.setattr(sys, "argv", ["train", *fixed.split(), *map(str, (*places, *flags))])
-    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
     script.main()
     return tmp_path / "model" / "eye+ce+given"
 

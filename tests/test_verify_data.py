@@ -26,7 +26,7 @@ from dataloaders import lidc, mmis
 from dataloaders.datasets import Layout
 from dataloaders.files import list_images, read_image
 from dataloaders.lidc import read_slices, read_split
-from dataloaders.noisy_folder import common_format, find_parts, load_cases, training_recipe
+from dataloaders.noisy_folder import common_format, find_parts, load_cases, training_source
 from dataloaders.slic import find_maps, image_sources
 from dataloaders.verification import duplicates
 from dataloaders.verification.checks import CHECKS, agreement_of
@@ -131,7 +131,7 @@ def loaders_refuse(
             slic = slic_root or folder / "images_SLIC"
             maps = find_maps(image_sources(parts.given), folder / "images", slic, SIZE)
             channels, _ = common_format(parts.images, asked)
-            loaded(training_recipe(parts.train, maps, SIZE, channels, num_classes))
+            loaded(training_source(parts.train, maps, SIZE, channels, num_classes))
             load_cases(parts.cases, SIZE, channels, num_classes)
         except UserError:
             return True
@@ -1000,7 +1000,7 @@ def test_broken_files_of_lidc_are_errors_where_training_refuses(tmp_path, slices
         contents = read_slices(folder / lidc.PICKLE, 4)
         train, _ = read_split(folder, contents)
         maps = find_maps(lidc.slic_sources(train), folder / lidc.PICKLE, folder / "lidc_slic", SIZE)
-        loaded(lidc.training_recipe(folder / lidc.PICKLE, train, [0] * 12, maps, SIZE, 2))
+        loaded(lidc.training_source(folder / lidc.PICKLE, train, [0] * 12, maps, SIZE, 2))
 
 
 # --- MMIS -------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataloaders.files import read_image
 from utils.commands.files import write_table
 from utils.engine.diagnostics import Watch, empty_predictions, explained
 from utils.engine.metrics import case_scores
+from utils.engine.run_folder import Run
 from utils.masks.geometry import resize_image
 from utils.masks.superpixels import slic_segments
 from utils.method.gsd import Batch, Step
@@ -37,7 +38,7 @@ def half_label() -> torch.Tensor:
 
 
 def step_of(keep: torch.Tensor | None = None) -> Step:
-    return Step(torch.zeros(()), {}, {} if keep is None else {"kept": keep})
+    return Step(torch.zeros(()), {}, {} if keep is None else {"kept": keep}, ())
 
 
 def constant(value: int):
@@ -107,7 +108,7 @@ def test_superpixels_without_outlines_matter_where_they_vote():
     found = watched([mixed], [batch])
     assert list(found) == ["one segment"] and "all of 1 image," in found["one segment"]
     assert ": b." in found["one segment"] and "--compactness" in found["one segment"]
-    for vote in (None, "rings", "intersections"):
+    for vote in (None, "rings", "pixels"):
         assert watched([mixed], [batch], vote=vote) == {}
 
 
@@ -127,7 +128,7 @@ def images_with_segments(count: int) -> Batch:
     [
         (128, 0, "superpixels", False),
         (128, 1, "superpixels", True),
-        (128, 1, "intersections", True),
+        (128, 1, "pixels", False),
         (128, 1, "rings", False),
         (128, 1, None, False),
         (64, 1, "superpixels", True),
@@ -220,7 +221,7 @@ def test_foreground_that_is_dropped_altogether(kind):
 
 # --- In training ------------------------------------------------------------------------------------------------------
 
-QUICK = ("--noise_type", "given", "--device", "cpu", "--image_size", 32, "--batch_size", 4, "--contours", "given")
+QUICK = ("--noise_type", "given", "--device", "cpu", "--image_size", 32, "--batch_size", 4, "--cache", "none")
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +243,7 @@ def warned(err: str) -> list[str]:
 def test_a_run_tells_each_kind_once(sick, tmp_path, monkeypatch, capsys):
     flags = ("--datasets", "kvasir", "--tau", 0.5, *QUICK, "--data_root", sick, "--output_root", tmp_path)
     monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, flags), "--max_epochs", "6"])
-    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)  # which takes longer than the training
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)  # which takes longer than the training
     script.main()
     lines = warned(capsys.readouterr().err)
     with open(tmp_path / "kvasir+gsd+given" / "log.csv", newline="") as file:
@@ -257,10 +258,10 @@ def test_a_run_tells_each_kind_once(sick, tmp_path, monkeypatch, capsys):
 
 
 def test_superpixels_do_not_matter_where_nothing_is_dropped(sick, tmp_path, monkeypatch, capsys):
-    flags = ("--datasets", "kvasir", "--fidelity", "paper", "--tau", 0, *QUICK[:-2], "--max_epochs", 1)
-    places = ("--data_root", sick, "--output_root", tmp_path, "--cache", "none")
+    flags = ("--datasets", "kvasir", "--tau", 0, *QUICK, "--max_epochs", 1)
+    places = ("--data_root", sick, "--output_root", tmp_path)
     monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, (*flags, *places))])
-    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
     script.main()
     assert "superpixel" not in "".join(warned(capsys.readouterr().err))
 
@@ -280,11 +281,9 @@ def test_a_run_on_the_superpixels_of_other_images(tmp_path, monkeypatch, capsys)
         "--data_root",
         tmp_path,
         "--max_epochs",
-        1,
-        "--cache",
-        "none",
+        2,
     )
-    monkeypatch.setattr(script.Run, "draw", lambda run, panels: None)
+    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
     for name in ("own", "mixed"):
         monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, flags), "--output_root", str(tmp_path / name)])
         script.main()
