@@ -8,7 +8,6 @@ that are missing are made.
 
 import argparse
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from dataloaders.datasets import MMIS
@@ -44,7 +43,7 @@ def main() -> None:
     settings = settings_of(args, MMIS.defaults("given"), MMIS.tau["given"])
 
     from dataloaders import mmis
-    from dataloaders.batches import training_batches
+    from dataloaders.batches import epochs_of
     from dataloaders.cache import load_training_set
     from dataloaders.files import contents_of
     from dataloaders.raters import hold_out
@@ -59,8 +58,7 @@ def main() -> None:
     from utils.engine.training import fit
 
     dataset = Path(args.data_root) / "MMIS2024TASK1"
-    own = superpixel_folder(dataset / MMIS.layout.segments, args.image_size, MMIS.image_size)
-    slic = Path(args.slic_root) if args.slic_root else own
+    slic = superpixel_folder(dataset / MMIS.layout.segments, args.image_size, MMIS.image_size, args.slic_root)
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
     print(in_words(settings, superpixels))
     slices = mmis.list_slices(dataset / MMIS.layout.images)
@@ -99,17 +97,7 @@ def main() -> None:
         device=device,
         team=team,
         training_images=len(data),
-        epoch_batches=partial(
-            training_batches,
-            data,
-            args.batch_size,
-            settings.run.jitter,
-            intensity,
-            device=device,
-            max_rotation=settings.run.max_rotation,
-            noise_sigma=settings.run.noise_sigma,
-            team=team,
-        ),
+        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, team),
         intensity=intensity,
         cases=test,
         validation=mmis.validation_cases(held_out, args.raters, args.num_classes, args.image_size),

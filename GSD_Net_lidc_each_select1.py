@@ -8,7 +8,6 @@ made.
 
 import argparse
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from dataloaders.datasets import LIDC
@@ -36,7 +35,7 @@ def main() -> None:
     args = parse_arguments()
     settings = settings_of(args, LIDC.defaults("given"), LIDC.tau["given"])
 
-    from dataloaders.batches import training_batches
+    from dataloaders.batches import epochs_of
     from dataloaders.cache import load_training_set
     from dataloaders.files import contents_of
     from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, slic_sources, training_source
@@ -52,8 +51,7 @@ def main() -> None:
     from utils.engine.training import fit
 
     dataset = Path(args.data_root) / "lidc"
-    own = superpixel_folder(dataset / LIDC.layout.segments, args.image_size, LIDC.image_size)
-    slic = Path(args.slic_root) if args.slic_root else own
+    slic = superpixel_folder(dataset / LIDC.layout.segments, args.image_size, LIDC.image_size, args.slic_root)
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
     print(in_words(settings, superpixels))
     pickled = contents_of([dataset / PICKLE])
@@ -92,17 +90,7 @@ def main() -> None:
         device=device,
         team=team,
         training_images=len(data),
-        epoch_batches=partial(
-            training_batches,
-            data,
-            args.batch_size,
-            settings.run.jitter,
-            intensity,
-            device=device,
-            max_rotation=settings.run.max_rotation,
-            noise_sigma=settings.run.noise_sigma,
-            team=team,
-        ),
+        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, team),
         intensity=intensity,
         cases=as_test_cases(test, args.image_size),
         validation=as_test_cases(validation, args.image_size),

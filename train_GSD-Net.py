@@ -9,7 +9,6 @@ made. Without a test set a part of the training images is held out.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
@@ -47,7 +46,7 @@ def main() -> None:
     kind = args.noise_type or "given"
     settings = settings_of(args, known.defaults(kind), known.tau.get(kind), clean=kind == "clean")
 
-    from dataloaders.batches import training_batches
+    from dataloaders.batches import epochs_of
     from dataloaders.cache import load_training_set
     from dataloaders.files import contents_of
     from dataloaders.noisy_folder import (
@@ -70,8 +69,7 @@ def main() -> None:
     from utils.engine.training import fit
 
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
-    own = superpixel_folder(dataset / layout.segments, args.image_size, known.image_size)
-    slic = Path(args.slic_root) if args.slic_root else own
+    slic = superpixel_folder(dataset / layout.segments, args.image_size, known.image_size, args.slic_root)
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
     print(in_words(settings, superpixels))
     masks = masks_folder(dataset, args.masks) if args.masks is not None else None
@@ -103,17 +101,7 @@ def main() -> None:
         device=device,
         team=team,
         training_images=len(data),
-        epoch_batches=partial(
-            training_batches,
-            data,
-            args.batch_size,
-            settings.run.jitter,
-            intensity,
-            device=device,
-            max_rotation=settings.run.max_rotation,
-            noise_sigma=settings.run.noise_sigma,
-            team=team,
-        ),
+        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, team),
         intensity=intensity,
         cases=load_cases(parts.cases, args.image_size, channels, args.num_classes, args.ignore_label),
         validation=load_cases(parts.validation, args.image_size, channels, args.num_classes, args.ignore_label),

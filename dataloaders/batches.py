@@ -4,9 +4,9 @@ Whole batches are transformed at once, all but the rotation on the training devi
 on the CPU, so that the batches are the same on every device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from utils.engine.distributed import ALONE, Team
 from utils.engine.intensity import Intensity, to_unit
 from utils.masks.geometry import IGNORED, squared_boundary_distance
 from utils.method.gsd import Batch
+from utils.method.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,23 @@ class TestCase:
     name: str
     image: Tensor  # (S,C,size,size) uint8, 0..255
     masks: Tensor  # (R,S,H,W) uint8 classes
+
+
+def epochs_of(
+    data: TrainingSet, batch_size: int, run: RunSettings, intensity: Intensity, device: torch.device, team: Team
+) -> Callable[[torch.Generator], Iterator[tuple[Batch, list[str]]]]:
+    """The batches of one epoch from a generator (`training_batches`), augmented as the settings ask for."""
+    return partial(
+        training_batches,
+        data,
+        batch_size,
+        run.jitter,
+        intensity,
+        device=device,
+        max_rotation=run.max_rotation,
+        noise_sigma=run.noise_sigma,
+        team=team,
+    )
 
 
 def training_batches(

@@ -28,10 +28,10 @@ NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scrip
 
 
 class Mask(NamedTuple):
-    """A mask as read: ``labels`` (H,W) uint8 classes 0..K-1; ``soiled`` if in-between greys were thresholded."""
+    """A mask as read: ``labels`` (H,W) uint8 classes 0..K-1; ``artefacts`` if in-between greys were thresholded."""
 
     labels: np.ndarray
-    soiled: bool
+    artefacts: bool
 
 
 def contents_of(paths: Sequence[Path], beside: object = None) -> str:
@@ -159,7 +159,7 @@ def channels_of(path: Path) -> int:
 
 
 def read_mask(path: Path, num_classes: int = 2, ignore_label: int | None = None) -> Mask:
-    """A label mask. Two classes: stored 0/1 or 0/255, or grey soiled by lossy compression, thresholded at 128; of a
+    """A label mask. Two classes: stored 0/1 or 0/255, or grey with compression artefacts, thresholded at 128; of a
     palette image the colours, where they are black and white, else the indices 0/1.
     More classes: the values 0..K-1, or the indices of a palette image. An array (H,W) of whole numbers is read as grey.
 
@@ -190,7 +190,7 @@ def read_values(path: Path, values: np.ndarray, num_classes: int) -> Mask:
     if num_classes == 2:
         if set(levels.tolist()) <= {0, 255}:
             return Mask((values == 255).astype(np.uint8), False)
-        if len(levels) > 3 and 192 <= levels[-1] <= 255 and _is_soiled(values.astype(np.uint8), levels):
+        if len(levels) > 3 and 192 <= levels[-1] <= 255 and _has_artefacts(values.astype(np.uint8), levels):
             return Mask((values >= 128).astype(np.uint8), True)
     shares = ", ".join(f"{level} ({count / values.size:.1%})" for level, count in zip(levels, counts, strict=True))
     found = shares if len(levels) <= 6 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
@@ -204,7 +204,7 @@ def read_values(path: Path, values: np.ndarray, num_classes: int) -> Mask:
     raise UserError(f"{path}: ambiguous mask: found {found}; expected 0/1 or 0/255{more}")
 
 
-def _is_soiled(values: np.ndarray, levels: np.ndarray) -> bool:
+def _has_artefacts(values: np.ndarray, levels: np.ndarray) -> bool:
     """Whether grey values (H,W), whose ``levels`` are given, are two classes as lossy compression leaves them: many
     levels near black and white, and in between only a thin seam along the outline.
 

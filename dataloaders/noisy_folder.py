@@ -183,14 +183,16 @@ def load_cases(
     """
 
     def read(pair: Pair) -> tuple:
-        image, label, soiled = _read_pair(*pair, num_classes, channels, ignore_label)
-        return resize_image(image, image_size), label, soiled
+        image, label, artefacts = _read_pair(*pair, num_classes, channels, ignore_label)
+        return resize_image(image, image_size), label, artefacts
 
     samples = in_threads(read, pairs, "reading cases to score")
-    soiled = [mask.name for (_, mask), sample in zip(pairs, samples, strict=True) if sample[2]]
-    if soiled:
+    artefacts = [mask.name for (_, mask), sample in zip(pairs, samples, strict=True) if sample[2]]
+    if artefacts:
         folder = pairs[0][1].parent
-        print(f"note: {folder}: in-between greys thresholded at 128 in {len(soiled)} masks: {listed(soiled)}")
+        print(
+            f"note: {folder}: compression artefacts, thresholded at 128, in {len(artefacts)} masks: {listed(artefacts)}"
+        )
     return [
         # Copies: an array that was not resized may still be the decoder's, which is read-only.
         TestCase(path.stem, torch.tensor(image).movedim(-1, 0)[None], torch.tensor(label)[None, None])
@@ -217,9 +219,9 @@ def _read_pair(
     image_path: Path, mask_path: Path, num_classes: int, channels: int, ignore_label: int | None
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     image = read_image(image_path, channels)
-    labels, soiled = read_mask(mask_path, num_classes, ignore_label)
+    labels, artefacts = read_mask(mask_path, num_classes, ignore_label)
     check_size(mask_path, labels, image_path, image)
-    return image, labels, soiled
+    return image, labels, artefacts
 
 
 def check_size(mask_path: Path, labels: np.ndarray, image_path: Path, image: np.ndarray) -> None:

@@ -42,12 +42,14 @@ def usual_segments(image_size: int) -> int:
     return min(PAPER_SEGMENTS, max(1, image_size**2 // 16))
 
 
-def superpixel_folder(plain: Path, image_size: int, paper_size: int) -> Path:
-    """Where the superpixels of a dataset for ``image_size`` are, or are to be made.
+def superpixel_folder(plain: Path, image_size: int, paper_size: int, asked: str | None = None) -> Path:
+    """Where the superpixels of a dataset for ``image_size`` are, or are to be made: ``asked``, or its own.
 
     plain: the dataset's own folder, if its maps are of that size; else the one with the size behind its name. Where
     neither has maps it is the plain one if that is not there, or if the size is the paper's.
     """
+    if asked:
+        return Path(asked)
     stored = _stored_size(plain)
     sized = plain.with_name(f"{plain.name}_{image_size}")
     if stored == image_size:

@@ -179,7 +179,7 @@ def look_at(pair: Pair, channels: int | None, args: argparse.Namespace) -> Looke
     image_path, mask_path = pair
     image, mask = read_image(image_path, channels), read_mask(mask_path, args.num_classes, args.ignore_label)
     check_size(mask_path, mask.labels, image_path, image)
-    return Looked(pair, *look(image, mask.labels), mask.soiled)
+    return Looked(pair, *look(image, mask.labels), mask.artefacts)
 
 
 def judge_file(

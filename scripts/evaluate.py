@@ -78,7 +78,7 @@ def score(case: tuple[Path, ...], num_classes: int, ignore_label: int | None) ->
             )
     labels = np.stack([mask.labels for mask in read])
     scores = case_scores(labels[:1], labels[1:, None], num_classes, surfaces=True)
-    return scores, [path for path, mask in zip(case, read, strict=True) if mask.soiled]
+    return scores, [path for path, mask in zip(case, read, strict=True) if mask.artefacts]
 
 
 def over_images(rows: Sequence[Row], names: Iterable[str], figure: Callable[[list[float]], float]) -> dict:
@@ -115,9 +115,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"{len(failures)} of {len(cases)} images cannot be scored; nothing written:\n" + "\n".join(failures)
         )
-    soiled = [path for _, paths in results for path in paths]
-    if soiled:
-        print(f"note: in-between greys thresholded at 128 in {len(soiled)} files: {listed(soiled)}")
+    artefacts = [path for _, paths in results for path in paths]
+    if artefacts:
+        print(f"note: compression artefacts, thresholded at 128, in {len(artefacts)} files: {listed(artefacts)}")
     scores = {case[0].stem: values for case, (values, _) in zip(cases, results, strict=True)}
     rows = list(scores.values())
     figures = set_scores(rows)

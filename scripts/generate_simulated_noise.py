@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
     wrong_share: float  # of the image's pixels
     emptied: bool  # of a class
     filled: bool
-    soiled: bool
+    artefacts: bool
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -171,7 +171,7 @@ def noise_rate(source: Source, noise: Callable, seed: int, num_classes: int) -> 
 
 def make_noisy(source: Source, save_root: Path, noise: Callable, seed: int, num_classes: int) -> Outcome:
     """Write the noisy mask of ``source``, unless a valid one is there."""
-    clean, soiled = read_mask(source.path, num_classes)
+    clean, artefacts = read_mask(source.path, num_classes)
     target = save_root / f"{source.stem}.png"
     action = "written"
     noisy = None
@@ -190,7 +190,7 @@ def make_noisy(source: Source, save_root: Path, noise: Callable, seed: int, num_
         wrong_share=float((clean != noisy).mean()),
         emptied=any(before.any() and not after.any() for before, after in pairs),
         filled=any(after.all() and not before.all() for before, after in pairs),
-        soiled=soiled,
+        artefacts=artefacts,
     )
 
 
@@ -206,7 +206,7 @@ def read_valid(path: Path, shape: tuple[int, int], num_classes: int) -> np.ndarr
         mask = read_mask(path, num_classes)
     except UserError:
         return None
-    return mask.labels if mask.labels.shape == shape and not mask.soiled else None
+    return mask.labels if mask.labels.shape == shape and not mask.artefacts else None
 
 
 def summary(outcomes: list[Outcome]) -> str:
@@ -221,7 +221,7 @@ def summary(outcomes: list[Outcome]) -> str:
         ("made again, the file there was not valid", [o.name for o in outcomes if o.action == "made again"]),
         ("emptied by the noise", [o.name for o in outcomes if o.emptied]),
         ("filled by the noise", [o.name for o in outcomes if o.filled]),
-        ("clean mask with in-between greys, thresholded at 128", [o.name for o in outcomes if o.soiled]),
+        ("clean mask with compression artefacts, thresholded at 128", [o.name for o in outcomes if o.artefacts]),
     ):
         if names:
             lines.append(f"{label}: {len(names)} ({listed(names)})")

@@ -160,9 +160,9 @@ def test_processes_change_nothing(run, tmp_path):
 
 
 def test_soiled_masks_are_named(run, folders, tmp_path):
-    soiled = square(5, 5).astype(int)
-    soiled[5, 5:15] = np.arange(240, 250)
-    save(folders[0] / "equal.png", soiled.astype(np.uint8))
+    artefacts = square(5, 5).astype(int)
+    artefacts[5, 5:15] = np.arange(240, 250)
+    save(folders[0] / "equal.png", artefacts.astype(np.uint8))
     code, out, _ = run()
     assert code == 0 and "thresholded at 128 in 1 files" in out and str(folders[0] / "equal.png") in out
     assert rows(tmp_path / "scores.csv")["equal"]["dice"] == 1

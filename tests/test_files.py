@@ -148,7 +148,7 @@ def test_file_cut_in_the_middle_is_called_unreadable(tmp_path, kind):
 def test_binary_masks_are_read(tmp_path, suffix, pixels):
     mask = read_mask(save(tmp_path / f"a{suffix}", pixels))
     assert mask.labels.dtype == np.uint8
-    assert not mask.soiled
+    assert not mask.artefacts
     np.testing.assert_array_equal(mask.labels, BINARY)
 
 
@@ -173,7 +173,7 @@ def test_mask_of_one_value_only(tmp_path, value):
 )
 def test_other_ways_to_store_a_binary_mask(tmp_path, image):
     mask = read_mask(save(tmp_path / "a.png", image))
-    assert not mask.soiled
+    assert not mask.artefacts
     np.testing.assert_array_equal(mask.labels, BINARY)
 
 
@@ -191,7 +191,7 @@ def test_two_colours_that_a_program_reduced_a_mask_to(tmp_path, pixels, suffix):
         )
     ):
         mask = read_mask(save(tmp_path / f"{number}{suffix}", reduced))
-        assert not mask.soiled
+        assert not mask.artefacts
         np.testing.assert_array_equal(mask.labels, pixels > 0)
 
 
@@ -235,14 +235,14 @@ def test_mask_soiled_by_jpeg_is_thresholded_and_says_so(tmp_path, pixels):
     path = save(tmp_path / "a.jpg", pixels, quality=75)
     assert len(np.unique(np.asarray(Image.open(path)))) > 2  # else this would test nothing
     mask = read_mask(path)
-    assert mask.soiled
+    assert mask.artefacts
     assert (mask.labels != BINARY).mean() < 0.01
 
 
 def test_soiled_masks_are_cut_between_127_and_128(tmp_path):
     row = np.array([0] * 20 + [2, 100, 127, 128, 180, 253] + [255] * 22, np.uint8)
     mask = read_mask(save(tmp_path / "a.png", row[None].repeat(40, 0)))
-    assert mask.soiled
+    assert mask.artefacts
     np.testing.assert_array_equal(mask.labels, (np.arange(48) >= 23)[None].repeat(40, 0))
 
 
@@ -306,7 +306,7 @@ def test_masks_soiled_by_lossy_compression(tmp_path, size, code, mode):
     image = Image.fromarray(ellipse(160, 200, *size))
     shown = np.asarray(code(image).convert("L"))
     mask = read_mask(save(tmp_path / "a.png", code(image.convert(mode)).convert(mode)))
-    assert mask.soiled and (mask.labels != (shown >= 128)).mean() < 0.001  # of RGB, another rounding to grey
+    assert mask.artefacts and (mask.labels != (shown >= 128)).mean() < 0.001  # of RGB, another rounding to grey
 
 
 def test_lossy_masks_of_nothing_but_a_rim_along_the_edge(tmp_path):
@@ -315,7 +315,7 @@ def test_lossy_masks_of_nothing_but_a_rim_along_the_edge(tmp_path):
     values[:, :30] = 255
     values[:2] = np.where(values[:2] == 255, 230, 20)
     values[30, 28:32] = (250, 190, 60, 5)
-    assert read_mask(save(tmp_path / "a.png", values)).soiled
+    assert read_mask(save(tmp_path / "a.png", values)).artefacts
 
 
 def test_third_level_with_an_interior_is_ambiguous_even_in_a_jpeg(tmp_path):

@@ -140,7 +140,7 @@ def test_every_image_format_and_coding_of_a_mask_gives_the_same_noise(tmp_path):
     assert len(digests) == 1
 
 
-def test_masks_soiled_by_compression_are_thresholded_and_named(masks, tmp_path, capsys):
+def test_masks_with_compression_artefacts_are_thresholded_and_named(masks, tmp_path, capsys):
     save(masks / "grey.jpg", 255 * ellipse(), quality=40)
     noise(masks, tmp_path / "noisy")
     assert "in-between greys, thresholded at 128: 1 (grey.jpg)" in capsys.readouterr().out

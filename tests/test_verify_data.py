@@ -684,10 +684,10 @@ def test_superpixels_may_lie_elsewhere(folder, tmp_path, verify):
 
 def test_any_folder_of_masks(folder, tmp_path, verify):
     (folder / "masks_DE").rename(tmp_path / "student")
-    soiled = tmp_path / "student" / "case05.png"
-    save(soiled, pixels(soiled) // 2)
+    artefacts = tmp_path / "student" / "case05.png"
+    save(artefacts, pixels(artefacts) // 2)
     assert verify().found() == {}
-    assert verify("--masks", tmp_path / "student").found() == {"values": [("error", str(soiled))]}
+    assert verify("--masks", tmp_path / "student").found() == {"values": [("error", str(artefacts))]}
     (tmp_path / "student").rename(folder / "student")
     result = verify("--masks", "student")
     assert result.code == 1 and result.found() == {"values": [("error", "student/case05.png")]}

@@ -136,8 +136,8 @@ def _look_at_pair(pair: _Pair, task: Task) -> Look:
         mask = attempt(look.findings, "values", name, read_mask, path, task.num_classes, task.ignore_label)
         if mask is None:
             continue
-        if mask.soiled:
-            text = "in-between greys, as lossy compression leaves them; thresholded at 128"
+        if mask.artefacts:
+            text = "compression artefacts, thresholded at 128"
             look.findings.append(Finding("values", "warning", name, text))
         if image is not None:
             attempt(look.findings, "sizes", name, check_size, path, mask.labels, pair.image, image)
