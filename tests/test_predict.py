@@ -440,7 +440,7 @@ def test_files_that_are_no_checkpoints(run, tmp_path, name):
         ({"model": {"in_channels": 3, "num_classes": 2}}, "intensity"),
         (
             {"model": {"in_channels": 1, "num_classes": 2, "intensity": {"mean": (0,), "std": (1,)}}},
-            "weights for 3",
+            "cannot be made",
         ),
         ({"model": {"in_channels": 3, "num_classes": 2, "intensity": {"mean": (0,), "std": (1,)}}}, "do not fit"),
         (
@@ -449,12 +449,12 @@ def test_files_that_are_no_checkpoints(run, tmp_path, name):
         ),
         (
             {"model": {"in_channels": "3", "num_classes": 2, "intensity": {"mean": (0,), "std": (1,)}}},
-            "weights for 3",
+            "cannot be made",
         ),
         ({"model": None}, "TypeError"),
         ({"args": {}}, "image_size"),
         ({"args": {"image_size": -5}}, "do not fit"),
-        ({"networks": {}}, "KeyError"),
+        ({"networks": {}}, "cannot be made"),
         ({"networks": 1}, "not a checkpoint of this project"),
         ({"format": None}, "another version"),  # those of before the format was said
         ({"format": 1}, "another version"),
@@ -617,5 +617,5 @@ def test_at_the_command_line(checkpoint, images, tmp_path):
     script = REPO / "scripts" / "predict.py"
     flags = ("--checkpoint", checkpoint, "--images_root", images, "--save_root", tmp_path / "out", "--device", "cpu")
     outcome = run_script(*flags, script=script)
-    assert outcome.returncode == 1 and "4/4" in outcome.stderr and "bad.png" in outcome.stderr
+    assert outcome.returncode == 1 and "bad.png" in outcome.stderr
     assert "Traceback" not in outcome.stderr

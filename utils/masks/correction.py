@@ -67,7 +67,7 @@ def findings_of(looks: Sequence[Look], num_classes: int, corrected: bool) -> Fin
     else:
         labels = [look.label for look in looks]
         rates = estimate_noise_rates(labels, shifts, decision.probabilities, levels, num_classes)
-        tau = round(rates.tau, 4)  # as it is read again
+        tau = round(rates.total, 4)  # as it is read again
         tau_from = f"auto, estimated on the masks {which}"
     return Findings(shifts.tolist(), decision.reason, tau, tau_from)
 

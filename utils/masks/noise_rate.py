@@ -16,7 +16,6 @@ from utils.masks.label_quality import contour_beliefs
 
 SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
 UNSEEN = 1.7  # unevenness of all scales, in units of what the smoothing sees; docs/method.md section 10
-SCATTER = 0.5  # weight, in tau, of errors that cancel over a set
 
 
 class NoiseRates(NamedTuple):
@@ -28,17 +27,8 @@ class NoiseRates(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The label noise rate."""
+        """The label noise rate, which is what --tau auto takes. Source: docs/method.md section 10."""
         return min(self.missing + self.false + self.uneven, 0.99)
-
-    @property
-    def tau(self) -> float:
-        """--tau auto: errors that lean one way over the whole set, and `SCATTER` times those that cancel.
-
-        Training learns the first as a bias; of the others it learns the mean. Source: docs/method.md section 10.
-        """
-        bias = abs(self.missing - self.false)
-        return min(bias + SCATTER * (self.missing + self.false - bias + self.uneven), 0.99)
 
 
 def estimate_noise_rates(
