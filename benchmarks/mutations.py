@@ -318,7 +318,7 @@ def _resume(path: Path) -> None:
 
 def _make_result(folder: Path) -> Path:
     path = _make_checkpoint(folder).with_name("result.json")
-    dice = {"final_dice_mean": 0.5, "final_dice_std": 0.1, "averaged_epochs": 1, "epochs": 1, "method": "gsd"}
+    dice = {"final_dice_mean": 0.5, "final_dice_std": 0.1, "averaged_epochs": 1, "epochs": 1, "description": "GSD-Net"}
     last = {"last_epoch": {"dice": 0.5, "hd95": None}, "cases": {"dice": 2, "hd95": 0}, "test_cases": 2}
     scored = {"scored_on": "test masks", "scored_at": "mask size"}
     run = {"seconds_per_epoch": 1.5, "waiting": 0.01, "device": "cpu", "precision": "fp32"}

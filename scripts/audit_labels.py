@@ -296,7 +296,7 @@ def contours_seen(args: argparse.Namespace, looked: Sequence[Looked]) -> Sequenc
     contours, reason = contours_of([item.steps for item in looked])
     if contours is not None:
         moved = sum(bool(contour.shift) for contour in contours)
-        print(f"contours: {moved} of {len(contours)} would be moved; {reason}")
+        print(f"contours: {moved} of {len(contours)} should be moved; {reason}")
         return contours
     if not (args.folds or args.checkpoint):
         raise UserError(f"{reason}; let networks judge the masks: give --folds or --checkpoint")

@@ -1,94 +1,67 @@
 """The accuracy benchmark: cells, their results' file, its tables, and a small grid from beginning to end."""
 
 import csv
-import json
 import shutil
-import sys
 from argparse import Namespace
 from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 from conftest import REPO, TRAIN_SCRIPT, load_program, run_script, write_dataset
 
 from benchmarks import accuracy
-from benchmarks.accuracy import (
-    CLEAN,
-    GRIDS,
-    GSD_CLEAN,
-    METHODS,
-    MISSING,
-    MISSING_SHARE,
-    NOISES,
-    TAU,
-    TAU_MISSING,
-    Cell,
-    Row,
-)
-from dataloaders.files import read_mask
-from dataloaders.noisy_folder import Layout
+from benchmarks.accuracy import GRIDS, METHODS, NOISES, Cell, Row
+from dataloaders.datasets import Layout
 from utils.commands.errors import UserError
 
 SCRIPT = REPO / "benchmarks" / "accuracy.py"
 
 
-def parse(monkeypatch, *flags: str) -> Namespace:
-    """The training script's own reading of its flags."""
-    script = load_program(TRAIN_SCRIPT)
-    monkeypatch.setattr(sys, "argv", ["train", *flags])
-    return script.parse_arguments()
-
-
 def row(method: str = "ce", noise: str = "S_R", dice: float = 0.5, seed: int = 1, **changes) -> Row:
-    cell = Cell("methods", "small", "shenzhen", noise, method, seed, "")
-    rest = {"iou": 0.4, "hd95": 3.5, "epochs": 16, "averaged": 4, "seconds": 60, "precision": "bf16"}
-    made = Row(**asdict(cell), dice=dice, **rest, torch="2", machine="m", date="2026-01-01")
+    cell = Cell("shenzhen", noise, method, seed, "schedule", 64, "test", "")
+    rest = {"recipe": "paper", "segments": 256, "tau": 0.1, "scored_at": "mask size", "cases": 113, "iou": 0.4}
+    made = Row(**asdict(cell), **rest, dice=dice, hd95=3.5, seconds=60.0, machine="m", date="2026-01-01", commit="abc")
     return replace(made, **changes)
+
+
+def asked(**changes) -> Namespace:
+    flags = {"grid": "methods", "protocol": "schedule", "datasets": ["shenzhen"], "noises": ["02", "08", "DE"]}
+    flags |= {"image_size": 64, "split": "test", "methods": None, "seeds": [1, 2], "flags": []}
+    return Namespace(**{**flags, **changes})
 
 
 # --- Cells ------------------------------------------------------------------------------------------------------------
 
 
-def asked(**changes) -> Namespace:
-    flags = {"grid": "methods", "protocol": "small", "datasets": ["shenzhen"], "noises": list(NOISES)}
-    return Namespace(**{**flags, "methods": None, "seeds": [1, 2], "flags": [], **changes})
-
-
-def test_clean_masks_are_trained_on_once_a_seed():
+def test_one_seed_everywhere_comes_before_the_next():
     cells = accuracy.cells_of(asked())
-    assert len(cells) == len(set(cells)) == 2 * (3 * (len(METHODS) - 2) + 2)
-    assert {cell.noise for cell in cells if cell.method in (CLEAN, GSD_CLEAN)} == {"clean"}
-
-
-def test_a_grid_can_be_cut_down():
-    cells = accuracy.cells_of(asked(methods=["gsd"], noises=["DE"], seeds=[7]))
-    assert cells == [Cell("methods", "small", "shenzhen", "S_DE", "gsd", 7, "")]
+    assert len(set(cells)) == len(cells) == 2 * 3 * len(METHODS)
+    assert [cell.seed for cell in cells] == [1] * (3 * len(METHODS)) + [2] * (3 * len(METHODS))
+    assert len(accuracy.cells_of(asked(methods=["ce"], noises=["DE", "clean"], seeds=None))) == 2
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_training_script_takes_the_flags_of_every_method(monkeypatch, grid):
     for cell in accuracy.cells_of(asked(grid=grid, seeds=[3])):
-        args = parse(monkeypatch, "--datasets", cell.dataset, *accuracy.flags_of(cell))
-        assert (args.seed, args.image_size) == (3, 128)
-        assert args.noise_type == {**{e: k for k, e in NOISES.items()}, "clean": "clean", MISSING: "given"}[cell.noise]
+        flags = ["--datasets", cell.dataset, *accuracy.flags_of(cell, grid)]
+        monkeypatch.setattr("sys.argv", ["train", *flags])
+        args = load_program(TRAIN_SCRIPT).parse_arguments()
+        assert (args.max_epochs, args.batch_size, args.image_size, args.seed) == (100, 16, 64, 3)
+        assert args.noise_type == {effect: kind for kind, effect in NOISES.items()}[cell.noise]
 
 
-def test_the_tau_grid_multiplies_the_papers():
-    flags = accuracy.flags_of(Cell("tau", "small", "Kvasir", "S_E", "gsd, tau x 2", 1, ""))
-    assert float(flags[flags.index("--tau") + 1]) == 2 * TAU["Kvasir"]
-    assert accuracy.flags_of(Cell("tau", "small", "shenzhen", "S_R", "jocor, tau x 0.5", 1, ""))[:4] == [
-        "--method",
-        "jocor",
-        "--tau",
-        "0.085",
-    ]
+def test_the_module_grid_switches_each_off_and_leaves_each_alone():
+    off = {name: set(flags[1:-2]) for name, flags in GRIDS["modules"].items() if "--without" in flags}
+    modules = {"selection", "gda", "sgr", "kt"}
+    each, alone = [[m] for m in modules], [sorted(modules - {m}) for m in modules]
+    assert sorted(map(sorted, off.values())) == sorted(each + alone)
 
 
-def test_missing_objects_are_one_noise_whatever_the_others():
-    cells = accuracy.cells_of(asked(grid="missing", seeds=[1], methods=["gsd paper", CLEAN]))
-    assert [(cell.noise, cell.method) for cell in cells] == [(MISSING, "gsd paper"), ("clean", CLEAN)]
-    flags = accuracy.flags_of(cells[0])
-    assert flags[flags.index("--tau") + 1] == str(TAU_MISSING["shenzhen"])
+def test_the_tau_grid_multiplies_the_noise_rate():
+    cell = Cell("shenzhen", "S_R", "GSD-Net, tau = rate x 0.5", 0, "schedule", 64, "validation", "")
+    flags = accuracy.flags_of(cell, "tau")
+    assert flags[flags.index("--tau") + 1] == "0.0692"
+    with pytest.raises(UserError, match="RATE"):
+        accuracy.flags_of(replace(cell, dataset="mine"), "tau")
 
 
 # --- The results' file ------------------------------------------------------------------------------------------------
@@ -96,7 +69,7 @@ def test_missing_objects_are_one_noise_whatever_the_others():
 
 def test_rows_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "new" / "results.csv"
-    rows = [row(), row("gsd", hd95=None), row(seed=2)]
+    rows = [row(), row("GSD-Net", hd95=None), row(seed=2)]
     for one in rows:
         accuracy.add_row(path, one)
     assert set(accuracy.read_rows(path)) == set(rows)
@@ -123,56 +96,36 @@ def test_a_foreign_file_is_no_results_file(tmp_path, content):
         accuracy.read_rows(path)
 
 
+def test_the_projects_own_results_are_read():
+    assert accuracy.read_rows(accuracy.RESULTS)
+
+
+def test_a_row_of_the_former_rule_is_kept_beside_one_of_todays(tmp_path):
+    path = tmp_path / "results.csv"
+    accuracy.add_row(path, row(scored_at="training size"))
+    accuracy.add_row(path, row(dice=0.2))
+    assert [one.dice for one in accuracy.read_rows(path)] == [0.2, 0.5]
+
+
 # --- Tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_gap_recovered():
-    assert accuracy.gap_recovered(0.6, 0.6, 0.9) == 0
-    assert accuracy.gap_recovered(0.9, 0.6, 0.9) == 1
-    assert accuracy.gap_recovered(0.5, 0.6, 0.9) < 0
-    assert accuracy.gap_recovered(0.7, 0.6, 0.6) is None  # no gap
-    assert accuracy.gap_recovered(0.7, None, 0.9) is None
-
-
 def test_what_is_printed_is_what_was_asked_for():
-    given = accuracy.parse_args(["--noises", "02", "--seeds", "1", "--methods", "ce", CLEAN])
-    kept = [row(), row(CLEAN, "clean")]
-    others = [row(noise="S_E"), row(seed=2), row("gsd"), row(dataset="BUSUC"), row(flags="--max_epochs 2")]
-    others += [row(grid="tau"), row(protocol="full")]
-    assert [one for one in kept + others if accuracy.asked_for(one, given)] == kept
+    rows = [row(), row(noise="clean"), row(seed=3), row(scored_at="training size"), row(image_size=128)]
+    rows += [row("no"), row(protocol="half"), row(split="validation"), row(flags="--amp fp32"), row(dataset="Kvasir")]
+    assert [accuracy.asked_for(one, asked()) for one in rows] == [True] + [False] * 9
+    assert accuracy.asked_for(rows[2], asked(seeds=None)) and accuracy.asked_for(rows[1], asked(noises=["clean"]))
 
 
-def test_other_flags_are_another_cell():
-    usual, shorter = (accuracy.cells_of(asked(flags=flags)) for flags in ([], ["--max_epochs", "2"]))
-    assert not set(usual) & set(shorter)
+def test_the_table_averages_seeds():
+    rows = [row(dice=0.5), row(dice=0.7, seed=2), row("GSD-Net", noise="S_DE", dice=0.9)]
+    lines = accuracy.table(rows, "shenzhen", list(METHODS)).splitlines()
+    assert lines[0] == "| shenzhen | S_R | S_DE |"
+    assert lines[2:4] == ["| ce | 0.6000 +- 0.141 (2) |  |", "| GSD-Net |  | 0.9000 |"]
+    assert "113 images" in lines[-1]
 
 
-def test_the_table_averages_seeds_and_noises():
-    rows = [
-        *(row("ce", noise, dice) for noise, dice in (("S_R", 0.5), ("S_E", 0.6), ("S_DE", 0.7))),
-        *(row("gsd", noise, dice) for noise, dice in (("S_R", 0.7), ("S_E", 0.8), ("S_DE", 0.81))),
-        row("gsd", "S_DE", 0.89, seed=2),
-        row(CLEAN, "clean", 0.9),
-    ]
-    rows += [row("gsd", dataset="Kvasir")]
-    lines = accuracy.table(rows, "shenzhen").splitlines()
-    heads = [part.strip() for part in lines[0].split("|")[1:-1]]
-    assert heads == ["shenzhen", "S_R", "S_E", "S_DE", "mean", "IoU", "HD95", "gap"]
-    body = {line.split("|")[1].strip(): [part.strip() for part in line.split("|")[2:-1]] for line in lines[2:]}
-    assert body["ce"] == ["0.5000", "0.6000", "0.7000", "0.6000", "0.4000", "3.5", "0%"]
-    assert body["gsd"] == ["0.7000", "0.8000", "0.8500 +- 0.057 (2)", "0.7833", "0.4000", "3.5", "61%"]
-    assert body[CLEAN] == ["0.9000", "0.9000", "0.9000", "0.9000", "0.4000", "3.5", "100%"]
-
-
-def test_a_mean_needs_every_noise():
-    rows = [row("ce", "S_R"), row("ce", "S_E"), row("gsd", "S_R", 0.6), row("gsd", "S_E", 0.6, hd95=None)]
-    rows += [row("jocor", "S_R", 0.6)]
-    jocor, gsd = accuracy.table(rows, "shenzhen").splitlines()[-2:]
-    assert [part.strip() for part in jocor.split("|")[2:-1]] == ["0.6000", "", "", "", "", ""]
-    assert [part.strip() for part in gsd.split("|")[2:-1]] == ["0.6000", "0.6000", "0.6000", "0.4000", "", ""]
-
-
-# --- Validation images ------------------------------------------------------------------------------------------------
+# --- Runs -------------------------------------------------------------------------------------------------------------
 
 
 def test_validation_images_are_neither_trained_nor_tested_on(tmp_path):
@@ -189,74 +142,28 @@ def test_validation_images_are_neither_trained_nor_tested_on(tmp_path):
     assert not tested & {path.resolve() for path in (tmp_path / "val").rglob("*")}
 
 
-# --- Missing objects --------------------------------------------------------------------------------------------------
-
-
-def test_one_object_is_missing_in_four_of_ten():
-    mask = np.zeros((40, 60), bool)
-    objects = [np.s_[5:25, 5:20], np.s_[10:30, 30:50]]
-    for one in objects:
-        mask[one] = True
-    mask[0, 0] = True  # a speck, which is no object
-    found = [accuracy.object_missing(mask, np.random.default_rng(seed)) for seed in range(1000)]
-    whole = sum(np.array_equal(one, mask) for one in found)
-    assert 1 - whole / 1000 == pytest.approx(MISSING_SHARE, abs=0.05)
-    for one in found:
-        left = [one[place].all() for place in objects]
-        assert (
-            one[0, 0]
-            and sum(left) >= 1
-            and one.sum() == 1 + sum(mask[p].sum() for p, is_left in zip(objects, left, strict=True) if is_left)
-        )
-    assert {tuple(one[place].all() for place in objects) for one in found} == {
-        (True, True),
-        (True, False),
-        (False, True),
-    }
-
-
-def test_a_mask_without_objects_stays_as_it_is():
-    empty = np.zeros((8, 8), bool)
-    assert not any(accuracy.object_missing(empty, np.random.default_rng(seed)).any() for seed in range(20))
-
-
-def test_only_training_masks_lack_objects(tmp_path):
-    layout = Layout()
-    dataset = write_dataset(tmp_path / "data", train=20, test=2)
-    masks = accuracy.make_missing(dataset, layout, tmp_path / "work")
-    target = tmp_path / "missing" / dataset.name
-    accuracy.validation_dataset(dataset, layout, [], target, masks)
-
-    def emptied(folder: str) -> int:
-        return sum(not read_mask(path).labels.any() for path in (target / folder).iterdir())
-
-    assert 0 < emptied("masks") < 16 and emptied("masks_test") == 0
-    assert len(list((target / "masks").iterdir())) == len(list((target / "images").iterdir())) == 16
-    before = {path: path.stat().st_mtime_ns for path in masks.iterdir()}
-    assert accuracy.make_missing(dataset, layout, tmp_path / "work") == masks
-    assert {path: path.stat().st_mtime_ns for path in masks.iterdir()} == before
-
-
-# --- From beginning to end --------------------------------------------------------------------------------------------
-
-
 def test_a_small_grid(tmp_path):
     write_dataset(tmp_path / "data", train=5, test=2)
     flags = ["--data_root", tmp_path / "data", "--work_root", tmp_path / "work", "--results", tmp_path / "results.csv"]
-    flags += ["--datasets", "Kvasir", "--noises", "02"]
-    cells = ["--methods", "ce", "gsd", CLEAN, "--jobs", 2]
+    flags += ["--datasets", "Kvasir", "--noises", "02", "clean", "--image_size", 32]
+    cells = ["--methods", "ce + Dice", "GSD-Net, tau auto", "--jobs", 2]
     fast = ["--", "--max_epochs", 2, "--batch_size", 2, "--device", "cpu"]
     outcome = run_script(*flags, *cells, *fast, script=SCRIPT)
     assert outcome.returncode == 0, outcome.stderr
     with open(tmp_path / "results.csv", newline="") as file:
         results = list(csv.DictReader(file))
-    assert {(r["dataset"], r["noise"], r["method"]) for r in results} == {
-        ("Kvasir", "S_R", "ce"),
-        ("Kvasir", "S_R", "gsd"),
-        ("Kvasir", "clean", CLEAN),
+    found = {(r["noise"], r["method"], r["recipe"], r["scored_at"], r["split"], r["segments"]) for r in results}
+    assert found == {
+        (noise, method, "paper", "mask size", "test", "64")
+        for noise in ("S_R", "clean")
+        for method in ("ce + Dice", "GSD-Net, tau auto")
     }
-    assert all(r["epochs"] == "2" and r["averaged"] == "1" and 0 <= float(r["dice"]) <= 1 for r in results)
+    assert all(0 <= float(r["dice"]) <= 1 and r["cases"] == "2" for r in results)
+    taus = {(r["noise"], r["method"]): float(r["tau"]) for r in results}
+    assert taus["S_R", "ce + Dice"] == 0 < taus["S_R", "GSD-Net, tau auto"]
     assert (tmp_path / "data" / "Kvasir" / Layout().shrunk / "case00.png").is_file()
+    curves = list((tmp_path / "curves").iterdir())
+    assert len(curves) == 4 and all(len(path.read_text().splitlines()) == 3 for path in curves)
 
     before = (tmp_path / "results.csv").stat().st_mtime_ns
     outcome = run_script(*flags, *cells, *fast, script=SCRIPT)
@@ -264,36 +171,8 @@ def test_a_small_grid(tmp_path):
     assert (tmp_path / "results.csv").stat().st_mtime_ns == before
 
     outcome = run_script(*flags, "--table", "--figure", tmp_path / "figure.png", *fast, script=SCRIPT)
-    assert outcome.stdout.startswith("| Kvasir | S_R | mean |")
+    assert outcome.stdout.startswith("| Kvasir | S_R | clean |")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_grid_of_missing_objects(tmp_path):
-    write_dataset(tmp_path / "data", train=10, test=2)
-    flags = ["--data_root", tmp_path / "data", "--work_root", tmp_path / "work", "--results", tmp_path / "results.csv"]
-    flags += [
-        "--datasets",
-        "Kvasir",
-        "--grid",
-        "missing",
-        "--methods",
-        "gsd",
-        CLEAN,
-        "--figure",
-        tmp_path / "figure.png",
-    ]
-    flags += ["--", "--max_epochs", 1, "--batch_size", 2, "--device", "cpu"]
-    outcome = run_script(*flags, script=SCRIPT)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "of the pixels are wrong" in outcome.stdout and "| Kvasir | missing | mean |" in outcome.stdout
-    trained = {
-        run.parents[1].name.split("_")[4]: run.parent for run in (tmp_path / "work" / "runs").glob("*/*/args.json")
-    }
-    roots = {name: json.loads((run / "args.json").read_text())["data_root"] for name, run in trained.items()}
-    assert roots == {
-        "gsd": str((tmp_path / "work" / "missing").resolve()),
-        CLEAN.replace(" ", "-"): str((tmp_path / "work" / "validation").resolve()),
-    }
 
 
 def test_a_failed_run_is_named(tmp_path):
@@ -301,16 +180,12 @@ def test_a_failed_run_is_named(tmp_path):
     flags = ["--data_root", tmp_path / "data", "--work_root", tmp_path / "work", "--results", tmp_path / "results.csv"]
     outcome = run_script(*flags, "--datasets", "Kvasir", "--noises", "02", "--methods", "ce", script=SCRIPT)
     assert outcome.returncode == 2
-    assert "only 3 training images" in outcome.stderr and "Traceback" not in outcome.stderr
+    assert "train_GSD-Net.py" in outcome.stderr and "Traceback" not in outcome.stderr
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
-    [
-        (["--methods", "no"], "--methods no: --grid methods has ce"),
-        (["--jobs", 0], "--jobs must be at least 1"),
-        (["--table", "--results", "none.csv"], "no results"),
-    ],
+    [(["--methods", "no"], "--methods"), (["--jobs", 0], "--jobs"), (["--table", "--results", "none.csv"], "none.csv")],
 )
 def test_bad_usage(flags, said):
     outcome = run_script(*flags, script=SCRIPT)

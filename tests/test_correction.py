@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.masks.contours import move_contour, signed_distance
-from utils.masks.correction import EDGE_SIZE, FALLBACK_TAU, Look, findings_of, look_at, moved_label
+from utils.masks.contours import levels_of, move_contour, signed_distance
+from utils.masks.correction import EDGE_SIZE, FALLBACK_TAU, Look, decide, findings_of, look_at, moved_label
 from utils.masks.noise_rate import NoiseRates
 
 ONE_SIDE = pytest.mark.parametrize("beside", [-3, -2, -1, 1, 2, 3])
@@ -52,6 +52,15 @@ def test_right_masks_stay_and_so_do_those_of_a_set_of_which_most_are_right():
     assert not any(findings_of(looks(images, masks), 2, corrected=True).shifts)
     one_in_five = [move_contour(mask, 5) if i % 5 == 0 else mask for i, mask in enumerate(masks)]
     assert not any(findings_of(looks(images, one_in_five), 2, corrected=True).shifts)
+
+
+def test_single_displaced_masks_among_right_ones_are_suggested_to_an_auditor():
+    images, masks = drawn()
+    one_in_five = [move_contour(mask, 5) if i % 5 == 0 else mask for i, mask in enumerate(masks)]
+    edges = [look.edges for look in looks(images, one_in_five)]
+    suggested = decide(edges, levels_of((EDGE_SIZE,))).suggested
+    assert (np.abs(suggested[::5] + 5) < 1.5).all()
+    assert not np.delete(suggested, np.arange(0, len(masks), 5)).any()
 
 
 def test_displacements_that_scatter_are_undone():

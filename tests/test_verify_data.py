@@ -739,7 +739,7 @@ def test_workers_do_not_change_the_report(folder, tmp_path, verify):
     )
     assert result.returncode == 1
     assert json.loads((tmp_path / "two.json").read_text()) == alone.report
-    assert "checking" in result.stderr and "Traceback" not in result.stderr
+    assert not result.stderr
 
 
 @pytest.mark.parametrize(

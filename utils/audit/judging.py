@@ -52,7 +52,7 @@ class Contour(NamedTuple):
     """What the images say of one mask's contour."""
 
     probabilities: np.ndarray  # (L,) of the levels, in pixels of `EDGE_SIZE`
-    shift: float  # by how many of these training would move it; 0: it stays
+    shift: float  # by how many of these it should be moved; 0: it stays
 
 
 def contours_of(found: Sequence[Steps]) -> tuple[list[Contour] | None, str]:
@@ -61,7 +61,7 @@ def contours_of(found: Sequence[Steps]) -> tuple[list[Contour] | None, str]:
     decision = decide(found, levels_of((EDGE_SIZE,)))
     if decision.probabilities is None:
         return None, decision.reason
-    return [Contour(*one) for one in zip(decision.probabilities, decision.shifts, strict=True)], decision.reason
+    return [Contour(*one) for one in zip(decision.probabilities, decision.suggested, strict=True)], decision.reason
 
 
 def judge(
@@ -75,8 +75,8 @@ def judge(
     """Score the mask ``label``, (H,W) classes, of the image ``name``, and estimate a better one.
 
     contour: what the images say, None where they say nothing; logits: of the networks (K,S,S), if any; bounded: whether
-    the mask has a boundary. Without networks the mask is estimated as training would correct it: where that leaves
-    contours alone, the estimated mask is the given one. Raises ValueError without contour and logits.
+    the mask has a boundary. Without networks a mask whose contour should stay is estimated to be right. Raises
+    ValueError without contour and logits.
     """
     scale = max(label.shape) / EDGE_SIZE
     views, scores = [], {}

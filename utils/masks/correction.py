@@ -18,6 +18,7 @@ EDGE_SIZE = 128  # pixels: the side at which edges are looked for; the unit of t
 MATTERS = 2.0  # a contour is moved by no less
 TYPICAL = 2.5  # and by no less in the median over the masks that are displaced
 NEAR, BESIDE = 1, 3  # a contour lies on an edge if no level within BESIDE has more evidence than those within NEAR
+CLEAR = 0.5  # share of an image's largest evidence from which its contour clearly lies on an edge
 MOST = 2 / 3  # share of the masks whose contours lie on an edge from which most masks are right
 ALIKE = 0.3  # between the 10th and the 90th percentile of the displacements: all contours are displaced alike
 FALLBACK_TAU = 0.05  # where nothing says how wrong the masks are; the paper's for Kvasir
@@ -34,6 +35,7 @@ class Decision(NamedTuple):
     """How far each contour of a set is to be moved, and why."""
 
     shifts: np.ndarray  # (N,) pixels of `EDGE_SIZE`, positive inwards; 0 where a contour stays
+    suggested: np.ndarray  # (N,) the same for somebody who looks at each: also of single masks among right ones
     reason: str  # in numbers
     probabilities: np.ndarray | None  # (N,L) of the levels; None where the images show no edges
 
@@ -84,25 +86,30 @@ def decide(found: Sequence[Steps], levels: np.ndarray, side: int = EDGE_SIZE) ->
     bounded = possible.sum(axis=1) > 1
     count = int(bounded.sum())
     if not count:
-        return Decision(stay, "no mask has a boundary", None)
+        return Decision(stay, stay, "no mask has a boundary", None)
     if not edges_shown(found, levels):
-        return Decision(stay, "the images show no more of an edge at the contours than elsewhere", None)
+        return Decision(stay, stay, "the images show no more of an edge at the contours than elsewhere", None)
     probabilities = level_probabilities(found, levels, side)
     offsets = median_level(probabilities, levels)[bounded] / unit
-    on_edge = int(_on_edge(evidence[bounded], levels / unit).sum())
-    seen = f"median offset {np.median(offsets):.1f} px of {EDGE_SIZE}, {on_edge} of {count} contours lie on an edge"
-    if on_edge >= MOST * count:
-        return Decision(stay, f"{seen}: most masks are right", probabilities)
+    on_edge = _on_edge(evidence[bounded], levels / unit)
+    number = int(on_edge.sum())
+    seen = f"median offset {np.median(offsets):.1f} px of {EDGE_SIZE}, {number} of {count} contours lie on an edge"
+    shifts = stay.copy()
+    if number >= MOST * count:
+        strong = evidence[bounded].max(axis=1)
+        near = evidence[bounded][:, np.abs(levels / unit) <= NEAR].max(axis=1)
+        right = on_edge & (near >= CLEAR * strong)  # of a single mask a faint edge may be chance
+        shifts[bounded] = np.where((np.abs(offsets) >= MATTERS) & ~right, offsets, 0)
+        return Decision(stay, shifts, f"{seen}: most masks are right", probabilities)
     displaced = np.abs(offsets[offsets != 0])
     if len(displaced) < count / 2 or np.median(displaced) < TYPICAL:
-        return Decision(stay, f"{seen}: too small to matter", probabilities)
+        return Decision(stay, stay, f"{seen}: too small to matter", probabilities)
     low, high = np.percentile(offsets, (10, 90))
     if high - low < ALIKE:
         words = f"{seen}: all are displaced alike, which annotators may mean to do; the audit's page shows them"
-        return Decision(stay, words, probabilities)
-    shifts = stay.copy()
+        return Decision(stay, stay, words, probabilities)
     shifts[bounded] = np.where(np.abs(offsets) >= MATTERS, offsets, 0)
-    return Decision(shifts, f"{seen}, offsets {low:.1f} to {high:.1f} in eight of ten", probabilities)
+    return Decision(shifts, shifts, f"{seen}, offsets {low:.1f} to {high:.1f} in eight of ten", probabilities)
 
 
 def _on_edge(evidence: np.ndarray, levels: np.ndarray) -> np.ndarray:
