@@ -1,4 +1,4 @@
-"""From arrays in memory to training batches: shuffling, joint augmentation, noise, colour jitter.
+"""From arrays in memory to training batches: shuffling, and augmentation (`dataloaders.augment`).
 
 Whole batches are transformed at once, all but the rotation on the training device. Every draw comes from one generator
 on the CPU, so that the batches are the same on every device.
@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from dataloaders.augment import color_jitter, move_square, noise_half, rotate_half
 from utils.engine.distributed import ALONE, Team
 from utils.engine.intensity import Intensity, to_unit
-from utils.masks.geometry import IGNORED, squared_boundary_distance
+from utils.masks.geometry import IGNORED
 from utils.method.gsd import Batch
 from utils.method.settings import RunSettings
 
@@ -140,143 +139,3 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
-
-
-def move_square(values: Tensor, symmetry: Tensor) -> Tensor:
-    """Turn and flip each of B square images: values (B,...,S,S), symmetry (B,) in 0..7.
-
-    symmetry % 4 counts quarter turns, applied after a left-right flip where symmetry >= 4.
-    """
-    side = values.shape[-1]
-    grid = torch.arange(side * side, device=values.device).view(side, side)
-    table = torch.stack([torch.rot90(g, k) for g in (grid, grid.flip(-1)) for k in range(4)]).flatten(1)
-    source = table[symmetry].view(len(values), *[1] * (values.ndim - 3), -1)
-    flat = values.flatten(-2)
-    return flat.gather(-1, source.expand_as(flat)).view_as(values)
-
-
-# --- Rotation and noise -----------------------------------------------------------------------------------------------
-
-
-def rotate_half(
-    images: Tensor, labels: Tensor, squared: Tensor, segments: Tensor, max_rotation: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rotate each image with probability 0.5, by an angle uniform in +-``max_rotation`` degrees.
-
-    images (B,C,S,S) uint8, bilinear; labels and segments (B,S,S), nearest, move with them. The squared distances
-    (B,S,S) of rotated images are those of the rotated label. All on the CPU; images that are not rotated stay as they
-    are. Source: docs/method.md sections 2 and 5.
-    """
-    chosen = torch.rand(len(images), generator=generator) < 0.5
-    angles = max_rotation * (2 * torch.rand(len(images), generator=generator) - 1)
-    if not chosen.any():
-        return images, labels, squared, segments
-    angles = angles[chosen]
-    rotated_labels = rotate(labels[chosen, None], angles, "nearest").squeeze(1)
-    rotated = (
-        rotate(images[chosen], angles, "bilinear"),
-        rotated_labels,
-        torch.from_numpy(np.stack([squared_boundary_distance(label) for label in rotated_labels.numpy()])),
-        rotate(segments[chosen, None], angles, "nearest").squeeze(1),
-    )
-    parts = (images, labels, squared, segments)
-    images, labels, squared, segments = (a.index_put((chosen,), b) for a, b in zip(parts, rotated, strict=True))
-    return images, labels, squared, segments
-
-
-def rotate(images: Tensor, angles: Tensor, mode: str) -> Tensor:
-    """Rotate each of B square images of integers (B,C,S,S) about its centre by angles (B,), in degrees anticlockwise.
-
-    mode: "bilinear", rounded to whole numbers, or "nearest". What comes in from outside is the image's mirror image,
-    so that no border appears that is not in the image. In float64, which holds every superpixel id exactly.
-    """
-    cosine, sine = (f(angles.double().deg2rad()) for f in (torch.cos, torch.sin))
-    zero = torch.zeros_like(cosine)
-    # From places in the result to places in the image, rows running down.
-    theta = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    moved = F.grid_sample(images.double(), grid, mode=mode, padding_mode="reflection", align_corners=False)
-    return moved.round().to(images.dtype)
-
-
-def noise_half(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise to each image (B,C,H,W) in [0, 1] with probability 0.5; the result is clipped to [0, 1].
-
-    The noise has standard deviation ``sigma`` and is cut at 2 sigma: what lies beyond becomes +-2 sigma. Images without
-    noise stay as they are. Source: docs/method.md section 5.
-    """
-    chosen = (torch.rand(len(images), generator=generator) < 0.5).nonzero().flatten()
-    noise = sigma * torch.randn(len(chosen), *images.shape[1:], generator=generator).clamp(-2, 2)
-    chosen = chosen.to(images.device)
-    return images.index_put((chosen,), (images[chosen] + noise.to(images.device)).clamp(0, 1))
-
-
-# --- Colour jitter: torchvision's ColorJitter with factors of its own for every image of a batch ----------------------
-
-
-def color_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """ColorJitter(0.8s, 0.8s, 0.8s, 0.2s) of images (B,C,H,W) in [0, 1], s = ``strength`` in [0, 1].
-
-    torchvision's takes one set of factors for a whole batch; here every image has its own, and the order of the four
-    steps is drawn once a batch. Saturation and hue leave images alone that do not have three channels, as in
-    torchvision. Source: docs/method.md section 5.
-    """
-    ranges = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
-    uniform = torch.rand(4, len(images), generator=generator)
-    order = torch.randperm(4, generator=generator).tolist()
-    steps = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-    for which in order:
-        low, high = max(0.0, 1 - ranges[which]), 1 + ranges[which]
-        factor = low + (high - low) * uniform[which]
-        if which == 3:
-            factor = factor - 1  # hue is shifted, not scaled
-        images = steps[which](images, factor.to(images.device).view(-1, 1, 1, 1))
-    return images
-
-
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """images (B,C,H,W) in [0, 1] times factor (B,1,1,1) >= 0, clipped to [0, 1]."""
-    return (images * factor).clamp(0, 1)
-
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend each image (B,C,H,W) with the mean of its grey version; factor (B,1,1,1) >= 0, 1 changes nothing."""
-    mean = grey(images).mean(dim=(1, 2, 3), keepdim=True)
-    return (factor * images + (1 - factor) * mean).clamp(0, 1)
-
-
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend each image (B,3,H,W) with its grey version; factor (B,1,1,1) >= 0, 1 changes nothing."""
-    if images.shape[1] != 3:
-        return images
-    return (factor * images + (1 - factor) * grey(images)).clamp(0, 1)
-
-
-def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of each image (B,3,H,W) by shift (B,1,1,1) in [-0.5, 0.5] of the whole circle."""
-    if images.shape[1] != 3:
-        return images
-    high, _ = images.max(dim=1, keepdim=True)
-    low, _ = images.min(dim=1, keepdim=True)
-    chroma = high - low
-    red, green, blue = images.split(1, dim=1)
-    # The hexagon of hues: red at 0, green at 2, blue at 4; a grey pixel has any hue and no chroma.
-    safe = torch.where(chroma > 0, chroma, 1.0)
-    hue = torch.where(
-        high == red,
-        (green - blue) / safe,
-        torch.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
-    )
-    hue = hue + 6 * shift
-    # Each channel falls from high to low with the distance of the hue from its own corner of the hexagon.
-    corner = images.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    position = torch.remainder(corner + hue, 6)
-    return high - chroma * torch.minimum(position, 4 - position).clamp(0, 1)
-
-
-def grey(images: Tensor) -> Tensor:
-    """Luma of (B,3,H,W) as (B,1,H,W); images without three channels stay as they are."""
-    if images.shape[1] != 3:
-        return images
-    weights = images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dataloaders.batches import color_jitter
+from dataloaders.augment import color_jitter
 from utils.engine.intensity import Intensity, to_unit
 from utils.engine.metrics import case_scores, energy_distance, majority_vote
 from utils.masks.contours import signed_distance
