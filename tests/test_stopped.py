@@ -1,9 +1,11 @@
 """Commands that are stopped by Ctrl-C or SIGTERM, and two at once in the same folder."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from conftest import REPO, TRAIN_SCRIPT, write_dataset
 from PIL import Image
 
 from utils.commands.errors import UserError
-from utils.commands.files import claimed
+from utils.commands.files import claimed, locked
 from utils.commands.jobs import run_jobs
 
 
@@ -138,7 +140,7 @@ import sys
 sys.path[:0] = {[str(REPO), str(REPO / "tests")]}
 from pathlib import Path
 from test_stopped import nap_and_note
-from utils.commands.files import claimed
+from utils.commands.files import claimed, locked
 from utils.commands.jobs import run_jobs
 with claimed(Path({str(tmp_path)!r})):
     run_jobs(nap_and_note, [Path({str(tmp_path)!r})] * 4, workers=2, label="naps")
@@ -204,6 +206,39 @@ def test_left_overs_go_when_a_folder_is_claimed(tmp_path):
         (other / ".c.png.1.tmp").touch()
     assert unfinished(tmp_path) == [tmp_path / "a.tmp"] and all(path.exists() for path in kept)
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_folder_on_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with claimed(tmp_path):
+        (tmp_path / "file").touch()
+    assert f"warning: {tmp_path}: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    with pytest.raises(OSError, match="No locks available"), locked(tmp_path / "lock", "waiting"):
+        pass
+
+
+def test_who_comes_second_says_so_and_waits(tmp_path, capsys):
+    held, order = threading.Event(), []
+
+    def hold() -> None:
+        with locked(tmp_path / "lock", "the first waits"):
+            held.set()
+            time.sleep(0.5)
+            order.append("first")
+
+    first = threading.Thread(target=hold)
+    first.start()
+    held.wait()
+    with locked(tmp_path / "lock", "the second waits"):
+        order.append("second")
+    first.join()
+    assert order == ["first", "second"] and capsys.readouterr().err == "the second waits\n"
 
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):

@@ -1,7 +1,7 @@
 """Files written whole or not at all, folders for one process alone, and the settings that a folder was made with."""
 
 import csv
-import fcntl
+import errno
 import io
 import json
 import os
@@ -10,9 +10,14 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from utils.commands.errors import UserError, listed
+
+HANDOVER = 0.2  # seconds to wait for a lock whose owner is about to remove its file
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of network file systems without locks
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -63,15 +68,18 @@ def write_table(path: str | os.PathLike, rows: Sequence[dict]) -> None:
 def locked(path: Path, waiting: str) -> Iterator[None]:
     """Hold the lock file ``path`` while the body runs; if another process has it, print ``waiting`` and wait.
 
-    The system gives the lock back however a process ends. Its file stays. Raises OSError if it cannot be made.
+    The system gives the lock back however a process ends. Raises OSError if it cannot be had.
     """
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(waiting, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path, fallback_to_soft=False)  # a soft lock would stay behind when its process is killed
+    try:
+        lock.acquire(timeout=HANDOVER)
+    except Timeout:
+        print(waiting, file=sys.stderr)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -83,39 +91,25 @@ def claimed(folder: Path, *others: Path) -> Iterator[None]:
     made. Where the file system knows no locks, a warning says so.
     """
     path = folder / ".lock"
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _locked_file(path)
-    except BlockingIOError as error:
+        lock.acquire(timeout=HANDOVER)
+    except Timeout as error:
         raise UserError(f"{folder}: another process is writing there; wait for its end, or end it") from error
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    with lock:
+        if error.errno not in NO_LOCKS:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+        reason = f"cannot be locked ({error.strerror}); start nothing else that writes there"
+        print(f"warning: {folder}: {reason}", file=sys.stderr)
+    try:
         _remove_unfinished(folder, *others)
-        try:
-            yield
-        finally:
-            _remove_unfinished(folder, *others)
-            path.unlink(missing_ok=True)
-
-
-def _locked_file(path: Path) -> IO[str]:
-    """``path``, opened and locked. Raises BlockingIOError if another process has the lock."""
-    while True:
-        lock = open(path, "a")  # noqa: SIM115
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise
-        except OSError as error:
-            reason = f"cannot be locked ({error.strerror}); start nothing else that writes there"
-            print(f"warning: {path.parent}: {reason}", file=sys.stderr)
-            return lock
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        lock.close()  # its owner has removed it at its end, after it was opened here: a lock that nobody else sees
+        yield
+    finally:
+        _remove_unfinished(folder, *others)
+        with suppress(OSError):  # Windows removes no file that is open; there the lock does it
+            path.unlink()
+        lock.release()
 
 
 def _remove_unfinished(*folders: Path) -> None:
