@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from multiprocessing.context import BaseContext
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from utils.commands.errors import _PARENT, UserError
 
@@ -36,11 +37,7 @@ def progress(items: Iterable | None = None, hidden: bool = False, **options: Any
 
 def in_threads(work: Callable, items: Sequence, title: str, unit: str = "image") -> list:
     """``work`` of every item, several at a time: decoding, resizing and distances release the interpreter lock."""
-    with ThreadPoolExecutor() as pool:
-        try:
-            return list(progress(pool.map(work, items), total=len(items), desc=title, unit=unit, hidden=not items))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    return thread_map(work, items, desc=title, unit=unit, disable=None if items else True, tqdm_class=tqdm)
 
 
 class Workers(ProcessPoolExecutor):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from scipy.special import softmax
 from skimage.segmentation import expand_labels
 
 from utils.masks.geometry import IGNORED, foreground
@@ -142,7 +143,7 @@ def _posterior(log_likelihood: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """P(level) of each image, (N,L), under the prior that the images themselves give."""
     prior = prior_of(np.zeros((0, len(levels))), levels)
     for _ in range(ITERATIONS):
-        posterior = normalised(log_likelihood + np.log(prior))
+        posterior = softmax(log_likelihood + np.log(prior), axis=1)
         prior = prior_of(posterior, levels)
     return posterior
 
@@ -154,12 +155,6 @@ def prior_of(posterior: np.ndarray, levels: np.ndarray) -> np.ndarray:
     # Neighbouring levels share their weight: a distribution of few images has no holes.
     smooth = np.convolve(np.pad(posterior.sum(axis=0), 1, mode="edge"), (0.25, 0.5, 0.25), "valid")
     return (smooth + belief) / (smooth + belief).sum()
-
-
-def normalised(log_probability: np.ndarray) -> np.ndarray:
-    """Rows of logarithms, up to a constant each, as probabilities."""
-    probability = np.exp(log_probability - log_probability.max(axis=1, keepdims=True, initial=-np.inf))
-    return probability / probability.sum(axis=1, keepdims=True)
 
 
 def move_contour(label: np.ndarray, level: float) -> np.ndarray:

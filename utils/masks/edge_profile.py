@@ -12,20 +12,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import correlate1d
+from scipy.special import softmax
 
-from utils.masks.contours import ITERATIONS, Steps, edges_shown, evidence_of, normalised, prior_of, probabilities
+from utils.masks.contours import ITERATIONS, Steps, edges_shown, evidence_of, prior_of, probabilities
 
 PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
 HABIT = 1 / 128  # how far from the largest step annotators may mean to draw, likewise
 DEPENDENCE = 2  # neighbouring levels that say the same: their evidence shares pixels
 CAUTION = 8  # by how much less the evidence counts for how far a contour lies from the edge than for on which side
 IMPOSSIBLE = -1e9  # the log-likelihood of a level at which nothing would be left
-
-
-def displacements(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
-    """How far the contour of each image of a set is to be moved, (N,), a level between those of ``levels``; 0 for
-    images without a boundary: `median_level` of its `level_probabilities`."""
-    return median_level(level_probabilities(images, levels, side), levels)
 
 
 def median_level(probabilities: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -78,12 +73,13 @@ def _fitted(
         total, left = (posterior * squares).sum(), (posterior * (squares - explained)).sum()
         noise = max((left + 2 * total / images) / ((images + 2) * width), 1e-6)
         likelihood = np.where(possible, explained / (2 * noise * DEPENDENCE), IMPOSSIBLE)
-        posterior = normalised(likelihood + np.log(prior))
+        posterior = softmax(likelihood + np.log(prior), axis=1)
         prior = prior_of(posterior, levels)
     # The evidence decides whether a mask is right, too wide or too tight; how far, it says less well than the set does.
     calm = np.where(possible, likelihood / CAUTION, IMPOSSIBLE) + np.log(prior)
-    for kind in (levels < -habit, np.abs(levels) <= habit, levels > habit):
-        posterior[:, kind] = normalised(calm[:, kind]) * posterior[:, kind].sum(axis=1, keepdims=True)
+    kinds = (levels < -habit, np.abs(levels) <= habit, levels > habit)
+    for kind in filter(np.any, kinds):  # the levels of a small image may all lie near 0
+        posterior[:, kind] = softmax(calm[:, kind], axis=1) * posterior[:, kind].sum(axis=1, keepdims=True)
     return posterior
 
 
