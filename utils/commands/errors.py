@@ -3,12 +3,12 @@
 Nothing in this room imports torch, so that the preprocessing scripts start at once.
 """
 
-import ctypes
 import errno
 import io
 import os
 import signal
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -29,7 +29,7 @@ class _Terminated(KeyboardInterrupt):
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # in what PyTorch says, of a GPU and of the CPU
 # What print raises on a full disk, and where the reader of a pipe (`... | head`) or the terminal has gone.
 _NOWHERE_TO_PRINT = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EPIPE, errno.EIO)
-_PARENT = "GSD_NET_PARENT"  # environment variable: the process that this one is to end with
+CHILD = "GSD_NET_CHILD"  # environment variable: the process that started this one holds its standard input open
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -44,7 +44,8 @@ def run_main(main: Callable[[], None]) -> None:
         sys.stdout = None  # print() then does nothing
     if sys.stderr is None:  # closed by `2>&-`; progress bars need one
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    _end_with_parent()
+    if os.environ.pop(CHILD, None):  # not for the processes that this one starts
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show must not end the command
     try:
@@ -102,11 +103,8 @@ def warn(text: str) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = os.environ.pop(_PARENT, None)  # not for the processes that this one starts
-    if parent and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if str(os.getppid()) != parent:
-            sys.exit("the process that started this one has ended")
+    os.read(0, 1)  # returns when the parent has ended, and the pipe with it
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

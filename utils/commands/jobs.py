@@ -1,27 +1,29 @@
 """Work spread over processes, and other commands of this project as processes of their own."""
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from multiprocessing import parent_process
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from utils.commands.errors import _PARENT, UserError
+from utils.commands.errors import CHILD, UserError
 
 
 def run_child(command: Sequence[str]) -> int:
-    """Run another command of this project (`run_main`), which gets SIGTERM when this process ends, however it does;
-    returns its exit code."""
-    with subprocess.Popen(command, env=os.environ | {_PARENT: str(os.getpid())}) as process:
+    """Run another command of this project (`run_main`), which ends when this process does, however it does; returns its
+    exit code."""
+    # Its standard input is a pipe that nothing is written to: it closes with this process.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | {CHILD: "1"}) as process:
         try:
             return process.wait()
         except BaseException:
@@ -45,10 +47,12 @@ class Workers(ProcessPoolExecutor):
 
     def __init__(self, count: int, context: BaseContext | None = None, setup: Callable[[], object] | None = None):
         """context: how processes are started, by default as the system does. setup: called in each of them first."""
-        super().__init__(count, context, _begin_worker, (os.getpid(), setup))
+        super().__init__(count, context, _begin_worker, (setup,))
 
     def submit(self, *job: object, **keywords: object) -> Future:
         """`Executor.submit`."""
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return super().submit(*job, **keywords)  # type: ignore[arg-type]
         # A process that is being started has the mask of this one: Ctrl-C, which reaches every process of a terminal,
         # must not end it in the midst of its imports with a traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -61,16 +65,17 @@ class Workers(ProcessPoolExecutor):
         self.shutdown(cancel_futures=True)
 
 
-def _begin_worker(parent: int, setup: Callable[[], object] | None) -> None:
+def _begin_worker(setup: Callable[[], object] | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        # Else it would wait for jobs for ever, and hold the locks of a parent that was killed.
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            sys.exit("the process that started this one has ended")
+    threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     if setup:
         setup()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()  # else a worker would wait for jobs of a parent that was killed for ever
+    os._exit(1)
 
 
 def run_jobs(job: Callable, items: list, workers: int, label: str) -> tuple[list, list[str]]:
