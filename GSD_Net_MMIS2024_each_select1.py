@@ -44,10 +44,10 @@ def main() -> None:
 
     from dataloaders import mmis
     from dataloaders.batches import epochs_of
-    from dataloaders.cache import load_training_set
     from dataloaders.files import contents_of
     from dataloaders.raters import hold_out
     from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
+    from dataloaders.training_set import load_training_set
     from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
     from utils.engine.distributed import join_team, leave_team

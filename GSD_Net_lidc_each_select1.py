@@ -36,11 +36,11 @@ def main() -> None:
     settings = settings_of(args, LIDC.defaults("given"), LIDC.tau["given"])
 
     from dataloaders.batches import epochs_of
-    from dataloaders.cache import load_training_set
     from dataloaders.files import contents_of
     from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, slic_sources, training_source
     from dataloaders.raters import choose_raters, hold_out
     from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
+    from dataloaders.training_set import load_training_set
     from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
     from utils.engine.distributed import join_team, leave_team

@@ -47,7 +47,6 @@ def main() -> None:
     settings = settings_of(args, known.defaults(kind), known.tau.get(kind), clean=kind == "clean")
 
     from dataloaders.batches import epochs_of
-    from dataloaders.cache import load_training_set
     from dataloaders.files import contents_of
     from dataloaders.noisy_folder import (
         class_shares,
@@ -59,6 +58,7 @@ def main() -> None:
         training_source,
     )
     from dataloaders.slic import find_maps, image_sources, segments_in_words, superpixel_folder
+    from dataloaders.training_set import load_training_set
     from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
     from utils.engine.distributed import join_team, leave_team

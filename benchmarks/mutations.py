@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 
 from benchmarks.accuracy import RESULTS, read_rows
-from dataloaders.cache import Sample, TrainingSource, load_training_set
 from dataloaders.files import format_of, read_image, read_mask, read_segments
 from dataloaders.lidc import read_slices, read_split
 from dataloaders.mmis import MMISCases, read_case, select_raters
+from dataloaders.training_set import Sample, TrainingSource, load_training_set
 from networks.unet import two_unets
 from utils.commands.errors import UserError
 from utils.commands.files import keep_settings

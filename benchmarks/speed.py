@@ -44,7 +44,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from benchmarks import reference
 from benchmarks.machine import machine
-from dataloaders.batches import TrainingSet, training_batches
+from dataloaders.batches import training_batches
+from dataloaders.training_set import TrainingSet
 from networks.unet import two_unets
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json

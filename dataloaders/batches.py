@@ -6,55 +6,18 @@ on the CPU, so that the batches are the same on every device.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dataloaders.augment import color_jitter, move_square, noise_half, rotate_half
+from dataloaders.training_set import TrainingSet
 from utils.engine.distributed import ALONE, Team
 from utils.engine.intensity import Intensity, to_unit
 from utils.masks.geometry import IGNORED
 from utils.method.gsd import Batch
 from utils.method.settings import RunSettings
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """Images with one noisy label each, all of one size; what does not depend on the epoch is computed once.
-
-    Distances are kept squared, whole numbers up to 100, which uint8 holds exactly (`utils.masks.geometry`).
-    """
-
-    names: tuple[str, ...]
-    images: Tensor  # (N,C,H,W) uint8, 0..255
-    labels: Tensor  # (N,H,W) uint8 classes
-    squared_distances: Tensor  # (N,H,W) uint8
-    segments: Tensor  # (N,H,W) int16 or int32 superpixel ids
-    num_segments: int  # above every id
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @cached_property
-    def ignores(self) -> bool:
-        """Whether some pixel has no label."""
-        return any(bool((labels == IGNORED).any()) for labels in self.labels.split(64))
-
-    @property
-    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """images, labels, squared_distances, segments."""
-        return self.images, self.labels, self.squared_distances, self.segments
-
-    @property
-    def nbytes(self) -> int:
-        """Size of all arrays in bytes."""
-        return sum(part.nbytes for part in self.parts)
-
-    def to(self, device: torch.device) -> "TrainingSet":
-        """The same set with its arrays on ``device``."""
-        images, labels, squared, segments = (part.to(device) for part in self.parts)
-        return TrainingSet(self.names, images, labels, squared, segments, self.num_segments)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from dataloaders.batches import TestCase
-from dataloaders.cache import Sample, TrainingSource
 from dataloaders.raters import label_classes
 from dataloaders.safe_pickle import read_object_array, read_pickle
 from dataloaders.slic import folder_of
+from dataloaders.training_set import Sample, TrainingSource
 from utils.commands.errors import UserError, is_plain, listed
 from utils.masks.geometry import resize_image
 

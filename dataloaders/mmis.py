@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from dataloaders.batches import TestCase
-from dataloaders.cache import Sample, TrainingSource
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
 from dataloaders.slic import folder_of
+from dataloaders.training_set import Sample, TrainingSource
 from utils.commands.errors import UserError, check_plain, listed
 from utils.commands.files import read_json
 from utils.commands.jobs import in_threads

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from dataloaders.batches import TestCase
-from dataloaders.cache import Sample, TrainingSource
 from dataloaders.datasets import Layout, folder_dataset
 from dataloaders.files import channels_in_words, list_images, pair_by_stem, read_image, read_mask
 from dataloaders.pixels import PERCENTILES, format_of
 from dataloaders.raters import hold_out
 from dataloaders.slic import folder_of
+from dataloaders.training_set import Sample, TrainingSource
 from utils.commands.errors import UserError, listed
 from utils.commands.jobs import in_threads
 from utils.masks.geometry import IGNORED, resize_image
@@ -203,7 +203,7 @@ def load_cases(
 def class_shares(labels: torch.Tensor, num_classes: int, vanished: Collection[int] = ()) -> str:
     """In words, the share of the pixels of labels (N,H,W) that each class has, and which classes occur in none.
 
-    vanished: the classes that are lost at the training size (`dataloaders.cache.LoadedSet`).
+    vanished: the classes that are lost at the training size (`dataloaders.training_set.LoadedSet`).
     """
     counts = torch.stack([piece.flatten().bincount(minlength=256) for piece in labels.split(64)]).sum(dim=0)
     *shares, ignored = (counts[[*range(num_classes), IGNORED]] / labels.numel()).tolist()

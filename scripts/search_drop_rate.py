@@ -25,10 +25,9 @@ import torch
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.batches import TrainingSet
-from dataloaders.cache import load_training_set
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.noisy_folder import common_format, find_dataset, find_parts, training_source
+from dataloaders.training_set import TrainingSet, load_training_set
 from utils.commands.arguments import NO_CACHE, number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json

@@ -104,7 +104,7 @@ def loaded(source):
     """The training set of a source, read into memory on the CPU."""
     import torch
 
-    from dataloaders.cache import load_training_set
+    from dataloaders.training_set import load_training_set
 
     return load_training_set(source, "none", torch.device("cpu")).data
 

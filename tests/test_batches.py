@@ -11,7 +11,8 @@ from torchvision.transforms import InterpolationMode
 
 from dataloaders import augment
 from dataloaders.augment import color_jitter, move_square, noise_half, rotate, rotate_half
-from dataloaders.batches import TrainingSet, training_batches
+from dataloaders.batches import training_batches
+from dataloaders.training_set import TrainingSet
 from utils.engine.intensity import Intensity, to_unit
 from utils.masks.geometry import squared_boundary_distance
 

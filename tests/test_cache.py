@@ -14,8 +14,9 @@ import torch
 from conftest import block_segments, folder_source, loaded, run_script, write_dataset
 from PIL import Image
 
-from dataloaders import cache
-from dataloaders.cache import Sample, TrainingSource, _allocated, load_training_set
+from dataloaders import cache, training_set
+from dataloaders.cache import _allocated
+from dataloaders.training_set import Sample, TrainingSource, load_training_set
 from utils.commands.errors import UserError
 from utils.engine.intensity import Intensity
 from utils.masks.contours import move_contour
@@ -62,7 +63,7 @@ def test_cached_equals_read(folder, root, capsys):
 
 def test_second_use_reads_no_source(folder, root, monkeypatch):
     first = load(folder, root)
-    monkeypatch.setattr(cache, "_read_all", lambda *args: pytest.fail("read again"))
+    monkeypatch.setattr(training_set, "_make", lambda *args: pytest.fail("read again"))
     assert_same(load(folder, root), first)
 
 
@@ -125,6 +126,13 @@ def test_a_changed_setting_has_a_cache_of_its_own(folder, root):
     assert torch.equal(load(folder, root, 48, "DE").labels, 1 - load(folder, root, 48).labels)
 
 
+def change(path: Path, old: bytes, new: bytes) -> None:
+    """Change the first place where a file has ``old``."""
+    before = path.read_bytes()
+    path.write_bytes(before.replace(old, new, 1))
+    assert path.read_bytes() != before
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -134,8 +142,10 @@ def test_a_changed_setting_has_a_cache_of_its_own(folder, root):
         lambda cached: (cached / "meta.json").write_text("{"),
         lambda cached: (cached / "meta.json").write_text("[]"),
         lambda cached: (cached / "meta.json").write_bytes(b"\xff\x00"),
+        lambda cached: change(cached / "labels.bin", b"\x01", b"\x00"),
+        lambda cached: change(cached / "meta.json", b'"share_moved": 0', b'"share_moved": 1'),
     ],
-    ids=["truncated", "missing array", "no meta", "half a meta", "other meta", "binary meta"],
+    ids=["truncated", "missing array", "no meta", "half a meta", "other meta", "binary meta", "a pixel", "a fact"],
 )
 def test_a_damaged_cache_is_made_again(folder, root, damage, capsys):
     before = load(folder, root)
@@ -146,12 +156,13 @@ def test_a_damaged_cache_is_made_again(folder, root, damage, capsys):
     del before
 
 
-def test_another_version_is_made_again(folder, root):
+def test_another_version_is_made_again(folder, root, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "VERSION", 0)
+        load(folder, root)
     load(folder, root)
-    meta = folders(root)[0] / "meta.json"
-    meta.write_text(json.dumps({**json.loads(meta.read_text()), "version": 0}))
-    load(folder, root)
-    assert json.loads(meta.read_text())["version"] == cache.VERSION
+    assert capsys.readouterr().out.count("making it") == 2
+    assert json.loads((folders(root)[0] / "meta.json").read_text())["version"] == cache.VERSION
 
 
 def test_a_failed_build_leaves_nothing_behind_and_the_old_in_place(folder, root):

@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from conftest import folder_source, write_dataset
 
-from dataloaders.batches import TrainingSet
-from dataloaders.cache import load_training_set
+from dataloaders.training_set import TrainingSet, load_training_set
 from utils.commands.errors import UserError
 from utils.engine.device import choose_device, repeat_exactly, uses_bf16
 from utils.engine.distributed import Team, join_team

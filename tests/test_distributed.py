@@ -15,7 +15,8 @@ import torch.multiprocessing as multiprocessing
 from conftest import REPO, write_dataset
 from torch import nn
 
-from dataloaders.batches import TrainingSet, training_batches
+from dataloaders.batches import training_batches
+from dataloaders.training_set import TrainingSet
 from networks.unet import two_unets
 from utils.engine.distributed import Team, average, average_buffers, gather, shared
 from utils.engine.intensity import Intensity

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dataloaders.batches import TrainingSet, training_batches
+from dataloaders.batches import training_batches
+from dataloaders.training_set import TrainingSet
 from networks.unet import two_unets
 from utils.commands.arguments import settings_of
 from utils.engine import training

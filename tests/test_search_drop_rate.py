@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import run_script, write_dataset
 
-from dataloaders.batches import TrainingSet
+from dataloaders.training_set import TrainingSet
 from scripts import search_drop_rate as search
 from utils.commands.errors import UserError, run_main
 from utils.commands.passed_flags import training_parser

@@ -20,7 +20,7 @@ import torch
 from conftest import REPO, TRAIN_SCRIPT, load_program, run_script, script_process, write_dataset
 from PIL import Image
 
-from dataloaders import cache
+from dataloaders import training_set
 from utils.commands.errors import run_main
 from utils.engine.run_folder import Run
 from utils.method import gsd
@@ -509,13 +509,13 @@ def test_superpixel_maps_count_unless_sgr_is_off(train, places, own_data, tmp_pa
 def test_distances_count_unless_gda_is_off(train, places, tmp_path, monkeypatch, without):
     flags = (*GIVEN, *places, *without)
     assert_succeeded(train(*flags, "--exp", "one"))
-    load = cache.load_training_set
+    load = training_set.load_training_set
 
     def other_distances(*args: object) -> object:
-        data = load(*args)
-        return replace(data, squared_distances=data.squared_distances.flip(-1))
+        loaded = load(*args)
+        return loaded._replace(data=replace(loaded.data, squared_distances=loaded.data.squared_distances.flip(-1)))
 
-    monkeypatch.setattr(cache, "load_training_set", other_distances)
+    monkeypatch.setattr(training_set, "load_training_set", other_distances)
     assert_succeeded(train(*flags, "--exp", "other"))
     one, other = (tmp_path / f"kvasir+{name}+given" for name in ("one", "other"))
     assert same_weights(one, other) == bool(without)
@@ -779,7 +779,7 @@ def test_resume_starts_a_run_where_there_is_none(train, places, tmp_path):
 def test_masks_that_change_while_they_are_read_are_told_by_resume(train, tmp_path, monkeypatch):
     folder = write_dataset(tmp_path / "data", train=8, test=2)
     flags = (*GIVEN, "--data_root", tmp_path / "data", "--output_root", tmp_path, *QUICK)
-    load = cache.load_training_set
+    load = training_set.load_training_set
 
     def meanwhile(*args: object) -> object:
         path = folder / "masks" / "case03.png"
@@ -787,7 +787,7 @@ def test_masks_that_change_while_they_are_read_are_told_by_resume(train, tmp_pat
         return load(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "load_training_set", meanwhile)
+        patch.setattr(training_set, "load_training_set", meanwhile)
         assert_succeeded(train(*flags, "--max_epochs", 1))
     assert_refused(train(*flags, "--max_epochs", 1, "--resume"), "no longer those of the run")
 
