@@ -5,7 +5,6 @@ on the CPU, so that the batches are the same on every device.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,18 +17,6 @@ from utils.engine.intensity import Intensity, to_unit
 from utils.masks.geometry import IGNORED
 from utils.method.gsd import Batch
 from utils.method.settings import RunSettings
-
-
-@dataclass(frozen=True)
-class TestCase:
-    """One case to test on: S slices, R raters (Kvasir: 1 and 1; LIDC: 1 and 4; MMIS: S and 4).
-
-    The image has the training size, the masks have their own: predictions are resized to the masks.
-    """
-
-    name: str
-    image: Tensor  # (S,C,size,size) uint8, 0..255
-    masks: Tensor  # (R,S,H,W) uint8 classes
 
 
 def epochs_of(

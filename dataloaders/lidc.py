@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataloaders.batches import TestCase
 from dataloaders.raters import label_classes
 from dataloaders.safe_pickle import read_object_array, read_pickle
 from dataloaders.slic import folder_of
 from dataloaders.training_set import Sample, TrainingSource
 from utils.commands.errors import UserError, is_plain, listed
 from utils.masks.geometry import resize_image
+from utils.method.gsd import TestCase
 
 PICKLE = "lidc_attributes.pkl"
 SPLIT = ("train_idx.npy", "test_idx.npy")

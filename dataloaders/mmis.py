@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import torch
 
-from dataloaders.batches import TestCase
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
 from dataloaders.slic import folder_of
@@ -22,6 +21,7 @@ from utils.commands.errors import UserError, check_plain, listed
 from utils.commands.files import read_json
 from utils.commands.jobs import in_threads
 from utils.masks.geometry import resize_image
+from utils.method.gsd import TestCase
 
 MODALITIES = ("t1", "t1c", "t2")
 MOST_VALUES = 2**26  # of one key: 1024 slices of 256 x 256

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataloaders.batches import TestCase
 from dataloaders.datasets import Layout, folder_dataset
 from dataloaders.files import channels_in_words, list_images, pair_by_stem, read_image, read_mask
 from dataloaders.pixels import PERCENTILES, format_of
@@ -17,6 +16,7 @@ from dataloaders.training_set import Sample, TrainingSource
 from utils.commands.errors import UserError, listed
 from utils.commands.jobs import in_threads
 from utils.masks.geometry import IGNORED, resize_image
+from utils.method.gsd import TestCase
 
 VAL_FRACTION = 0.2  # of the training images, where there is no test set
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from dataloaders import batches
 from utils.commands.errors import UserError
 from utils.engine.evaluation import _score, _scored
 from utils.engine.training import _check_finite
+from utils.method import gsd
 
 
 def test_scores_from_several_processes_are_those_of_one():
@@ -24,7 +24,7 @@ def test_scores_from_several_processes_are_those_of_one():
     def predicted():
         for index in range(count):
             read.append(index)
-            case = batches.TestCase(f"case{index}", torch.zeros(1, 3, 16, 16, dtype=torch.uint8), masks[index])
+            case = gsd.TestCase(f"case{index}", torch.zeros(1, 3, 16, 16, dtype=torch.uint8), masks[index])
             yield case, classes[index]
 
     score = partial(_score, num_classes=2, surfaces=True)

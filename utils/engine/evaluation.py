@@ -14,11 +14,11 @@ from torch import Tensor
 
 from utils.commands.jobs import Workers
 from utils.engine.distributed import gather
-from utils.engine.experiment import Experiment, TestCase
+from utils.engine.experiment import Experiment
 from utils.engine.intensity import Intensity, to_unit
 from utils.engine.metrics import case_scores
 from utils.engine.scores import Row
-from utils.method.gsd import Network
+from utils.method.gsd import Network, TestCase
 
 WORTH_PROCESSES = 1000  # masks whose surface distances take longer than other processes to start: 15 ms a mask
 WORTH_THREADS = 2**18  # pixels of a case, each class anew: with fewer, threads bring next to nothing

@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from networks.build import NO_WEIGHTS, PAPER, check_fit, two_networks
 from utils.commands.errors import UserError
@@ -17,23 +16,8 @@ from utils.engine.checkpoint import Start
 from utils.engine.device import at_precision, keep_freed_memory, repeat_exactly, uses_bf16
 from utils.engine.distributed import Team, shared
 from utils.engine.intensity import Intensity
-from utils.method.gsd import Batch, Network, Step
+from utils.method.gsd import Batch, Network, Step, TestCase
 from utils.method.settings import METHODS, Settings
-
-
-class TestCase(Protocol):
-    """One case to test on, of S slices and R raters; the masks may be of another size than the images."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def image(self) -> Tensor:  # (S,C,H,W) uint8, at the training size
-        ...
-
-    @property
-    def masks(self) -> Tensor:  # (R,S,H,W) uint8 classes
-        ...
-
 
 EpochBatches = Callable[[torch.Generator], Iterable[tuple[Batch, Sequence[str]]]]
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,30 +55,30 @@ def fit(experiment: Experiment, run: Run) -> dict:
     with progress(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", hidden=silent) as bar:
         for epoch in range(run.epochs_done, epochs):
             start = time.perf_counter()
-            losses, waited, batch, step, warnings = train_one_epoch(experiment, epoch)
+            trained = train_one_epoch(experiment, epoch)
             seconds = time.perf_counter() - start
             scores = evaluate(experiment, experiment.cases)
-            warnings |= empty_predictions(list(scores.values()))
+            warnings = trained.warnings | empty_predictions(list(scores.values()))
             figures = set_scores(list(scores.values()))
-            told = {name for row in run.history for name in row.get("warnings", "").split("; ")}
+            told = {name for row in run.history for name in row["warnings"]}
             for name, warning in warnings.items():
                 if name not in told and experiment.team.leads:
                     warn(f"warning: epoch {epoch}: {warning}")
             row = {
                 "epoch": epoch,
-                **losses,
+                **trained.losses,
                 **schedule_of(method, epoch),
                 "learning_rate": experiment.optimiser.param_groups[0]["lr"],
                 **figures.means,
                 "cases": figures.cases["dice"],
                 "scored_on": experiment.scored_on,
                 "scored_at": SCORED_AT,
-                "warnings": "; ".join(warnings),
+                "warnings": list(warnings),
             }
             if experiment.validation:
                 validated = evaluate(experiment, experiment.validation)
                 row["val_dice"] = set_scores(list(validated.values())).means["dice"]
-            row |= {"seconds": seconds, "waiting": waited / seconds}
+            row |= {"seconds": seconds, "waiting": trained.waited / seconds}
             model = {
                 "network": experiment.network,
                 "in_channels": len(experiment.intensity.mean),
@@ -86,7 +87,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
             }
             run.close_epoch(row, experiment.networks, experiment.optimiser, experiment.generator, model)
             if epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1:
-                run.draw(method_panels(batch, step.maps, experiment.intensity))
+                run.draw(method_panels(trained.batch, trained.step.maps, experiment.intensity))
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice="-" if row["dice"] is None else f"{row['dice']:.4f}")
             if bar.disable:  # no terminal
@@ -115,18 +116,20 @@ def _check_references(experiment: Experiment) -> None:
         )
 
 
-def train_one_epoch(
-    experiment: Experiment, epoch: int
-) -> tuple[dict[str, float | None], float, Batch, Step, dict[str, str]]:
-    """One pass over the training images.
+class EpochResult(NamedTuple):
+    """What one pass over the training images gives."""
 
-    Returns the mean of the loss and its parts over the steps (None for a part that this epoch does not have), the
-    seconds in which the networks had no batch to work on, the last batch with its step, for pictures, and what went
-    wrong without an error (`utils.engine.diagnostics.Watch.warnings`).
-    On a GPU the seconds are an upper limit: while a batch is made the GPU may still be busy with the step before, and
-    small copies to it wait for that.
-    Raises `UserError` naming epoch, step and images when the loss is not finite.
-    """
+    losses: dict[str, float | None]  # means over the steps of the loss and its parts; None: not in this epoch
+    # Seconds in which the networks had no batch to work on. On a GPU an upper limit: while a batch is made it may still
+    # be busy with the step before, and small copies to it wait for that.
+    waited: float
+    batch: Batch  # the last one, for pictures
+    step: Step  # on it
+    warnings: dict[str, str]  # what went wrong without an error (`utils.engine.diagnostics.Watch.warnings`)
+
+
+def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
+    """One pass over the training images. Raises `UserError`, with epoch, step and images, if the loss is not finite."""
     experiment.networks.train()
     watch = Watch(experiment.steps_per_epoch, experiment.vote)
     forwards = watch.over(experiment.forwards(experiment.trained))
@@ -161,7 +164,8 @@ def train_one_epoch(
     if not torch.stack([v.isfinite().all() for v in experiment.networks.state_dict().values()]).all():
         raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
     mean = dict(zip(("loss", *step.parts), average(torch.stack(values).mean(dim=0)).tolist(), strict=True))
-    return {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}, waited, batch, step, watch.warnings()
+    losses = {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}
+    return EpochResult(losses, waited, batch, step, watch.warnings())
 
 
 def with_dice_loss(step: Step, label: Tensor, weight: float) -> Step:

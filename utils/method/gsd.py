@@ -42,6 +42,17 @@ class Batch(NamedTuple):
     labelled: Tensor | None = None  # (B,*S) bool: where the label is none of `IGNORED`; None: everywhere
 
 
+class TestCase(NamedTuple):
+    """One case to test on: S slices, R raters (Kvasir: 1 and 1; LIDC: 1 and 4; MMIS: S and 4).
+
+    The image has the training size, the masks have their own: predictions are resized to the masks.
+    """
+
+    name: str
+    image: Tensor  # (S,C,size,size) uint8, 0..255
+    masks: Tensor  # (R,S,H,W) uint8 classes
+
+
 class Step(NamedTuple):
     """What one training step of a method gives."""
 
