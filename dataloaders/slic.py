@@ -1,6 +1,5 @@
 """The superpixel maps of a set of images: made over several processes, kept as .npy files, found again for training."""
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 
 from dataloaders.files import read_image, read_segments
 from utils.commands.errors import UserError, listed
-from utils.commands.files import claimed, keep_settings, locked, read_json, write_atomically
+from utils.commands.files import claimed, keep_settings, locked, read_json, write_array
 from utils.commands.jobs import run_jobs
 from utils.masks.geometry import resize_image
 from utils.masks.superpixels import slic_segments
@@ -194,9 +193,7 @@ def _make_map(source: tuple[str, Callable[[], np.ndarray]], folder: Path, size: 
         action = "made again" if segments is None else "skipped"
     if segments is None:
         segments = slic_segments(resize_image(read(), size), **slic)
-        data = io.BytesIO()
-        np.save(data, segments)
-        write_atomically(target, data.getvalue())
+        write_array(target, segments)
     return Outcome(name, action, int(segments.max()) + 1)
 
 

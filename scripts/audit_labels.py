@@ -34,7 +34,6 @@ or not be written.
 """
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -59,7 +58,7 @@ from utils.audit.marks import read_audit, read_marks
 from utils.audit.page import Entry, audit_page
 from utils.audit.pictures import picture
 from utils.audit.report import doubt_of, notes, summary, worst_first
-from utils.commands.arguments import add_ignore_label, number
+from utils.commands.arguments import add_device, add_ignore_label, add_workers, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import (
     claimed,
@@ -113,11 +112,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_ignore_label(parser)
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
     add("--page_images", type=number(int, 1), default=200, help="images on the page, the worst (default: %(default)s)")
-    add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
+    add_workers(parser)
     add("--batch_size", type=number(int, 1), default=8, help="images through the networks at once (default: 8)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
-    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
-    add("--amp", choices=("auto", "bf16", "fp32"), default="auto", help="precision of the networks, as in training")
+    add_device(parser)
     add("--seed", type=number(int, 0), default=2024, help="of the folds (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace what was written there with other settings")
     add("training", nargs="*", metavar="FLAG", help="with --folds, after --: flags for train_GSD-Net.py")

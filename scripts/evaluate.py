@@ -18,7 +18,6 @@ the image's diagonal for a distance. The mean is that over the classes of the me
 """
 
 import argparse
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, pair_by_stem, read_mask
-from utils.commands.arguments import add_ignore_label, number
+from utils.commands.arguments import add_ignore_label, add_workers, number
 from utils.commands.errors import UserError, listed, run_main, warn
 from utils.commands.files import write_json, write_table
 from utils.commands.jobs import run_jobs
@@ -46,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add_ignore_label(parser)
     add("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes from 1 on, for the table")
-    add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
+    add_workers(parser)
     args = parser.parse_args(argv)
     if args.save.suffix.lower() != ".csv":
         raise UserError(f"--save must be a .csv file, got {args.save}")

@@ -9,13 +9,13 @@ section 3.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images
 from dataloaders.slic import SETTINGS, Sources, image_sources, make_maps, usual_segments
+from utils.commands.arguments import add_workers
 from utils.commands.errors import UserError, run_main
 
 
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--image_size", type=int, help="side of the map, that of the training (default: 256, for LIDC and MMIS 128)"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    add_workers(parser)
     parser.add_argument("--overwrite", action="store_true", help="make again what is already there")
     args = parser.parse_args(argv)
     if args.save_root is None and args.images_root:
@@ -58,7 +58,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ("--compactness", 0 < args.compactness < float("inf"), "above 0"),
         ("--sigma", 0 <= args.sigma < float("inf"), "at least 0"),
         ("--image_size", args.image_size >= 1, "at least 1"),
-        ("--workers", args.workers >= 1, "at least 1"),
     ):
         if not valid:
             raise UserError(f"{flag} must be {wanted}, got {getattr(args, flag[2:])}")

@@ -24,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, read_mask
+from utils.commands.arguments import add_workers
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import claimed, keep_settings, write_atomically
 from utils.commands.jobs import run_jobs
@@ -79,7 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--target_rate", type=float, help="find the strength that makes this share of all pixels wrong, as 0.08")
     add("--alpha", type=float, default=1.0, help="share of the masks that get noise (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    add_workers(parser)
     add("--overwrite", action="store_true", help="make again what is already there")
     add("--figure", type=Path, metavar="FILE.png", help="also draw all kinds of noise on the first mask")
     args = parser.parse_args(argv)
@@ -95,7 +96,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ("--target_rate", args.target_rate is None or 0 < args.target_rate < 1, "between 0 and 1"),
         ("--alpha", 0 < args.alpha <= 1, "above 0 and at most 1"),
         ("--seed", args.seed >= 0, "at least 0"),
-        ("--workers", args.workers >= 1, "at least 1"),
         ("--figure", args.figure is None or args.figure.suffix.lower() == ".png", "a .png file"),
     ):
         if not valid:

@@ -11,7 +11,6 @@ scripts/generate_simulated_noise.py --T 100, which does to them what its default
 """
 
 import argparse
-import os
 import re
 import sys
 from functools import partial
@@ -21,6 +20,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils.commands.arguments import add_workers
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import claimed, keep_settings, write_atomically
 from utils.commands.jobs import run_jobs
@@ -173,10 +173,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=60, help="test images (default: %(default)s)")
     parser.add_argument("--image_size", type=int, default=256, help="side in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    add_workers(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a set made with other settings")
     args = parser.parse_args(argv)
-    for name, least in (("train", 1), ("test", 1), ("image_size", 32), ("seed", 0), ("workers", 1)):
+    for name, least in (("train", 1), ("test", 1), ("image_size", 32), ("seed", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} must be at least {least}, got {getattr(args, name)}")
     return args

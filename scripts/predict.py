@@ -18,8 +18,6 @@ or not be written.
 """
 
 import argparse
-import io
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -37,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import list_images, read_image
 from dataloaders.pixels import format_of
-from utils.commands.arguments import number
+from utils.commands.arguments import add_device, add_workers, number
 from utils.commands.errors import UserError, listed, run_main
-from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_atomically
+from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_array, write_atomically
 from utils.commands.jobs import progress
 from utils.engine.device import choose_device
 from utils.engine.evaluation import resized
@@ -94,10 +92,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overlays_root", type=Path, help="also draw the predicted outlines on the images: PNG")
     add("--tta", action="store_true", help="mean over the eight turned and flipped views; takes eight times as long")
     add("--batch_size", type=number(int, 1), default=8, help="images through the networks at once (default: 8)")
-    add("--workers", type=number(int, 1), default=os.cpu_count(), help="threads that read and write (default: cores)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
-    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
-    add("--amp", choices=("auto", "bf16", "fp32"), default="auto", help="precision of the networks, as in training")
+    add_workers(parser, "threads that read and write")
+    add_device(parser)
     add("--overwrite", action="store_true", help="replace what another checkpoint or program has written there")
     return parser.parse_args(argv)
 
@@ -182,9 +178,7 @@ def write(prediction: Prediction | Unread, folders: Folders, model: Model) -> Un
     path, classes, probabilities = prediction
     files = folders.files(path.stem)
     if folders.probabilities and probabilities is not None:
-        data = io.BytesIO()
-        np.save(data, probabilities)
-        write_atomically(files[folders.probabilities], data.getvalue())
+        write_array(files[folders.probabilities], probabilities)
     if folders.overlays:
         # Read again, so that no image of full size waits in memory for its batch.
         picture = contoured(read_image(path, model.channels), classes, model.num_classes)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.noisy_folder import common_format, find_dataset, find_parts, training_source
 from dataloaders.training_set import TrainingSet, load_training_set
-from utils.commands.arguments import NO_CACHE, number
+from utils.commands.arguments import NO_CACHE, add_device, number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json
 from utils.commands.jobs import run_child
@@ -65,8 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
     add("--batch_size", type=number(int, 1), default=16, help="images a step (default: %(default)s)")
     add("--seed", type=number(int, 0), default=2024, help="of every training (default: %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
-    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
+    add_device(parser, amp=False)
     add("--overwrite", action="store_true", help="train again what was trained with other settings")
     add("training", nargs="*", metavar="FLAG", help="after --: more flags for train_GSD-Net.py")
     args = parser.parse_args(argv)

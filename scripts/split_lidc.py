@@ -6,7 +6,6 @@ Writes train_idx.npy and test_idx.npy, arrays of slice names, beside the pickle:
 """
 
 import argparse
-import io
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from dataloaders.lidc import read_slices
 from dataloaders.raters import split_by_patient
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
-from utils.commands.files import write_atomically
+from utils.commands.files import write_array
 
 
 def main() -> None:
@@ -43,9 +42,7 @@ def main() -> None:
     sides = split_by_patient([piece.patient for piece in slices], args.test_fraction, args.seed)
     for path, side in zip(targets, sides, strict=True):
         chosen = [slices[i] for i in side]
-        data = io.BytesIO()
-        np.save(data, np.array([piece.name for piece in chosen]))
-        write_atomically(path, data.getvalue())
+        write_array(path, np.array([piece.name for piece in chosen]))
         print(f"{path}: {len(chosen)} slices of {len({piece.patient for piece in chosen})} patients")
 
 

@@ -8,7 +8,6 @@ command itself is wrong.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import cv2
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.noisy_folder import find_dataset, masks_folder
 from dataloaders.verification.verify import Report, verify_folder, verify_lidc, verify_mmis
-from utils.commands.arguments import add_ignore_label, number
+from utils.commands.arguments import add_ignore_label, add_workers, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import write_json
 
@@ -45,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--slic_root", type=Path, help="folder of the superpixels (default: the dataset's own)")
     add("--details", type=number(int, 0), default=5, help="findings printed for each check (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write the full report there")
-    add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
+    add_workers(parser)
     return parser.parse_args(argv)
 
 

@@ -157,7 +157,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "value", "least"),
-    [("train", 0, 1), ("test", -1, 1), ("image_size", 31, 32), ("seed", -1, 0), ("workers", 0, 1)],
+    [("train", 0, 1), ("test", -1, 1), ("image_size", 31, 32), ("seed", -1, 0)],
 )
 def test_bad_numbers_are_refused(tmp_path, flag, value, least):
     with pytest.raises(UserError, match=f"--{flag} must be at least {least}, got {value}"):

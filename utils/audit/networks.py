@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils.commands.errors import UserError
+from utils.commands.files import write_array
 from utils.commands.jobs import progress
 from utils.engine.inference import Model
 from utils.masks.geometry import resize_image
@@ -25,9 +25,6 @@ def write_logits(
         images = [resize_image(read(path, model.channels), model.image_size) for path, _ in batch]
         logits = model.logits(torch.from_numpy(np.stack(images)).movedim(-1, 1))
         for (_, target), values in zip(batch, logits.half().cpu().numpy(), strict=True):
-            try:
-                np.save(target, values)
-            except OSError as error:
-                raise UserError(f"{target}: cannot be written ({error.strerror}); free some space") from error
+            write_array(target, values)
         bar.update(len(batch))
     bar.close()

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -87,14 +88,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
         metavar="FOLDER",
         help=f"where the arrays of a training set are kept for the next run; {NO_CACHE}: nowhere (default: cache)",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
-    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
-    add(
-        "--amp",
-        choices=("auto", "bf16", "fp32"),
-        default="auto",
-        help="precision of the networks; auto: bf16 where the hardware has it natively",
-    )
+    add_device(parser)
     add("--deterministic", action="store_true", help="on a GPU too the same seed gives the same run, more slowly")
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
@@ -141,6 +135,27 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--contours",
         choices=("given", "corrected"),
         help="masks as they are, or with their contours moved to the edges in the images (default: the recipe's)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, amp: bool = True) -> None:
+    """Add the flags that say where networks compute, and with ``amp`` how precisely."""
+    add = parser.add_argument
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
+    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
+    if amp:
+        add(
+            "--amp",
+            choices=("auto", "bf16", "fp32"),
+            default="auto",
+            help="precision of the networks; auto: bf16 where the hardware has it natively",
+        )
+
+
+def add_workers(parser: argparse.ArgumentParser, what: str = "processes") -> None:
+    """Add the flag that says over how many processes, or whatever ``what`` says, the work is spread."""
+    parser.add_argument(
+        "--workers", type=number(int, 1), default=os.cpu_count() or 1, help=f"{what} (default: one per core)"
     )
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from utils.commands.errors import UserError, listed
@@ -54,13 +55,23 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def write_array(path: str | os.PathLike, values: np.ndarray) -> None:
+    """Write an array as .npy, atomically (`write_atomically`)."""
+    data = io.BytesIO()
+    np.save(data, values)
+    write_atomically(path, data.getvalue())
+
+
 def write_table(path: str | os.PathLike, rows: Sequence[dict]) -> None:
-    """Write rows as CSV, atomically, with the columns of all of them; None and NaN are left blank and 'nan'."""
+    """Write rows as CSV, atomically, with the columns of all of them; None and NaN are left blank and 'nan', the items
+    of a list are joined by "; "."""
     text = io.StringIO()
     names = dict.fromkeys(name for row in rows for name in row)  # of a run begun by an older version, rows have fewer
     table = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows(
+        {name: "; ".join(value) if isinstance(value, list) else value for name, value in row.items()} for row in rows
+    )
     write_atomically(path, text.getvalue().encode())
 
 
