@@ -17,7 +17,7 @@ MOST_IMAGES = 256  # of an epoch that are compared in each process: enough, and 
 CHANCE = 2.0  # standard deviations by which they are to be ahead in more than half of the images
 
 
-class Watch:
+class Diagnostics:
     """The signs of one epoch. Nothing waits for the device before `warnings` is called.
 
     Collapse: all that a network predicts in the second half of the epoch is one class, and the labels have more.
@@ -35,21 +35,21 @@ class Watch:
         self.labels: list[Tensor] = []  # lowest and highest class
         self.predicted: dict[int, list[Tensor]] = {}  # the same of what each network predicts, by its number
 
-    def over(self, forwards: Sequence[Network]) -> list[Network]:
-        """The networks' forward passes, watched."""
-        return [self._watched(number, forward) for number, forward in enumerate(forwards, 1)]
+    def observed(self, forwards: Sequence[Network]) -> list[Network]:
+        """The networks' forward passes, observed."""
+        return [self._observed(number, forward) for number, forward in enumerate(forwards, 1)]
 
-    def _watched(self, number: int, forward: Network) -> Network:
-        def watched(image: Tensor) -> Tensor:
+    def _observed(self, number: int, forward: Network) -> Network:
+        def observed(image: Tensor) -> Tensor:
             logits = forward(image)
             if 2 * len(self.names) >= self.steps - 1:
                 self.predicted.setdefault(number, []).append(_range(logits.detach().argmax(dim=1)))
             return logits
 
-        return watched
+        return observed
 
     @torch.no_grad()
-    def see(self, batch: Batch, step: Step, names: Sequence[str]) -> None:
+    def observe(self, batch: Batch, step: Step, names: Sequence[str]) -> None:
         """Take in one step, on the images ``names``."""
         label, segments = batch.label.flatten(1), batch.segments.flatten(1)
         one_segment = segments.amin(dim=1) == segments.amax(dim=1)
@@ -92,7 +92,7 @@ class Watch:
             found["one segment"] = (
                 f"one superpixel covers all of {_images(uncut_names)}, so refinement gives the whole image one class: "
                 f"{listed(uncut_names)}. Look at the image; make the superpixels again with a smaller --compactness or "
-                "more --n_segments (scripts/generate_SLIC.py --overwrite), or try --vote rings"
+                "more --n_segments (scripts/generate_SLIC.py --overwrite), or try --set vote=rings"
             )
         fitting, failing = map(sum, _transposed(fits))
         compared = fitting + failing
@@ -112,8 +112,8 @@ class Watch:
 
 
 def empty_predictions(rows: Sequence[Row]) -> dict[str, str]:
-    """What is to be told, as `Watch.warnings`, where every prediction of the scored cases (`utils.engine.scores`) is
-    background alone; else nothing."""
+    """What is to be told, as `Diagnostics.warnings`, where every prediction of the scored cases is background alone; else
+    nothing. rows: of `utils.engine.scores`."""
     if not all_empty(rows):
         return {}
     return {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from utils.commands.errors import UserError, listed, warn
 from utils.commands.jobs import progress
-from utils.engine.diagnostics import Watch, empty_predictions
+from utils.engine.diagnostics import Diagnostics, empty_predictions
 from utils.engine.distributed import average, average_buffers, average_gradients, gather
 from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
@@ -125,14 +125,14 @@ class EpochResult(NamedTuple):
     waited: float
     batch: Batch  # the last one, for pictures
     step: Step  # on it
-    warnings: dict[str, str]  # what went wrong without an error (`utils.engine.diagnostics.Watch.warnings`)
+    warnings: dict[str, str]  # what went wrong without an error (`utils.engine.diagnostics.Diagnostics.warnings`)
 
 
 def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
     """One pass over the training images. Raises `UserError`, with epoch, step and images, if the loss is not finite."""
     experiment.networks.train()
-    watch = Watch(experiment.steps_per_epoch, experiment.vote)
-    forwards = watch.over(experiment.forwards(experiment.trained))
+    diagnostics = Diagnostics(experiment.steps_per_epoch, experiment.vote)
+    forwards = diagnostics.observed(experiment.forwards(experiment.trained))
     names: list[Sequence[str]] = []
     values: list[Tensor] = []  # on the device until looked at
     waited, asked = 0.0, time.perf_counter()
@@ -154,7 +154,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
             experiment.optimiser.step()
             values.append(torch.stack([step.loss.detach(), *step.parts.values()]))
             names.append(batch_names)
-            watch.see(batch, step, batch_names)
+            diagnostics.observe(batch, step, batch_names)
             if (index + 1) % CHECK_EVERY == 0 or index + 1 == steps:
                 _check_finite(values, names, epoch)
                 bar.set_postfix(loss=f"{float(values[-1][0]):.3f}")
@@ -165,7 +165,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
         raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
     mean = dict(zip(("loss", *step.parts), average(torch.stack(values).mean(dim=0)).tolist(), strict=True))
     losses = {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}
-    return EpochResult(losses, waited, batch, step, watch.warnings())
+    return EpochResult(losses, waited, batch, step, diagnostics.warnings())
 
 
 def with_dice_loss(step: Step, label: Tensor, weight: float) -> Step:

@@ -13,7 +13,7 @@ from test_train_script import script
 
 from dataloaders.files import read_image
 from utils.commands.files import write_table
-from utils.engine.diagnostics import Watch, empty_predictions, explained
+from utils.engine.diagnostics import Diagnostics, empty_predictions, explained
 from utils.engine.metrics import case_scores
 from utils.engine.run_folder import Run
 from utils.masks.geometry import resize_image
@@ -51,13 +51,13 @@ def mixed(image: torch.Tensor) -> torch.Tensor:
 
 def watched(networks, batches, steps=None, vote: str | None = "superpixels") -> dict[str, str]:
     steps = [step_of()] * len(batches) if steps is None else steps
-    watch = Watch(len(batches), vote)
-    forwards = watch.over(networks)
+    diagnostics = Diagnostics(len(batches), vote)
+    forwards = diagnostics.observed(networks)
     for batch, step in zip(batches, steps, strict=True):
         for forward in forwards:
             forward(batch.image)
-        watch.see(batch, step, NAMES)
-    return watch.warnings()
+        diagnostics.observe(batch, step, NAMES)
+    return diagnostics.warnings()
 
 
 def test_nothing_is_said_of_a_healthy_epoch():
@@ -139,52 +139,52 @@ def images_with_segments(count: int) -> Batch:
 def test_superpixels_of_other_images(count, shift, vote, told):
     batch = images_with_segments(count)
     batch = batch._replace(segments=batch.segments.roll(shift, dims=0))
-    watch = Watch(1, vote)
-    forward = watch.over([mixed])[0]
+    diagnostics = Diagnostics(1, vote)
+    forward = diagnostics.observed([mixed])[0]
     forward(batch.image)
-    watch.see(batch, step_of(), [str(index) for index in range(count)])
-    found = watch.warnings()
+    diagnostics.observe(batch, step_of(), [str(index) for index in range(count)])
+    found = diagnostics.warnings()
     assert list(found) == ["superpixels do not fit"] * told
     assert not told or "verify_data.py" in found["superpixels do not fit"]
 
 
 def test_so_many_images_of_an_epoch_are_enough():
-    watch = Watch(2, "superpixels")
+    diagnostics = Diagnostics(2, "superpixels")
     for shift in (0, 1):
         batch = images_with_segments(256)
-        watch.see(batch._replace(segments=batch.segments.roll(shift, dims=0)), step_of(), ["image"] * 256)
-    fits, fits_not = torch.cat(watch.images, dim=1)[2:].sum(dim=1).tolist()
+        diagnostics.observe(batch._replace(segments=batch.segments.roll(shift, dims=0)), step_of(), ["image"] * 256)
+    fits, fits_not = torch.cat(diagnostics.images, dim=1)[2:].sum(dim=1).tolist()
     assert 250 < fits <= 256 and fits_not == 0
 
 
 def test_the_processes_of_a_team_count_together(monkeypatch):
     batch = images_with_segments(48)
-    watches = []
+    several = []
     for shift in (0, 1):
-        watches.append(Watch(1, "superpixels"))
-        watches[-1].over([mixed])[0](batch.image)
-        watches[-1].see(batch._replace(segments=batch.segments.roll(shift, dims=0)), step_of(), ["x"] * 48)
-    assert watches[1].warnings() == {}  # too few by themselves
+        several.append(Diagnostics(1, "superpixels"))
+        several[-1].observed([mixed])[0](batch.image)
+        several[-1].observe(batch._replace(segments=batch.segments.roll(shift, dims=0)), step_of(), ["x"] * 48)
+    assert several[1].warnings() == {}  # too few by themselves
     shares = []
     monkeypatch.setattr("utils.engine.diagnostics.gather", lambda own: shares.extend(own) or own)
-    for watch in watches:
-        watch.warnings()
+    for diagnostics in several:
+        diagnostics.warnings()
     monkeypatch.setattr("utils.engine.diagnostics.gather", lambda own: [shares[1], shares[1]])
-    assert list(watches[0].warnings()) == ["superpixels do not fit"]
+    assert list(several[0].warnings()) == ["superpixels do not fit"]
     monkeypatch.setattr("utils.engine.diagnostics.gather", lambda own: shares)
-    assert watches[0].warnings() == watches[1].warnings() == {}
+    assert several[0].warnings() == several[1].warnings() == {}
 
 
 def test_equal_segments_stay_equal_whatever_the_order_of_a_sum():
     batch = images_with_segments(128)
     same = batch._replace(segments=batch.segments[:1].expand_as(batch.segments), image=1e3 + batch.image)
-    watch = Watch(1, "superpixels")
-    watch.over([mixed])[0](batch.image)
+    diagnostics = Diagnostics(1, "superpixels")
+    diagnostics.observed([mixed])[0](batch.image)
     noise = iter((1 + 1e-12, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("utils.engine.diagnostics.explained", lambda *args: next(noise) * explained(*args))
-        watch.see(same, step_of(), ["x"] * 128)
-    assert not torch.cat(watch.images, dim=1)[2:].any()
+        diagnostics.observe(same, step_of(), ["x"] * 128)
+    assert not torch.cat(diagnostics.images, dim=1)[2:].any()
 
 
 def test_explained_of_a_large_bright_image():
