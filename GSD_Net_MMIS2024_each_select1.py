@@ -50,7 +50,7 @@ def main() -> None:
     from dataloaders.training_set import load_training_set
     from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
-    from utils.engine.distributed import join_team, leave_team
+    from utils.engine.distributed import join_process_group, leave_process_group
     from utils.engine.experiment import experiment_of
     from utils.engine.intensity import Intensity
     from utils.engine.report import print_result
@@ -74,7 +74,7 @@ def main() -> None:
         maps = find_maps(sources, dataset / MMIS.layout.images, slic, args.image_size)
     start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
-    team = join_team(device)
+    group = join_process_group(device)
     source = mmis.training_source(train, raters, maps, args.raters, args.num_classes, args.image_size)
     digest = contents_of([*source.files, *held_out.values(), *test.paths], mmis.selection_json(raters))
     data, findings, _ = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
@@ -95,9 +95,9 @@ def main() -> None:
         in_words(settings, superpixels),
         channels=data.images.shape[1],
         device=device,
-        team=team,
+        group=group,
         training_images=len(data),
-        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, team),
+        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, group),
         intensity=intensity,
         cases=test,
         validation=mmis.validation_cases(held_out, args.raters, args.num_classes, args.image_size),
@@ -110,12 +110,12 @@ def main() -> None:
         "amp": experiment.precision,
         "network": experiment.network,
     }
-    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, team)
+    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, group)
     run.write_json(mmis.SELECTION, mmis.selection_json(raters))
     if held_out:
         run.write_json("split.json", {"train": list(train), "held_out": list(held_out)})
     print_result(fit(experiment, run), folder)
-    leave_team()
+    leave_process_group()
 
 
 if __name__ == "__main__":

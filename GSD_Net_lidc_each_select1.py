@@ -43,7 +43,7 @@ def main() -> None:
     from dataloaders.training_set import load_training_set
     from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
-    from utils.engine.distributed import join_team, leave_team
+    from utils.engine.distributed import join_process_group, leave_process_group
     from utils.engine.experiment import experiment_of
     from utils.engine.intensity import Intensity
     from utils.engine.report import print_result
@@ -67,7 +67,7 @@ def main() -> None:
         maps = find_maps(slic_sources(train), dataset / PICKLE, slic, args.image_size)
     start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
-    team = join_team(device)
+    group = join_process_group(device)
     source = training_source(dataset / PICKLE, train, raters, maps, args.image_size, args.num_classes)
     digest = contents_of([*source.files, *(dataset / name for name in SPLIT)])
     if contents_of([dataset / PICKLE]) != pickled:
@@ -88,9 +88,9 @@ def main() -> None:
         in_words(settings, superpixels),
         channels=1,
         device=device,
-        team=team,
+        group=group,
         training_images=len(data),
-        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, team),
+        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, group),
         intensity=intensity,
         cases=as_test_cases(test, args.image_size),
         validation=as_test_cases(validation, args.image_size),
@@ -103,12 +103,12 @@ def main() -> None:
         "amp": experiment.precision,
         "network": experiment.network,
     }
-    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, team)
+    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, group)
     run.write_json("raters.json", {name: rater + 1 for name, rater in zip(data.names, raters, strict=True)})
     if validation:
         run.write_json("split.json", {"train": list(data.names), "held_out": [piece.name for piece in validation]})
     print_result(fit(experiment, run), folder)
-    leave_team()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def main() -> None:
     from dataloaders.training_set import load_training_set
     from utils.engine.checkpoint import read_start
     from utils.engine.device import choose_device
-    from utils.engine.distributed import join_team, leave_team
+    from utils.engine.distributed import join_process_group, leave_process_group
     from utils.engine.experiment import experiment_of
     from utils.engine.intensity import Intensity
     from utils.engine.report import print_result
@@ -80,7 +80,7 @@ def main() -> None:
         maps = find_maps(image_sources(images), dataset / layout.images, slic, args.image_size)
     start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
-    team = join_team(device)
+    group = join_process_group(device)
     channels, reading = common_format(parts.images, args.channels or known.channels)
     source = training_source(parts.train, maps, args.image_size, channels, args.num_classes, args.ignore_label)
     scored = [path for pair in (*parts.validation, *parts.cases) for path in pair]
@@ -99,9 +99,9 @@ def main() -> None:
         in_words(settings, superpixels),
         channels=channels,
         device=device,
-        team=team,
+        group=group,
         training_images=len(data),
-        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, team),
+        epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, group),
         intensity=intensity,
         cases=load_cases(parts.cases, args.image_size, channels, args.num_classes, args.ignore_label),
         validation=load_cases(parts.validation, args.image_size, channels, args.num_classes, args.ignore_label),
@@ -112,11 +112,11 @@ def main() -> None:
     folder = Path(args.output_root) / f"{args.datasets}+{settings.exp}+{noise}"
     found = {"intensity": intensity.stated(reading), "data": digest, "channels": args.channels or known.channels}
     found |= {"val_fraction": parts.val_fraction, "amp": experiment.precision, "network": experiment.network}
-    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, team)
+    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, group)
     if parts.split:
         run.write_json("split.json", parts.split)
     print_result(fit(experiment, run), folder)
-    leave_team()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dataloaders.augment import color_jitter, move_square, noise_half, rotate_half
 from dataloaders.training_set import TrainingSet
-from utils.engine.distributed import ALONE, Team
+from utils.engine.distributed import ALONE, ProcessGroup
 from utils.engine.intensity import Intensity, to_unit
 from utils.masks.geometry import IGNORED
 from utils.method.gsd import Batch
@@ -20,7 +20,12 @@ from utils.method.settings import RunSettings
 
 
 def epochs_of(
-    data: TrainingSet, batch_size: int, run: RunSettings, intensity: Intensity, device: torch.device, team: Team
+    data: TrainingSet,
+    batch_size: int,
+    run: RunSettings,
+    intensity: Intensity,
+    device: torch.device,
+    group: ProcessGroup,
 ) -> Callable[[torch.Generator], Iterator[tuple[Batch, list[str]]]]:
     """The batches of one epoch from a generator (`training_batches`), augmented as the settings ask for."""
     return partial(
@@ -32,7 +37,7 @@ def epochs_of(
         device=device,
         max_rotation=run.max_rotation,
         noise_sigma=run.noise_sigma,
-        team=team,
+        group=group,
     )
 
 
@@ -45,22 +50,22 @@ def training_batches(
     device: torch.device,
     max_rotation: float = 0.0,
     noise_sigma: float = 0.0,
-    team: Team = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> Iterator[tuple[Batch, list[str]]]:
     """One epoch of batches with the names of their images; the last incomplete batch is left out.
 
     Each image gets a random quarter turn, a flip with probability 0.5 and a jittered view, new ones each epoch; label,
     distances and superpixels move with it. Where asked for, half of the images are rotated by up to ``max_rotation``
     degrees before (`rotate_half`), and half get Gaussian noise of ``noise_sigma`` on the [0, 1] scale (`noise_half`);
-    both views see both. Of a team of processes each takes its part of every batch, and draws what it does to it from a
+    both views see both. Each process of a group takes its part of every batch, and draws what it does to it from a
     generator of its own, while ``generator`` stays the same for all. Source: docs/method.md section 5.
     """
     order = torch.randperm(len(data), generator=generator)
-    size = batch_size // team.size
-    if team.size > 1:
-        seed = int(torch.randint(2**62, (), generator=generator)) + team.rank
+    size = batch_size // group.size
+    if group.size > 1:
+        seed = int(torch.randint(2**62, (), generator=generator)) + group.rank
         generator = torch.Generator().manual_seed(seed)
-    for start in range(team.rank * size, len(data) // batch_size * batch_size, batch_size):
+    for start in range(group.rank * size, len(data) // batch_size * batch_size, batch_size):
         index = order[start : start + size]
         parts = tuple(values[index.to(values.device)] for values in data.parts)
         if max_rotation > 0:

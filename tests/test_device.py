@@ -11,7 +11,7 @@ from conftest import folder_source, write_dataset
 from dataloaders.training_set import TrainingSet, load_training_set
 from utils.commands.errors import UserError
 from utils.engine.device import choose_device, repeat_exactly, uses_bf16
-from utils.engine.distributed import Team, join_team
+from utils.engine.distributed import ProcessGroup, join_process_group
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_how_processes_meet(monkeypatch, device, told):
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: met.append((backend, more)))
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 4)
-    assert join_team(device) == Team(0, 4) and met == [told]
+    assert join_process_group(device) == ProcessGroup(0, 4) and met == [told]
 
 
 @pytest.mark.parametrize(("device", "number", "why"), [("auto", 0, "finds no GPU"), ("cpu", 2, "--device cpu")])

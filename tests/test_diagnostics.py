@@ -157,7 +157,7 @@ def test_so_many_images_of_an_epoch_are_enough():
     assert 250 < fits <= 256 and fits_not == 0
 
 
-def test_the_processes_of_a_team_count_together(monkeypatch):
+def test_the_processes_of_a_group_count_together(monkeypatch):
     batch = images_with_segments(48)
     several = []
     for shift in (0, 1):

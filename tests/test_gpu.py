@@ -131,7 +131,7 @@ def test_a_step_has_the_values_of_the_cpu(method, vote):
 
 
 def test_torchrun(data_root, tmp_path):
-    """A team of one, for there may be one GPU only: meets, trains, scores and parts, and NCCL guesses nothing."""
+    """A group of one, for there may be one GPU only: meets, trains, scores and parts, and NCCL guesses nothing."""
     flags = ("--datasets", "kvasir", "--noise_type", "given", "--image_size", 32, "--batch_size", 4, "--max_epochs", 2)
     places = ("--data_root", data_root, "--output_root", tmp_path, "--device", "cuda")
     outcome = torchrun(*flags, *places, processes=1, cwd=tmp_path)

@@ -69,7 +69,7 @@ class Diagnostics:
     def warnings(self) -> dict[str, str]:
         """What is to be told, each with what to try, by its short name for the log.
 
-        In a team every process must call it; all get all.
+        In a process group every process must call it; all get all.
         """
         names = [name for batch in self.names for name in batch]
         one_segment, lost, better, worse = torch.cat(self.images, dim=1).tolist()
@@ -112,8 +112,10 @@ class Diagnostics:
 
 
 def empty_predictions(rows: Sequence[Row]) -> dict[str, str]:
-    """What is to be told, as `Diagnostics.warnings`, where every prediction of the scored cases is background alone; else
-    nothing. rows: of `utils.engine.scores`."""
+    """What is to be told, as `Diagnostics.warnings`, where every prediction of the scored cases is background alone.
+
+    rows: of `utils.engine.scores`.
+    """
     if not all_empty(rows):
         return {}
     return {

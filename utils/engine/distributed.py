@@ -1,7 +1,7 @@
 """Several processes that train together, started by torchrun; for one process alone everything here does nothing.
 
 Each process takes its part of every batch, forwards it, and DistributedDataParallel averages the gradients; each scores
-its part of the test cases; the first one writes. docs/decisions.md says what that means for the method.
+its part of the test cases; the main process writes. docs/decisions.md says what that means for the method.
 """
 
 import atexit
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-class Team(NamedTuple):
+class ProcessGroup(NamedTuple):
     """This process's number among those that train together, and how many there are."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+    def is_main(self) -> bool:
+        """Whether this process is the main one, which writes and prints."""
         return self.rank == 0
 
 
-ALONE = Team()
+ALONE = ProcessGroup()
 
 
-def join_team(device: torch.device) -> Team:
-    """Meet the other processes that torchrun started; a process that it did not start is a team of its own.
+def join_process_group(device: torch.device) -> ProcessGroup:
+    """Meet the other processes that torchrun started; a process that it did not start is a group of its own.
 
     device: this process's own, and on a GPU the current one, as `utils.engine.device.choose_device` leaves it.
     """
@@ -41,10 +41,10 @@ def join_team(device: torch.device) -> Team:
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    return Team(dist.get_rank(), dist.get_world_size())
+    return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
 
-def leave_team() -> None:
+def leave_process_group() -> None:
     """Part from the other processes, once all have come this far."""
     if dist.is_initialized():
         dist.barrier()
@@ -56,14 +56,14 @@ def leave_team() -> None:
 
 
 def wait_for_all() -> None:
-    """Return when every process of the team has come this far."""
+    """Return when every process of the group has come this far."""
     if dist.is_initialized():
         dist.barrier()
 
 
-def shared(network: nn.Module, team: Team) -> nn.Module:
-    """The network, with gradients that are averaged over the team in the backward pass."""
-    if team.size == 1:
+def shared(network: nn.Module, group: ProcessGroup) -> nn.Module:
+    """The network, with gradients that are averaged over the process group in the backward pass."""
+    if group.size == 1:
         return network
     # Batch norm's running figures are averaged once an epoch (`average_buffers`); sent with each forward pass, as is
     # the default, they would change between the two passes of a step, whose gradients need them.
@@ -71,7 +71,7 @@ def shared(network: nn.Module, team: Team) -> nn.Module:
 
 
 def average(values: Tensor) -> Tensor:
-    """The mean of ``values`` over the team."""
+    """The mean of ``values`` over the process group."""
     if not dist.is_initialized():
         return values
     values = values.clone()

@@ -78,9 +78,9 @@ def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[t
 def evaluate(experiment: Experiment, cases: Sequence[TestCase], surfaces: bool = False) -> dict[str, Row]:
     """Each case's row by its name (`utils.engine.metrics.case_scores`), with ``surfaces`` the distances too.
 
-    Each process of the team scores its share of the cases, and all get all scores.
+    Each process of the group scores its share of the cases, and all get all scores.
     """
-    own = (cases[index] for index in range(experiment.team.rank, len(cases), experiment.team.size))
+    own = (cases[index] for index in range(experiment.group.rank, len(cases), experiment.group.size))
     score = partial(_score, num_classes=experiment.num_classes, surfaces=surfaces)
     return dict(gather(list(_scored(predictions(experiment, own), score, WORTH_PROCESSES if surfaces else None))))
 

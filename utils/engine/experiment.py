@@ -14,7 +14,7 @@ from networks.build import NO_WEIGHTS, PAPER, check_fit, two_networks
 from utils.commands.errors import UserError
 from utils.engine.checkpoint import Start
 from utils.engine.device import at_precision, keep_freed_memory, repeat_exactly, uses_bf16
-from utils.engine.distributed import Team, shared
+from utils.engine.distributed import ProcessGroup, shared
 from utils.engine.intensity import Intensity
 from utils.method.gsd import Batch, Network, Step, TestCase
 from utils.method.settings import METHODS, Settings
@@ -28,8 +28,8 @@ class Experiment:
 
     network: str  # its name (networks/build.py)
     networks: nn.ModuleList  # f1, f2 on the device
-    trained: Sequence[Network]  # the same two as training calls them: with gradients shared by the team
-    team: Team
+    trained: Sequence[Network]  # the same two as training calls them: with gradients shared by the process group
+    group: ProcessGroup
     optimiser: torch.optim.Optimizer
     learning_rate: Callable[[float], float]  # by the share of the run that is over
     step: Callable[..., Step]  # utils.method.gsd.gsd_step or a baseline of its signature
@@ -100,7 +100,7 @@ def experiment_of(
     description: str,
     channels: int,
     device: torch.device,
-    team: Team,
+    group: ProcessGroup,
     training_images: int,
     epoch_batches: EpochBatches,
     intensity: Intensity,
@@ -112,13 +112,13 @@ def experiment_of(
     """The experiment that a training script's flags and settings ask for, on data that the script has read.
 
     channels: of an image. start: what --init names. Raises `UserError` if there are fewer training images than a batch
-    takes, if the team cannot share a batch evenly, and as `networks_of`.
+    takes, if the processes cannot share a batch evenly, and as `networks_of`.
     """
     if training_images < args.batch_size:
         raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
-    if args.batch_size % team.size:
-        raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {team.size} processes")
-    name, networks = networks_of(args, channels, args.batch_size // team.size, start)
+    if args.batch_size % group.size:
+        raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {group.size} processes")
+    name, networks = networks_of(args, channels, args.batch_size // group.size, start)
     method = settings.method.method
     learned = dict(METHODS[method].learned)
     for parameter, value in learned.items():  # beside the networks: in their optimiser and checkpoint
@@ -132,8 +132,8 @@ def experiment_of(
     return Experiment(
         network=name,
         networks=networks,
-        trained=[shared(network, team) for network in networks],
-        team=team,
+        trained=[shared(network, group) for network in networks],
+        group=group,
         optimiser=optimiser_of(run.optimizer, networks, run.learning_rate),
         learning_rate=partial(learning_rate_at, run.schedule, run.learning_rate),
         step=partial(step_of(method), **{parameter: getattr(networks, parameter) for parameter in learned}),

@@ -49,7 +49,7 @@ def report(experiment: Experiment, run: Run) -> dict:
         "scored_on": experiment.scored_on,
         "scored_at": SCORED_AT,
         "waiting": statistics.fmean(row["waiting"] for row in run.history),
-        "processes": experiment.team.size,
+        "processes": experiment.group.size,
         "seconds_per_epoch": statistics.fmean(row["seconds"] for row in run.history),
         "device": str(experiment.device),
         "threads": torch.get_num_threads(),

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from utils.commands.errors import UserError, listed
 from utils.commands.files import claimed, read_json, write_atomically, write_json, write_table
 from utils.engine.checkpoint import FORMAT, _read_history, read_checkpoint
-from utils.engine.distributed import ALONE, Team, wait_for_all
+from utils.engine.distributed import ALONE, ProcessGroup, wait_for_all
 from utils.engine.figures import Figure, learning_curves, pixels, png
 from utils.method.settings import ESTIMATED, flag_of
 
@@ -52,24 +52,24 @@ class Run:
     checkpoint beside it.
     """
 
-    def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool, team: Team = ALONE):
+    def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool, group: ProcessGroup = ALONE):
         """Open ``folder`` for a run of ``settings``; with ``resume`` read its checkpoint where there is one.
 
         settings: flags by name; "data", if it is there, a digest of all files that are read.
-        Of a team of processes only the first writes; the others open the run after it, and read. The folder is its own
-        for as long as the run is used.
+        Of a process group only the main process writes; the others open the run after it, and read. The folder is its
+        own for as long as the run is used.
         Raises `UserError` if a run is there already and neither flag is given, if it was made with other settings, or
         if another process is writing there.
         """
         self.folder = folder
-        self.writes = team.leads
+        self.writes = group.is_main
         self._claim = ExitStack()
         if self.writes:
             self._claim.enter_context(claimed(folder))
         else:
             wait_for_all()
         self.settings = settings = dict(settings)
-        settings[PROCESSES] = team.size  # each selects, votes and mixes within its part of a batch
+        settings[PROCESSES] = group.size  # each selects, votes and mixes within its part of a batch
         self.history: list[dict] = []
         self.checkpoint: dict | None = None
         path = folder / "checkpoint.pt"

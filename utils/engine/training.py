@@ -51,7 +51,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
     _check_references(experiment)
     method = experiment.settings.method
     epochs = method.max_epochs
-    silent = not experiment.team.leads
+    silent = not experiment.group.is_main
     with progress(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", hidden=silent) as bar:
         for epoch in range(run.epochs_done, epochs):
             start = time.perf_counter()
@@ -62,7 +62,7 @@ def fit(experiment: Experiment, run: Run) -> dict:
             figures = set_scores(list(scores.values()))
             told = {name for row in run.history for name in row["warnings"]}
             for name, warning in warnings.items():
-                if name not in told and experiment.team.leads:
+                if name not in told and experiment.group.is_main:
                     warn(f"warning: epoch {epoch}: {warning}")
             row = {
                 "epoch": epoch,
@@ -109,7 +109,7 @@ def _check_references(experiment: Experiment) -> None:
             f"--val_fraction: none of the masks of the {len(experiment.validation)} held-out cases has foreground, so "
             "no epoch can be chosen by them; hold out more, or others (--seed)"
         )
-    if experiment.team.leads and not any(case.masks.any() for case in experiment.cases):
+    if experiment.group.is_main and not any(case.masks.any() for case in experiment.cases):
         warn(
             f"warning: none of the {len(experiment.cases)} {experiment.scored_on} has foreground: overlaps and "
             "distances stay blank; specificity and false pixels are what such a set can tell"
@@ -137,7 +137,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
     values: list[Tensor] = []  # on the device until looked at
     waited, asked = 0.0, time.perf_counter()
     batches = experiment.epoch_batches(experiment.generator)
-    steps, silent, settings = experiment.steps_per_epoch, not experiment.team.leads, experiment.settings
+    steps, silent, settings = experiment.steps_per_epoch, not experiment.group.is_main, experiment.settings
     with progress(batches, total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False, hidden=silent) as bar:
         for index, (batch, batch_names) in enumerate(bar):
             waited += time.perf_counter() - asked
@@ -185,7 +185,7 @@ def schedule_of(method: MethodSettings, epoch: int) -> dict[str, float | None]:
 
 
 def _check_finite(values: list[Tensor], names: list[Sequence[str]], epoch: int) -> None:
-    """Raise `UserError` at the first step whose loss is not finite in some process of the team; all of it must ask."""
+    """Raise `UserError` at the first step whose loss is not finite in some process of the group; all must ask."""
     finite = torch.stack(values).isfinite().all(dim=1).tolist()
     index = finite.index(False) if not all(finite) else len(finite)
     # The gradients are everybody's: in the next step all processes have the fault of one.
