@@ -63,7 +63,8 @@ class Diagnostics:
             # 1e-6: on a GPU the order of a sum is random, and equal segments must stay equal.
             better, worse = own > other * (1 + 1e-6), other > own * (1 + 1e-6)
         self.images.append(torch.stack([one_segment, lost, better, worse]))
-        self.labels.append(_range(label[label != IGNORED] if batch.labelled is not None else label))
+        # `IGNORED` is above every class; picking the other pixels out would wait for the device.
+        self.labels.append(torch.stack([label.min(), label.where(label != IGNORED, 0).max()]))
         self.names.append(names)
 
     def warnings(self) -> dict[str, str]:
