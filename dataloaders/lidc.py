@@ -1,4 +1,4 @@
-"""LIDC-IDRI: one slice of a nodule with the masks of several readers, all slices in one pickle."""
+"""LIDC-IDRI: one slice of a nodule with the masks of several raters, all slices in one pickle."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ class Slice(NamedTuple):
     name: str
     patient: str
     image: np.ndarray  # (H,W,1) uint8, 0..255
-    masks: np.ndarray  # (R,H,W) uint8 classes, one of each reader
+    masks: np.ndarray  # (R,H,W) uint8 classes, one of each rater
 
 
 def read_slices(path: Path, num_raters: int, num_classes: int = 2) -> dict[str, Slice]:
@@ -160,7 +160,7 @@ def slic_sources(slices: Iterable[Slice]) -> dict[str, Callable[[], np.ndarray]]
 
 
 def as_test_cases(slices: Sequence[Slice], image_size: int) -> list[TestCase]:
-    """One case a slice: the image at image_size x image_size, the masks of all readers at their own size."""
+    """One case per slice: the image at image_size x image_size, the masks of all raters at their own size."""
     return [
         TestCase(piece.name, _picture(piece, image_size)[None], torch.from_numpy(piece.masks)[:, None])
         for piece in slices

@@ -1,4 +1,4 @@
-"""MMIS-2024: MR in three modalities with the masks of several raters, an HDF5 file a training slice or test volume."""
+"""MMIS-2024: MR in three modalities with the masks of several raters, one HDF5 file per training slice or volume."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Several annotators an image: whose mask is trained on, which patients are held out, what a label may hold."""
+"""Several raters per image: whose mask is trained on, which patients are held out, what a label may hold."""
 
 from collections.abc import Iterable, Sequence
 from typing import TypeVar

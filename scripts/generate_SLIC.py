@@ -28,7 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--save_root", type=Path, help="folder of the .npy maps (default: lidc_slic/ or train_2D_slic/ beside the data)"
     )
-    parser.add_argument("--raters", type=int, help="annotators of LIDC or MMIS (default: 4)")
+    parser.add_argument("--raters", type=int, help="raters of LIDC or MMIS (default: 4)")
     parser.add_argument("--num_classes", type=int, help="classes of their masks (default: 2)")
     parser.add_argument("--n_segments", type=int, help="superpixels wanted (default: 1024, at most one for 16 pixels)")
     parser.add_argument("--compactness", type=float, help="more gives squarer superpixels (default: %(default)s)")

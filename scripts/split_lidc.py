@@ -27,7 +27,7 @@ def main() -> None:
         "--test_fraction", type=number(float, 0.01, 0.99), default=0.2, help="of the patients (default: %(default)s)"
     )
     parser.add_argument("--seed", type=number(int, 0), default=0, help="which patients (default: %(default)s)")
-    parser.add_argument("--raters", type=number(int, 1), default=4, help="readers a slice (default: %(default)s)")
+    parser.add_argument("--raters", type=number(int, 1), default=4, help="raters per slice (default: %(default)s)")
     parser.add_argument("--num_classes", type=number(int, 2, 255), default=2, help="classes (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a split that is there")
     args = parser.parse_args()

@@ -39,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
     add_ignore_label(parser)
     add("--image_size", type=number(int, 16), help="training size in pixels (default: 256, for LIDC and MMIS 128)")
-    add("--raters", type=number(int, 1), help="annotators of LIDC or MMIS (default: 4)")
+    add("--raters", type=number(int, 1), help="raters of LIDC or MMIS (default: 4)")
     add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
     add("--slic_root", type=Path, help="folder of the superpixels (default: the dataset's own)")
     add("--details", type=number(int, 0), default=5, help="findings printed for each check (default: %(default)s)")

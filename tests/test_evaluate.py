@@ -181,7 +181,7 @@ def test_unmatched_files_are_named(run, folders, tmp_path):
     assert not (tmp_path / "scores.csv").exists()
 
 
-def test_mask_of_another_annotator_is_missing(run, folders, tmp_path):
+def test_mask_of_another_rater_is_missing(run, folders, tmp_path):
     for path in sorted(folders[1].iterdir())[:3]:
         save(tmp_path / "second" / path.name, square(0, 0))
     assert_refused(run("--masks", folders[1], tmp_path / "second"), tmp_path / "second", "nothing.png")

@@ -1,4 +1,4 @@
-"""The two scripts for sets with several annotators, as a user meets them, on files in the exact layout."""
+"""The two scripts for sets with several raters, as a user meets them, on files in the exact layout."""
 
 import csv
 import json

@@ -877,7 +877,7 @@ def test_agreement_of_superpixels():
 
 @pytest.fixture
 def slices() -> dict:
-    """Contents of a flawless pickle: readers always draw something, and every slice is another image."""
+    """Contents of a flawless pickle: raters always draw something, and every slice is another image."""
     contents = entries(seed=3)
     for index, entry in enumerate(contents.values()):
         entry["image"] = photograph(index, 40)[..., 0]

@@ -1,11 +1,11 @@
 """Contour correction: how far the contour of each mask lies from the edge that the image shows, and moving it back.
 
-Annotators who draw too tight or too wide displace the whole contour along its normal: a bias, which no selection of
+Raters who draw too tight or too wide displace the whole contour along its normal: a bias, which no selection of
 single pixels can see, as every pixel of the displaced rim agrees with its neighbours. The image does show it: along the
-signed distance to the annotated boundary its colour changes most where the object really ends. One image alone says so
+signed distance to the mask's boundary its colour changes most where the object really ends. One image alone says so
 faintly; all images of a set together say what displacements are to be expected. Source: docs/method.md section 8.
 
-A level l is a contour of the signed distance: positive levels lie inside the annotated foreground, negative ones
+A level l is a contour of the signed distance: positive levels lie inside the mask, negative ones
 outside; the mask of level l is where the signed distance exceeds l, and level 0 is the mask as it was given.
 """
 
@@ -20,7 +20,7 @@ from skimage.segmentation import expand_labels
 
 from utils.masks.geometry import IGNORED, foreground
 
-REACH = 14 / 128  # how far from the annotated contour levels are looked for, as a share of the image's side
+REACH = 14 / 128  # how far from the mask's contour levels are looked for, as a share of the image's side
 RING = 1 / 128  # width of the rings that are compared, likewise
 FEWEST = 4  # pixels of a ring below which its mean says nothing
 EVIDENCE = 0.3  # of a pixel in the standard error: the pixels of a ring are not independent of each other

@@ -79,7 +79,7 @@ def decide(found: Sequence[Steps], levels: np.ndarray, side: int = EDGE_SIZE) ->
 
     Nothing is moved where the images show no edges; where most contours lie on an edge, whatever stronger one runs
     beside it; where displacements are too small to matter; and where all contours are displaced alike, which may be
-    what annotators mean to do. Source: docs/method.md section 8.
+    what raters mean to do. Source: docs/method.md section 8.
     """
     stay, unit = np.zeros(len(found)), side / EDGE_SIZE
     evidence, possible = evidence_of(found, levels)
@@ -106,7 +106,7 @@ def decide(found: Sequence[Steps], levels: np.ndarray, side: int = EDGE_SIZE) ->
         return Decision(stay, stay, f"{seen}: too small to matter", probabilities)
     low, high = np.percentile(offsets, (10, 90))
     if high - low < ALIKE:
-        words = f"{seen}: all are displaced alike, which annotators may mean to do; the audit's page shows them"
+        words = f"{seen}: all are displaced alike, which raters may mean to do; the audit's page shows them"
         return Decision(stay, stay, words, probabilities)
     shifts[bounded] = np.where(np.abs(offsets) >= MATTERS, offsets, 0)
     return Decision(shifts, shifts, f"{seen}, offsets {low:.1f} to {high:.1f} in eight of ten", probabilities)

@@ -17,7 +17,7 @@ from scipy.special import softmax
 from utils.masks.contours import ITERATIONS, Steps, edges_shown, evidence_of, prior_of, probabilities
 
 PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
-HABIT = 1 / 128  # how far from the largest step annotators may mean to draw, likewise
+HABIT = 1 / 128  # how far from the largest step raters may mean to draw, likewise
 DEPENDENCE = 2  # neighbouring levels that say the same: their evidence shares pixels
 CAUTION = 8  # by how much less the evidence counts for how far a contour lies from the edge than for on which side
 IMPOSSIBLE = -1e9  # the log-likelihood of a level at which nothing would be left
