@@ -70,7 +70,7 @@ from utils.commands.files import (
 )
 from utils.commands.jobs import run_jobs
 from utils.commands.passed_flags import check_passed
-from utils.masks.contours import Steps
+from utils.masks.contours import EdgeContrast
 
 if TYPE_CHECKING:  # an audit without networks does without torch
     from utils.engine.inference import Model
@@ -86,7 +86,7 @@ class Looked(NamedTuple):
     """What the first look at an image and its mask has found."""
 
     pair: Pair
-    steps: Steps
+    contrast: EdgeContrast
     bounded: bool  # whether the mask has a boundary
     artefacts: bool  # whether it had compression artefacts
 
@@ -290,7 +290,7 @@ def contours_seen(args: argparse.Namespace, looked: Sequence[Looked]) -> Sequenc
 
     Raises `UserError` if nothing else is there to judge the masks.
     """
-    contours, reason = contours_of([item.steps for item in looked])
+    contours, reason = contours_of([item.contrast for item in looked])
     if contours is not None:
         moved = sum(bool(contour.shift) for contour in contours)
         print(f"contours: {moved} of {len(contours)} should be moved; {reason}")

@@ -24,7 +24,7 @@ from utils.audit.judging import Contour
 from utils.commands.errors import run_main
 from utils.commands.files import claimed
 from utils.engine.checkpoint import FORMAT
-from utils.masks.contours import levels_of, move_contour, nearest_class, signed_distance, steps
+from utils.masks.contours import edge_contrast, levels_of, move_contour, nearest_class, signed_distance
 from utils.masks.correction import EDGE_SIZE
 from utils.masks.edge_profile import _moved, level_probabilities
 from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
@@ -187,7 +187,7 @@ def test_quality_of_extremes():
 def test_few_displaced_masks_among_right_ones_are_found():
     images, _, given = zip(*samples(40), strict=True)
     levels = levels_of((SIZE,))
-    found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
+    found = level_probabilities([edge_contrast(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
     assert np.allclose(found.sum(axis=1), 1)
     moved = levels[found.argmax(axis=1)]
     assert {index: -int(level) for index, level in enumerate(moved) if level} == pytest.approx(SHIFTED, abs=1)
@@ -205,7 +205,7 @@ def test_profile_has_its_peak_near_the_edge(peak, free, stays):
 def test_set_that_is_displaced_as_a_whole_is_moved_back():
     images, _, given = zip(*samples(20, dict.fromkeys(range(20), 3)), strict=True)
     levels = levels_of((SIZE,))
-    found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
+    found = level_probabilities([edge_contrast(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
     assert (levels[found.argmax(axis=1)] == -3).mean() >= 0.9
 
 
@@ -215,7 +215,7 @@ def test_masks_without_a_boundary_stay(empty):
     images, _, given = zip(*samples(4), strict=True)
     given = [mask * (index >= empty) for index, mask in enumerate(given)] if empty else [mask * 0 for mask in given]
     levels = levels_of((SIZE,))
-    found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
+    found = level_probabilities([edge_contrast(*pair) for pair in zip(images, given, strict=True)], levels, SIZE)
     assert (found[: empty or 4, levels == 0] == 1).all()
 
 
@@ -638,7 +638,7 @@ def test_networks_alone_judge_a_mask_without_a_boundary(tmp_path):
     """What contours say of an empty mask, that it is as given, must not outvote networks that see an object."""
     image, empty = save(tmp_path / "a.png", np.zeros((SIZE, SIZE, 3), np.uint8)), np.zeros((SIZE, SIZE), np.uint8)
     looked = audit_labels.Looked(
-        (image, save(tmp_path / "m.png", empty)), steps(np.zeros((SIZE, SIZE, 3)), empty), False, False
+        (image, save(tmp_path / "m.png", empty)), edge_contrast(np.zeros((SIZE, SIZE, 3)), empty), False, False
     )
     at_zero = Contour((levels_of((EDGE_SIZE,)) == 0).astype(float), 0.0)
     args = Namespace(num_classes=2, ignore_label=None)

@@ -10,14 +10,14 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from dataloaders.files import list_images, read_image, read_mask
 from utils.masks.contours import (
-    Steps,
+    EdgeContrast,
+    edge_contrast,
     edges_shown,
     evidence_of,
     levels_of,
     move_contour,
     probabilities,
     signed_distance,
-    steps,
 )
 from utils.masks.edge_profile import level_probabilities, median_level
 from utils.masks.geometry import resize_image, resize_label
@@ -51,7 +51,7 @@ def phantoms(levels, seed=0, radius=(18, 30), **kwargs):
 def found_in(images, masks):
     side = max(masks[0].shape)
     levels = levels_of((side,))
-    found = level_probabilities([steps(*pair) for pair in zip(images, masks, strict=True)], levels, side)
+    found = level_probabilities([edge_contrast(*pair) for pair in zip(images, masks, strict=True)], levels, side)
     return median_level(found, levels)
 
 
@@ -72,16 +72,16 @@ def test_steps(size, width):
     rng = np.random.default_rng(0)
     mask = disc(size / 5, size)
     image, distance = picture(mask, rng, channels=2), signed_distance(mask)
-    found = steps(image, mask)
+    found = edge_contrast(image, mask)
     for index, level in enumerate(levels_of(mask.shape)):
         one = image[(distance >= level) & (distance < level + width)].astype(float)
         two = image[(distance >= level - width) & (distance < level)].astype(float)
         assert found.pixels[index] == min(len(one), len(two))
         values, vectors = np.linalg.eigh((np.cov(one.T, bias=True) + np.cov(two.T, bias=True)) / 2 + np.eye(2))
         expected = vectors @ np.diag(values**-0.5) @ vectors.T @ (one.mean(0) - two.mean(0))
-        np.testing.assert_allclose(found.step[index], expected, atol=1e-6)
-    elsewhere = steps(image, np.roll(mask, (size // 2, size // 2), axis=(0, 1)))
-    np.testing.assert_array_equal(found.chance_step, elsewhere.step)
+        np.testing.assert_allclose(found.contrast[index], expected, atol=1e-6)
+    elsewhere = edge_contrast(image, np.roll(mask, (size // 2, size // 2), axis=(0, 1)))
+    np.testing.assert_array_equal(found.chance_contrast, elsewhere.contrast)
     np.testing.assert_array_equal(found.chance_pixels, elsewhere.pixels)
 
 
@@ -90,7 +90,7 @@ def test_many_channels_take_little_memory():
     mask = disc(40, 128)
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 32), dtype=np.uint8)
     tracemalloc.start()
-    steps(image, mask)
+    edge_contrast(image, mask)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * image.size * 8
@@ -168,13 +168,15 @@ def test_images_without_edges_move_nothing(kind, count):
 @pytest.mark.parametrize("count", [1, 3, 6, 40])
 def test_edges_shown(count):
     images, _, given = phantoms([0] * count)
-    seen = [steps(*pair) for pair in zip(images, given, strict=True)]
-    levels, empty = levels_of((SIZE,)), steps(images[0], np.zeros_like(given[0]))
+    seen = [edge_contrast(*pair) for pair in zip(images, given, strict=True)]
+    levels, empty = levels_of((SIZE,)), edge_contrast(images[0], np.zeros_like(given[0]))
     assert edges_shown(seen, levels)
     assert edges_shown([*seen, empty, empty], levels)
     assert edges_shown([empty], levels)  # nothing to doubt
     # Where a contour marks nothing it is the other way round.
-    strayed = [steps(image, np.roll(mask, (SIZE // 2,) * 2, (0, 1))) for image, mask in zip(images, given, strict=True)]
+    strayed = [
+        edge_contrast(image, np.roll(mask, (SIZE // 2,) * 2, (0, 1))) for image, mask in zip(images, given, strict=True)
+    ]
     assert not edges_shown(strayed, levels)
 
 
@@ -215,12 +217,12 @@ def unit(vector):
 
 
 def evidence_by_loop(images):
-    own = [unit(sum(image.step)) for image in images]
+    own = [unit(sum(image.contrast)) for image in images]
     common = unit(sum(own))
     inward = [unit(direction + common) for direction in own]
     return np.array(
         [
-            [0.3 * math.sqrt(n) * float(u @ step) for step, n in zip(image.step, image.pixels, strict=True)]
+            [0.3 * math.sqrt(n) * float(u @ step) for step, n in zip(image.contrast, image.pixels, strict=True)]
             for u, image in zip(inward, images, strict=True)
         ]
     )
@@ -296,7 +298,7 @@ def fitted_by_loop(evidence, possible, start, levels, side):
 
 
 def random_set(levels, seed, channels=3, count=9):
-    """Steps of images with an edge somewhere, some levels impossible; the last two images have no boundary."""
+    """EdgeContrast of images with an edge somewhere, some levels impossible; the last two images have no boundary."""
     rng = np.random.default_rng(seed)
     images = []
     for index in range(count):
@@ -308,7 +310,7 @@ def random_set(levels, seed, channels=3, count=9):
         if index >= count - 2:
             pixels = np.full(len(levels), 3 * (index % 2))
         step[pixels < 4] = 0
-        images.append(Steps(step, pixels, 0 * step, 0 * pixels))
+        images.append(EdgeContrast(step, pixels, 0 * step, 0 * pixels))
     return images
 
 
@@ -368,9 +370,11 @@ def test_edges_are_shown_by_three_quarters_and_by_more_than_chance_gives(count, 
     strong, weak = np.zeros((2, len(levels), 1))
     strong[5], weak[5] = 2, 1
     pixels = np.full(len(levels), 30)
-    nothing = Steps(0 * weak, 0 * pixels, 0 * weak, 0 * pixels)
+    nothing = EdgeContrast(0 * weak, 0 * pixels, 0 * weak, 0 * pixels)
     for shown, expected in ((needed, True), (needed - 1, False)):
-        images = [Steps(strong, pixels, weak, pixels)] * shown + [Steps(weak, pixels, strong, pixels)] * (count - shown)
+        images = [EdgeContrast(strong, pixels, weak, pixels)] * shown + [EdgeContrast(weak, pixels, strong, pixels)] * (
+            count - shown
+        )
         assert edges_shown([*images, nothing, nothing], levels) is expected
 
 

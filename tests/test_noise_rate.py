@@ -5,7 +5,7 @@ import pytest
 from conftest import blob
 from scipy.ndimage import gaussian_filter
 
-from utils.masks.contours import levels_of, move_contour, steps
+from utils.masks.contours import edge_contrast, levels_of, move_contour
 from utils.masks.edge_profile import level_probabilities
 from utils.masks.label_quality import contour_beliefs
 from utils.masks.noise_rate import estimate_noise_rates, unevenness
@@ -22,7 +22,7 @@ def samples(level, count=20):
 
 
 def estimated(images, given, shifts=None):
-    found = level_probabilities([steps(*pair) for pair in zip(images, given, strict=True)], LEVELS, 48)
+    found = level_probabilities([edge_contrast(*pair) for pair in zip(images, given, strict=True)], LEVELS, 48)
     shifts = np.zeros(len(given)) if shifts is None else shifts
     return estimate_noise_rates(given, shifts, found, LEVELS, 2), found
 

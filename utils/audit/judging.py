@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from scipy.special import softmax
 
-from utils.masks.contours import Steps, levels_of, steps
+from utils.masks.contours import EdgeContrast, edge_contrast, levels_of
 from utils.masks.correction import EDGE_SIZE, decide
 from utils.masks.geometry import IGNORED, longest_side, resize_image, resize_label
 from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
@@ -38,14 +38,14 @@ class Judgement(NamedTuple):
     error_probability: np.ndarray  # (H,W) float32, 0..1: that the class of each pixel is wrong
 
 
-def look(image: np.ndarray, label: np.ndarray) -> tuple[Steps, bool]:
-    """Where an image shows steps in colour across the contours of its mask, and whether the mask has a boundary.
+def look(image: np.ndarray, label: np.ndarray) -> tuple[EdgeContrast, bool]:
+    """An image's contrast across the levels of its mask, and whether the mask has a boundary.
 
     image: uint8 (H,W,C); label: (H,W) classes. Both are resized so that the longer side is `EDGE_SIZE` pixels.
     """
     small = longest_side(image.shape, EDGE_SIZE)
     label = resize_label(label, small)
-    return steps(resize_image(image, small), label), 0 < (label != 0).mean() < 1
+    return edge_contrast(resize_image(image, small), label), 0 < (label != 0).mean() < 1
 
 
 class Contour(NamedTuple):
@@ -55,7 +55,7 @@ class Contour(NamedTuple):
     shift: float  # by how many of these it should be moved; 0: it stays
 
 
-def contours_of(found: Sequence[Steps]) -> tuple[list[Contour] | None, str]:
+def contours_of(found: Sequence[EdgeContrast]) -> tuple[list[Contour] | None, str]:
     """What the images say of the contour of each mask, by the rule of `utils.masks.correction.decide`, and why, in
     numbers; None if they show no edges."""
     decision = decide(found, levels_of((EDGE_SIZE,)))

@@ -29,12 +29,13 @@ SHOWN = 0.75  # share of the images that are to show more of an edge at their co
 SURENESS = 2.33  # standard deviations by which that share is to be beyond chance: one set in a hundred
 
 
-class Steps(NamedTuple):
+class EdgeContrast(NamedTuple):
     """How one image's colours change across each level of its mask."""
 
-    step: np.ndarray  # (L,C) colour just inside less just outside, in standard deviations; 0 where pixels are too few
+    # (L,C) colour just inside less just outside, in standard deviations; 0 where pixels are too few
+    contrast: np.ndarray
     pixels: np.ndarray  # (L,) of the smaller of the two rings
-    chance_step: np.ndarray  # the same two of the mask displaced by half the image, where it marks nothing
+    chance_contrast: np.ndarray  # the same two of the mask displaced by half the image, where it marks nothing
     chance_pixels: np.ndarray
 
 
@@ -60,13 +61,13 @@ def signed_distance(label: np.ndarray) -> np.ndarray:
     return np.where(inside, within - 0.5, 0.5 - without)
 
 
-def steps(image: np.ndarray, label: np.ndarray) -> Steps:
-    """The steps of an image (H,W,C), values of 0..255, across the levels of its label (H,W)."""
+def edge_contrast(image: np.ndarray, label: np.ndarray) -> EdgeContrast:
+    """The contrast of an image (H,W,C), values of 0..255, across the levels of its label (H,W)."""
     elsewhere = np.roll(label, (label.shape[0] // 2, label.shape[1] // 2), axis=(0, 1))
-    return Steps(*_steps(image, label), *_steps(image, elsewhere))
+    return EdgeContrast(*_contrast(image, label), *_contrast(image, elsewhere))
 
 
-def _steps(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _contrast(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     (reach, width), distance, channels = _rings(label.shape), signed_distance(label), image.shape[2]
     near = (distance >= -reach) & (distance < reach) & (label != IGNORED)
     ring = (np.floor(distance[near]) + reach).astype(np.intp)
@@ -80,10 +81,10 @@ def _steps(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray
     )
     # Whitened, so that directions of colour in which the texture varies count less; + 1, the noise of 8-bit values.
     values, vectors = np.linalg.eigh((covariance_in + covariance_out) / 2 + np.eye(channels))
-    step = np.einsum("lab,lb,lcb,lc->la", vectors, 1 / np.sqrt(values), vectors, mean_in - mean_out)
+    contrast = np.einsum("lab,lb,lcb,lc->la", vectors, 1 / np.sqrt(values), vectors, mean_in - mean_out)
     pixels = np.minimum(n_in, n_out)
-    step[pixels < FEWEST] = 0
-    return step, pixels
+    contrast[pixels < FEWEST] = 0
+    return contrast, pixels
 
 
 def _moments(sums: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,21 +94,21 @@ def _moments(sums: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray, n
     return sums[:, 0], mean, square - mean[:, :, None] * mean[:, None, :]
 
 
-def evidence_of(images: Sequence[Steps], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def evidence_of(images: Sequence[EdgeContrast], levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """E_i(l) of each image and level, (N,L), and whether the level is possible, bool (N,L): not where nothing would
     be left, at 0 always. Source: docs/method.md section 8."""
-    step, pixels, _, _ = (np.stack(values) for values in zip(*images, strict=True))
-    return _evidence(step, pixels, levels)
+    contrast, pixels, _, _ = (np.stack(values) for values in zip(*images, strict=True))
+    return _evidence(contrast, pixels, levels)
 
 
-def _evidence(step: np.ndarray, pixels: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    inward = _unit(step.sum(axis=1))  # of each image
+def _evidence(contrast: np.ndarray, pixels: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    inward = _unit(contrast.sum(axis=1))  # of each image
     inward = _unit(inward + _unit(inward.sum(axis=0)))  # its own and the set's in equal parts
-    evidence = EVIDENCE * np.sqrt(pixels) * np.einsum("nlc,nc->nl", step, inward)
+    evidence = EVIDENCE * np.sqrt(pixels) * np.einsum("nlc,nc->nl", contrast, inward)
     return evidence, (pixels >= FEWEST) | (levels == 0)
 
 
-def edges_shown(images: Sequence[Steps], levels: np.ndarray) -> bool:
+def edges_shown(images: Sequence[EdgeContrast], levels: np.ndarray) -> bool:
     """Whether the images of a set show edges near the contours of their masks at all.
 
     So they do if the largest evidence near the contour is greater than near the same contour elsewhere in the image,
@@ -115,10 +116,13 @@ def edges_shown(images: Sequence[Steps], levels: np.ndarray) -> bool:
     count. Where they do not, noise and texture would be taken for edges, and right masks moved.
     Source: docs/method.md section 8.
     """
-    step, pixels, chance_step, chance_pixels = (np.stack(values) for values in zip(*images, strict=True))
+    contrast, pixels, chance_contrast, chance_pixels = (np.stack(values) for values in zip(*images, strict=True))
     here, there = (
         np.where(possible, evidence, -np.inf).max(axis=1)
-        for evidence, possible in (_evidence(step, pixels, levels), _evidence(chance_step, chance_pixels, levels))
+        for evidence, possible in (
+            _evidence(contrast, pixels, levels),
+            _evidence(chance_contrast, chance_pixels, levels),
+        )
     )
     bounded = (pixels >= FEWEST).any(axis=1)
     shown, count = int((here > there)[bounded].sum()), int(bounded.sum())

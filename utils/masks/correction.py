@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.masks.contours import Steps, edges_shown, evidence_of, levels_of, move_contour, steps
+from utils.masks.contours import EdgeContrast, edge_contrast, edges_shown, evidence_of, levels_of, move_contour
 from utils.masks.edge_profile import level_probabilities, median_level
 from utils.masks.geometry import resize_image, resize_label
 from utils.masks.noise_rate import estimate_noise_rates
@@ -27,7 +27,7 @@ FALLBACK_TAU = 0.05  # where nothing says how wrong the masks are; the paper's f
 class Look(NamedTuple):
     """What a look at one image keeps."""
 
-    edges: Steps
+    edges: EdgeContrast
     label: np.ndarray  # uint8, at `EDGE_SIZE`
 
 
@@ -52,7 +52,7 @@ class Findings(NamedTuple):
 def look_at(image: np.ndarray, label: np.ndarray) -> Look:
     """A look at an image, uint8 (H,W,C), and its label (H,W) of classes, both brought to a square of `EDGE_SIZE`."""
     small = resize_label(label, EDGE_SIZE)
-    return Look(steps(resize_image(image, EDGE_SIZE), small), small)
+    return Look(edge_contrast(resize_image(image, EDGE_SIZE), small), small)
 
 
 def findings_of(looks: Sequence[Look], num_classes: int, corrected: bool) -> Findings:
@@ -74,7 +74,7 @@ def findings_of(looks: Sequence[Look], num_classes: int, corrected: bool) -> Fin
     return Findings(shifts.tolist(), decision.reason, tau, tau_from)
 
 
-def decide(found: Sequence[Steps], levels: np.ndarray, side: int = EDGE_SIZE) -> Decision:
+def decide(found: Sequence[EdgeContrast], levels: np.ndarray, side: int = EDGE_SIZE) -> Decision:
     """How far the contour of each image of a set is to be moved. found: of each image, at longer side ``side``.
 
     Nothing is moved where the images show no edges; where most contours lie on an edge, whatever stronger one runs

@@ -1,6 +1,6 @@
 """How probable it is that each image of a set shows the edge at each level of its mask, by the profile of its edges.
 
-`utils.masks.contours.probabilities` takes the step in colour at a level as evidence for that level alone, and weighs it
+`utils.masks.contours.probabilities` takes the contrast at a level as evidence for that level alone, and weighs it
 with caution: enough to find what most masks of a set have in common, too little to find the few that are wrong among
 many that are right. But edges look alike in all images of a set: across a true edge the evidence rises and falls in the
 same way. That profile is found from the images themselves, and the level of each is where its own evidence fits it
@@ -14,10 +14,10 @@ import numpy as np
 from scipy.ndimage import correlate1d
 from scipy.special import softmax
 
-from utils.masks.contours import ITERATIONS, Steps, edges_shown, evidence_of, prior_of, probabilities
+from utils.masks.contours import ITERATIONS, EdgeContrast, edges_shown, evidence_of, prior_of, probabilities
 
 PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
-HABIT = 1 / 128  # how far from the largest step raters may mean to draw, likewise
+HABIT = 1 / 128  # how far from the largest contrast raters may mean to draw, likewise
 DEPENDENCE = 2  # neighbouring levels that say the same: their evidence shares pixels
 CAUTION = 8  # by how much less the evidence counts for how far a contour lies from the edge than for on which side
 IMPOSSIBLE = -1e9  # the log-likelihood of a level at which nothing would be left
@@ -32,7 +32,7 @@ def median_level(probabilities: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return np.where(np.abs(found) < 0.5, 0, found)
 
 
-def level_probabilities(images: Sequence[Steps], levels: np.ndarray, side: int) -> np.ndarray:
+def level_probabilities(images: Sequence[EdgeContrast], levels: np.ndarray, side: int) -> np.ndarray:
     """The probability that each image of a set shows the edge at each level, (N,L), ``levels`` as `levels_of`.
 
     side: the longer side of the images. Images without a boundary have all of it at 0, and so have all images of a set
@@ -64,7 +64,7 @@ def _fitted(
     squares -= correlate1d(evidence, window, mode="nearest") ** 2 / width
     for _ in range(ITERATIONS):
         profile = _profile(evidence / strength, posterior, reach)
-        # The edge is the largest step, unless most masks are right and have it a little beside.
+        # The edge is the largest contrast, unless most masks are right and have it a little beside.
         most_are_right = levels[posterior.sum(axis=0).argmax()] == 0
         profile = _moved(profile, reach, habit if most_are_right else 0)
         fit = correlate1d(evidence, profile, mode="nearest")
