@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
     name: str
     action: str  # "written", "skipped" or "made again"
     dice: float  # of the noisy mask against the clean one, the mean over the classes; 1 where both are empty
-    wrong_share: float  # of the image's pixels
+    noise_rate: float  # share of the image's pixels whose label changed
     emptied: bool  # of a class
     filled: bool
     artefacts: bool
@@ -187,7 +187,7 @@ def make_noisy(source: Source, save_root: Path, noise: Callable, seed: int, num_
         source.path.name,
         action,
         dice=float(np.mean([dice(before, after) for before, after in pairs])),
-        wrong_share=float((clean != noisy).mean()),
+        noise_rate=float((clean != noisy).mean()),
         emptied=any(before.any() and not after.any() for before, after in pairs),
         filled=any(after.all() and not before.all() for before, after in pairs),
         artefacts=artefacts,
@@ -215,7 +215,7 @@ def summary(outcomes: list[Outcome]) -> str:
     lines = [
         f"{len(outcomes)} masks: {actions['written']} written, {actions['skipped']} already there and skipped",
         f"mean Dice of noisy against clean masks {np.mean([o.dice for o in outcomes]):.4f}, "
-        f"mean share of wrong pixels {np.mean([o.wrong_share for o in outcomes]):.4f}",
+        f"label noise rate {np.mean([o.noise_rate for o in outcomes]):.4f}",
     ]
     for label, names in (
         ("made again, the file there was not valid", [o.name for o in outcomes if o.action == "made again"]),

@@ -27,7 +27,7 @@ from utils.engine.checkpoint import FORMAT
 from utils.masks.contours import edge_contrast, levels_of, move_contour, nearest_class, signed_distance
 from utils.masks.correction import EDGE_SIZE
 from utils.masks.edge_profile import _moved, level_probabilities
-from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
+from utils.masks.label_quality import contour_probabilities, label_quality, wrong_probability
 
 SIZE = 48
 SHIFTED = {3: -3, 8: 3, 11: -2}  # image -> by how much its contour is displaced, as `move_contour`
@@ -118,11 +118,11 @@ def dice(a, b):
 # --- Figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_beliefs_by_hand():
+def test_probabilities_by_hand():
     """A square of side 4; the contour is where it is with 0.5, a pixel further in with 0.3, further out with 0.2."""
     label = np.zeros((10, 10), np.uint8)
     label[3:7, 3:7] = 1
-    beliefs = contour_beliefs(label, np.array([-1, 0, 1]), np.array([0.2, 0.5, 0.3]))
+    beliefs = contour_probabilities(label, np.array([-1, 0, 1]), np.array([0.2, 0.5, 0.3]))
     assert beliefs.shape == (2, 10, 10) and np.allclose(beliefs.sum(axis=0), 1)
     assert np.allclose(beliefs[1, 4, [1, 2, 3, 4]], [0, 0.2, 0.7, 1])
     inner, rim, outer = 4 * 1, 12 * 0.7, 16 * 0.2  # the outer ring has no corners within half a pixel
@@ -133,13 +133,13 @@ def test_beliefs_by_hand():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
-def test_beliefs_and_quality_of_three_classes_equal_loops(scale):
+def test_probabilities_and_quality_of_three_classes_equal_loops(scale):
     """docs/method.md section 9: each level is spread over an interval of length 1; gained pixels have a class."""
     rng = np.random.default_rng(0)
     label = np.zeros((20, 30), np.uint8)
     label[4:15, 3:12], label[6:17, 18:26] = 1, 2
     levels, probabilities = np.arange(-3, 4), rng.dirichlet(np.ones(7))
-    beliefs = contour_beliefs(label, levels, probabilities, 3, scale)
+    beliefs = contour_probabilities(label, levels, probabilities, 3, scale)
     assert beliefs.dtype == np.float32
     distance, nearest = signed_distance(label), nearest_class(label)
     expected = np.zeros((3, *label.shape))
@@ -165,11 +165,11 @@ def test_quality_leaves_out_what_is_fainter_than_a_tenth(faint, expected):
     assert label_quality(label, np.stack([1 - belief, belief])) == pytest.approx(expected)
 
 
-def test_beliefs_follow_the_scale():
+def test_probabilities_follow_the_scale():
     """A mask of twice the size has its contours twice as far apart."""
     label = np.zeros((20, 20), np.uint8)
     label[6:14, 6:14] = 1
-    beliefs = contour_beliefs(label, np.array([-1, 0, 1]), np.array([0.0, 0.0, 1.0]), scale=2.0)
+    beliefs = contour_probabilities(label, np.array([-1, 0, 1]), np.array([0.0, 0.0, 1.0]), scale=2.0)
     assert beliefs[1, 10, 8] > 0.5 > beliefs[1, 10, 7]
     assert beliefs[1].round().sum() == 16
 
@@ -323,8 +323,8 @@ def test_images_without_edges(run, folder):
     assert code == 0 and "networks alone judge" in out
 
 
-def test_networks_share_the_belief(run, folder):
-    """With a checkpoint, the chance that a pixel is wrong is the mean of both beliefs."""
+def test_networks_share_in_the_probability(run, folder):
+    """With a checkpoint, the chance that a pixel is wrong is that of the mean of both."""
     assert run()[0] == 0
     alone = pixels(folder / "audit" / "error_probability" / "case 03.png") / 255
     assert run("--checkpoint", checkpoint_of(folder / "model" / "checkpoint.pt"), "--overwrite")[0] == 0

@@ -159,7 +159,7 @@ def test_processes_change_nothing(run, tmp_path):
     assert (tmp_path / "scores.csv").read_text() == alone
 
 
-def test_soiled_masks_are_named(run, folders, tmp_path):
+def test_masks_with_compression_artefacts_are_named(run, folders, tmp_path):
     artefacts = square(5, 5).astype(int)
     artefacts[5, 5:15] = np.arange(240, 250)
     save(folders[0] / "equal.png", artefacts.astype(np.uint8))

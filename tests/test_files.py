@@ -231,7 +231,7 @@ def test_palette_of_white_and_another_colour_is_ambiguous(tmp_path, indices):
 
 
 @pytest.mark.parametrize("pixels", [MASK, MASK[..., None].repeat(3, -1)], ids=["grey", "rgb"])
-def test_mask_soiled_by_jpeg_is_thresholded_and_says_so(tmp_path, pixels):
+def test_mask_with_artefacts_of_jpeg_is_thresholded_and_says_so(tmp_path, pixels):
     path = save(tmp_path / "a.jpg", pixels, quality=75)
     assert len(np.unique(np.asarray(Image.open(path)))) > 2  # else this would test nothing
     mask = read_mask(path)
@@ -239,7 +239,7 @@ def test_mask_soiled_by_jpeg_is_thresholded_and_says_so(tmp_path, pixels):
     assert (mask.labels != BINARY).mean() < 0.01
 
 
-def test_soiled_masks_are_cut_between_127_and_128(tmp_path):
+def test_masks_with_artefacts_are_cut_between_127_and_128(tmp_path):
     row = np.array([0] * 20 + [2, 100, 127, 128, 180, 253] + [255] * 22, np.uint8)
     mask = read_mask(save(tmp_path / "a.png", row[None].repeat(40, 0)))
     assert mask.artefacts
@@ -302,7 +302,7 @@ LOSSY = {
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("code", LOSSY.values(), ids=LOSSY)
 @pytest.mark.parametrize("size", [(40, 90), (15, 22)], ids=["large", "small"])
-def test_masks_soiled_by_lossy_compression(tmp_path, size, code, mode):
+def test_masks_with_artefacts_of_lossy_compression(tmp_path, size, code, mode):
     image = Image.fromarray(ellipse(160, 200, *size))
     shown = np.asarray(code(image).convert("L"))
     mask = read_mask(save(tmp_path / "a.png", code(image.convert(mode)).convert(mode)))

@@ -7,7 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from utils.masks.contours import edge_contrast, levels_of, move_contour
 from utils.masks.edge_profile import level_probabilities
-from utils.masks.label_quality import contour_beliefs
+from utils.masks.label_quality import contour_probabilities
 from utils.masks.noise_rate import estimate_noise_rates, unevenness
 
 LEVELS = levels_of((48, 48))
@@ -52,7 +52,7 @@ def test_rates_are_the_documented_sums(shift):
     rates, found = estimated(images, given, np.full(len(given), shift))
     missing, false, uneven = [], [], []
     for mask, probabilities in zip(given, found, strict=True):
-        background, foreground = contour_beliefs(mask, LEVELS, probabilities)
+        background, foreground = contour_probabilities(mask, LEVELS, probabilities)
         trained = move_contour(mask, shift)
         missing += [foreground[i] * (trained[i] == 0) for i in np.ndindex(trained.shape)]
         false += [background[i] * (trained[i] == 1) for i in np.ndindex(trained.shape)]

@@ -200,7 +200,7 @@ def test_each_noise_type_reads_its_folder(folder, name, noise_type):
     assert len(folder_cases(dataset, SIZE, layout=layout, noise_type=noise_type)) == 2
 
 
-def test_soiled_masks_are_named(folder, capsys):
+def test_a_training_mask_with_compression_artefacts_is_named(folder, capsys):
     path = folder / "masks" / "case02.png"
     Image.open(path).save(path.with_suffix(".jpg"), quality=60)
     path.unlink()

@@ -101,7 +101,7 @@ def test_noisy_masks_are_the_function_applied_with_the_generator_of_the_stem(mas
     output = capsys.readouterr().out
     assert "4 masks: 4 written, 0 already there and skipped" in output
     assert f"mean Dice of noisy against clean masks {np.mean(dice):.4f}" in output
-    assert f"mean share of wrong pixels {np.mean(wrong):.4f}" in output
+    assert f"label noise rate {np.mean(wrong):.4f}" in output
 
 
 def test_noise_does_not_depend_on_workers_or_on_the_other_files(masks, tmp_path):

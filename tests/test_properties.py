@@ -346,7 +346,7 @@ def test_the_mean_of_many_pixels_is_exact():
 @few
 @given(seed=seeds, classes=class_counts, rows=sides, columns=sides)
 def test_the_score_of_a_label_falls_with_doubt(seed, classes, rows, columns):
-    """1 where the beliefs are the label, in [0, 1] otherwise; the chance to be wrong is 1 - that of the given class."""
+    """1 where probabilities are the label, in [0, 1] elsewhere; the chance to be wrong is 1 - the class' own."""
     logits, labels = drawn(seed, classes, rows, columns)
     label = labels[0].numpy().astype(np.uint8)
     label[0, 0] = 1

@@ -215,7 +215,7 @@ def third_grey(folder):
     return {"values": [("error", "masks/case05.png")]}
 
 
-def soiled_mask(folder):
+def mask_with_artefacts(folder):
     mask = pixels(folder / "masks_DE" / "case06.png")
     save(folder / "masks_DE" / "case06.png", cv2.GaussianBlur(mask, (0, 0), 0.7))
     return {"values": [("warning", "masks_DE/case06.png")]}
@@ -413,7 +413,7 @@ def foreign_file(folder):
 
 
 FAULTS = [
-    *(truncated_image, corrupt_test_mask, renamed_mask, two_of_a_stem, smaller_mask, third_grey, soiled_mask),
+    *(truncated_image, corrupt_test_mask, renamed_mask, two_of_a_stem, smaller_mask, third_grey, mask_with_artefacts),
     *(empty_and_full_masks, vanishing_mask, blank_image, grey_image, equal_training_images, equal_image_in_test),
     *(similar_image_in_test, similar_training_image, missing_superpixels, superpixels_of_another_size),
     *(corrupt_superpixels, superpixels_left_over, superpixels_of_another_image, superpixels_of_other_settings),
@@ -456,7 +456,7 @@ def test_all_faults_are_found_at_once(folder, verify):
 
 
 def test_an_error_outweighs_warnings(folder, verify):
-    soiled_mask(folder)
+    mask_with_artefacts(folder)
     path = folder / "masks_test" / "case02.png"
     save(path, pixels(path) // 2)
     result = verify()

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from utils.masks.contours import EdgeContrast, edge_contrast, levels_of
 from utils.masks.correction import EDGE_SIZE, decide
 from utils.masks.geometry import IGNORED, longest_side, resize_image, resize_label
-from utils.masks.label_quality import contour_beliefs, label_quality, wrong_probability
+from utils.masks.label_quality import contour_probabilities, label_quality, wrong_probability
 
 
 class Judged(NamedTuple):
@@ -82,7 +82,7 @@ def judge(
     views, scores = [], {}
     # A mask without a boundary has no levels: where networks can judge it, it does not count as sure of itself.
     if contour is not None and (bounded or logits is None):
-        views.append(contour_beliefs(label, levels_of((EDGE_SIZE,)), contour.probabilities, num_classes, scale))
+        views.append(contour_probabilities(label, levels_of((EDGE_SIZE,)), contour.probabilities, num_classes, scale))
         scores["contour"] = round(label_quality(label, views[-1]), 6)
     if logits is not None:
         views.append(network_probabilities(logits, label.shape))

@@ -154,11 +154,11 @@ def _posterior(log_likelihood: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 def prior_of(posterior: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """The distribution of the levels over a set, (L,), from those of its images (N,L)."""
-    # Two images' worth of belief come before them: one that masks are right, one that no level is ruled out.
-    belief = (levels == 0) + 1 / len(levels)
+    # As if two images came before them: one whose mask is right, and one that rules no level out.
+    before = (levels == 0) + 1 / len(levels)
     # Neighbouring levels share their weight: a distribution of few images has no holes.
     smooth = np.convolve(np.pad(posterior.sum(axis=0), 1, mode="edge"), (0.25, 0.5, 0.25), "valid")
-    return (smooth + belief) / (smooth + belief).sum()
+    return (smooth + before) / (smooth + before).sum()
 
 
 def move_contour(label: np.ndarray, level: float) -> np.ndarray:

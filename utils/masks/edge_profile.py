@@ -69,7 +69,7 @@ def _fitted(
         profile = _moved(profile, reach, habit if most_are_right else 0)
         fit = correlate1d(evidence, profile, mode="nearest")
         explained = np.maximum(fit, 0) * fit / max(profile @ profile, 1e-12)
-        # Two images' worth of belief that the profile explains nothing: of few images it would explain too much.
+        # As if the profile explained nothing of two more images: of few images it would explain too much.
         total, left = (posterior * squares).sum(), (posterior * (squares - explained)).sum()
         noise = max((left + 2 * total / images) / ((images + 2) * width), 1e-6)
         likelihood = np.where(possible, explained / (2 * noise * DEPENDENCE), IMPOSSIBLE)

@@ -1,6 +1,6 @@
 """Label quality: the probable class of each pixel of a mask, and how well the mask that was given agrees with it.
 
-Beliefs come from where the image shows the edge (`utils.masks.contours`), and where there is one from a network.
+Probabilities come from where the image shows the edge (`utils.masks.contours`), and from networks where there are some.
 Source: docs/method.md section 9.
 """
 
@@ -17,7 +17,7 @@ GAP = 0.3  # by which it may lie below that of the contours
 FAINT = 0.1  # probability below which a pixel that is not in the given mask is no part of the estimated one
 
 
-def contour_beliefs(
+def contour_probabilities(
     label: np.ndarray, levels: np.ndarray, probabilities: np.ndarray, num_classes: int = 2, scale: float = 1.0
 ) -> np.ndarray:
     """The probability of each class at each pixel, float32 (K,H,W), if the contour lies at each level as probable.
@@ -31,21 +31,21 @@ def contour_beliefs(
     chances = np.append(0, probabilities.cumsum()).clip(0, 1)
     foreground = np.interp(signed_distance(label), knots, chances)
     classes = nearest_class(label)
-    beliefs = np.stack([np.where(classes == k, foreground, 0) for k in range(num_classes)])
-    beliefs[0] = 1 - beliefs[1:].sum(axis=0)
-    return beliefs.astype(np.float32)
+    found = np.stack([np.where(classes == k, foreground, 0) for k in range(num_classes)])
+    found[0] = 1 - found[1:].sum(axis=0)
+    return found.astype(np.float32)
 
 
-def label_quality(label: np.ndarray, beliefs: np.ndarray) -> float:
+def label_quality(label: np.ndarray, probabilities: np.ndarray) -> float:
     """How well a mask agrees with what is estimated, in [0, 1]: the Dice that is to be expected of it.
 
     2 sum(g p) / (sum(g) + sum(p)) with g the given mask of a class, 0 or 1, and p the probability of that class, over
     the pixels where either g = 1 or p >= 0.1: a faint haze over a whole image is no object. The mean over
     the foreground classes; 1 for a class that is in neither. `IGNORED` pixels are left out. label: (H,W) classes,
-    beliefs: (K,H,W).
+    probabilities: (K,H,W).
     """
-    beliefs = beliefs * (label != IGNORED)
-    return float(np.mean([_expected_dice(label == k, belief) for k, belief in enumerate(beliefs) if k]))
+    probabilities = probabilities * (label != IGNORED)
+    return float(np.mean([_expected_dice(label == k, one) for k, one in enumerate(probabilities) if k]))
 
 
 def _expected_dice(given: np.ndarray, probability: np.ndarray) -> float:
@@ -54,19 +54,21 @@ def _expected_dice(given: np.ndarray, probability: np.ndarray) -> float:
     return 1.0 if total == 0 else 2 * probability[given].sum(dtype=np.float64) / total
 
 
-def wrong_probability(label: np.ndarray, beliefs: np.ndarray) -> np.ndarray:
-    """The probability that the class of each pixel is wrong, float32 (H,W); label: (H,W) classes, beliefs: (K,H,W).
-    0 for `IGNORED` pixels."""
+def wrong_probability(label: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The probability that the class of each pixel is wrong, float32 (H,W); 0 for `IGNORED` pixels.
+
+    label: (H,W) classes, probabilities: (K,H,W).
+    """
     ignored = label == IGNORED
-    right = np.take_along_axis(beliefs, np.where(ignored, 0, label)[None].astype(np.intp), axis=0)[0]
+    right = np.take_along_axis(probabilities, np.where(ignored, 0, label)[None].astype(np.intp), axis=0)[0]
     return np.where(ignored, 0, 1 - right).astype(np.float32)
 
 
 def doubtful_networks(of_networks: Sequence[float], of_contours: Sequence[float]) -> str | None:
     """What to say of networks that disagree with most masks, None if they do not.
 
-    Both: the `label_quality` of each mask by the beliefs of the networks alone, and of the contours alone; the latter
-    may be empty. They disagree if the median of the former is below `DISAGREE`, or by more than `GAP` below that of
+    Both: the `label_quality` of each mask by the networks alone, and by the contours alone; the latter may be empty.
+    They disagree if the median of the former is below `DISAGREE`, or by more than `GAP` below that of
     the latter: then the networks are hardly trained, or were trained on something else, or most masks are wrong.
     """
     if not of_networks:

@@ -12,7 +12,7 @@ import numpy as np
 
 from utils.masks.contours import move_contour
 from utils.masks.geometry import IGNORED, foreground
-from utils.masks.label_quality import contour_beliefs
+from utils.masks.label_quality import contour_probabilities
 
 SMOOTHING = 1.5 / 128  # standard deviation of the smoothing that evens a contour, as a share of the image's side
 UNSEEN = 1.7  # unevenness of all scales, in units of what the smoothing sees; docs/method.md section 10
@@ -43,7 +43,7 @@ def estimate_noise_rates(
     """
     each = []
     for label, shift, probable in zip(labels, shifts, probabilities, strict=True):
-        probable_foreground = 1 - contour_beliefs(label, levels, probable, num_classes)[0]
+        probable_foreground = 1 - contour_probabilities(label, levels, probable, num_classes)[0]
         labelled = label != IGNORED
         trained = foreground(move_contour(label, shift))
         missing = probable_foreground * (labelled & ~trained)
