@@ -59,19 +59,64 @@ def test_imports_are_found_wherever_they_stand(tmp_path):
     assert imports(source) == {"os.path", "utils.method.gsd"}
 
 
-@pytest.mark.parametrize(
-    ("room", "forbidden"),
-    [
-        ("networks", {"dataloaders", "scripts", "benchmarks", "tests"}),
-        ("utils", {"dataloaders", "scripts", "benchmarks", "tests"}),
-        ("dataloaders", {"networks", "scripts", "benchmarks", "tests"}),
-        ("scripts", {"scripts", "benchmarks", "tests"}),  # what two scripts share goes down, not sideways
-    ],
-)
-def test_imports_point_one_way(room, forbidden):
-    assert in_room(room)
-    wrong = {identifier(path): tops(path) & forbidden for path in in_room(room) if tops(path) & forbidden}
-    assert not wrong
+# What each room may import of the project and of libraries, beside itself and Python's own; README has the table.
+ARRAYS = {"numpy", "scipy", "cv2", "skimage"}
+COMMANDS, METHOD = {"utils.commands"}, {"utils.method.gsd", "utils.method.settings"}
+MAY_IMPORT = {
+    "networks": {"torch", "segmentation_models_pytorch", "safetensors"},
+    "utils/method": {"torch"},
+    "utils/masks": ARRAYS | COMMANDS,
+    # Of the engine two small records: how values become inputs, and which process of a group this is.
+    "dataloaders": {
+        *{"utils.masks", "utils.engine.intensity", "utils.engine.distributed", *COMMANDS, *METHOD},
+        *{"torch", "torchvision", "PIL", "h5py", "tifffile", *ARRAYS},
+    },
+    # Of masks their sizes alone, to bring arrays to the networks' size.
+    "utils/engine": {
+        *{"networks", "utils.method", "utils.masks.geometry", *COMMANDS},
+        *{"torch", "monai", "matplotlib", "onnx", "onnxscript", *ARRAYS},
+    },
+    "utils/commands": {"utils.method.settings", "numpy", "tqdm", "filelock"},
+    "utils/audit": {"utils.masks", "utils.engine", "torch"} | ARRAYS | COMMANDS,
+}
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    """Whether a module is one of ``allowed``, or below one."""
+    return any(name == one or name.startswith(f"{one}.") for one in allowed)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_each_room_imports_what_it_may(room):
+    allowed = MAY_IMPORT[room] | {room.replace("/", ".")} | set(sys.stdlib_module_names)
+    files = [path for path in FILES if path.is_relative_to(REPO / room)]
+    assert files
+    wrong = {identifier(path): {name for name in imports(path) if not within(name, allowed)} for path in files}
+    assert not {path: names for path, names in wrong.items() if names}
+
+
+def test_what_a_room_may_import_is_needed():
+    """The table says no more than is true."""
+    for room, allowed in MAY_IMPORT.items():
+        used = {name for path in FILES if path.is_relative_to(REPO / room) for name in imports(path)}
+        idle = {one for one in allowed - ARRAYS if not any(within(name, {one}) for name in used)}
+        assert not idle, room
+
+
+def test_every_file_of_utils_is_in_a_room():
+    assert [path.name for path in (REPO / "utils").iterdir() if path.suffix == ".py"] == ["__init__.py"]
+    rooms = {path.name for path in (REPO / "utils").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert rooms == {room.removeprefix("utils/") for room in MAY_IMPORT if room.startswith("utils/")}
+
+
+def test_what_two_scripts_share_goes_down_not_sideways():
+    assert in_room("scripts")
+    assert not {identifier(path) for path in in_room("scripts") if tops(path) & {"scripts", "benchmarks", "tests"}}
+
+
+@pytest.mark.parametrize("path", in_room("utils") + in_room("dataloaders") + in_room("scripts"), ids=identifier)
+def test_no_file_is_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
 def test_the_method_imports_torch_losses_and_settings_only():
