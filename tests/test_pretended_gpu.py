@@ -87,7 +87,8 @@ def experiment(monkeypatch, data: TrainingSet, *flags: str) -> Experiment:
 
     monkeypatch.setattr(torch.Tensor, "backward", zero_gradients)
     batches = partial(training_batches, data, BATCH, 0.5, INTENSITY, device=GPU)
-    return experiment_of(args, settings, "", networks, GPU, ALONE, len(data), batches, INTENSITY, [])
+    monkeypatch.setattr("utils.engine.experiment.networks_of", lambda *asked: ("unet", networks))
+    return experiment_of(args, settings, "", 3, GPU, ALONE, len(data), batches, INTENSITY, [])
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
