@@ -64,7 +64,7 @@ class Watch:
             better, worse = own > other * (1 + 1e-6), other > own * (1 + 1e-6)
         self.images.append(torch.stack([one_segment, lost, better, worse]))
         # Without a selection, which would wait for the GPU: what is ignored counts as the smallest other label.
-        least = torch.where(label == IGNORED, IGNORED - 1, label).amin()
+        least = label.masked_fill(label == IGNORED, IGNORED - 1).amin()
         self.labels.append(_range(torch.where(label == IGNORED, least, label)))
         self.names.append(names)
 
