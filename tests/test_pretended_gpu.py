@@ -54,6 +54,7 @@ def reads(monkeypatch):
     """Pretend that there is a GPU for as long as the test runs; returns what is fetched from it."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
     monkeypatch.setattr(torch.nn.ModuleList, "to", lambda networks, *place, **layout: networks)  # made there already
+    monkeypatch.setattr(TrainingSet, "ignores", False)  # read once; pretended labels have no values
     reads = Reads()
     with FakeTensorMode(), reads:
         yield reads
