@@ -124,7 +124,7 @@ def test_prediction(reads, monkeypatch):
     classes = classes_at(mean_logits(trained.forwards(trained.networks), images, INTENSITY, GPU), (50, 40))
     assert classes.shape == (5, 50, 40) and classes.dtype == torch.uint8 and not classes.is_cuda
     assert reads.of_gpu == ["aten._to_copy.default"]  # the classes alone
-    model = Model(trained.forwards(trained.networks), INTENSITY, 2, SIZE, "", {}, "", 1, GPU, bf16=False)
+    model = Model(trained.networks, trained.forwards(trained.networks), INTENSITY, 2, SIZE, "", {}, "", 1, GPU, bf16=False)
     logits = model.logits(images, tta=True)
     assert logits.shape == (5, 2, SIZE, SIZE) and logits.is_cuda
     assert len(reads.of_gpu) == 1
