@@ -21,11 +21,10 @@ from dataloaders.batches import training_batches
 from dataloaders.training_set import TrainingSet
 from networks.unet import two_unets
 from utils.commands.arguments import settings_of
-from utils.engine import experiment as experiments
 from utils.engine import training
 from utils.engine.distributed import ALONE
 from utils.engine.evaluation import classes_at, mean_logits
-from utils.engine.experiment import Experiment
+from utils.engine.experiment import Experiment, experiment_of
 from utils.engine.inference import Model
 from utils.engine.intensity import Intensity
 from utils.method.settings import METHODS, Settings
@@ -55,8 +54,8 @@ class Reads(TorchDispatchMode):
 def reads(monkeypatch):
     """Pretend that there is a GPU for as long as the test runs; returns what is fetched from it."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
-    monkeypatch.setattr(TrainingSet, "ignores", False)  # looked at once, before the first step
     monkeypatch.setattr(torch.nn.ModuleList, "to", lambda networks, *place, **layout: networks)  # made there already
+    monkeypatch.setattr(TrainingSet, "ignores", False)  # read once; pretended labels have no values
     reads = Reads()
     with FakeTensorMode(), reads:
         yield reads
@@ -89,9 +88,9 @@ def experiment(monkeypatch, data: TrainingSet, *flags: str) -> Experiment:
             weights.grad = torch.zeros_like(weights)
 
     monkeypatch.setattr(torch.Tensor, "backward", zero_gradients)
-    monkeypatch.setattr(experiments, "networks_of", lambda *_: ("unet", networks))
     batches = partial(training_batches, data, BATCH, 0.5, INTENSITY, device=GPU)
-    return experiments.experiment_of(args, settings, "", 3, GPU, ALONE, len(data), batches, INTENSITY, [])
+    monkeypatch.setattr("utils.engine.experiment.networks_of", lambda *asked: ("unet", networks))
+    return experiment_of(args, settings, "", 3, GPU, ALONE, len(data), batches, INTENSITY, [])
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
@@ -116,7 +115,7 @@ def test_an_epoch(reads, monkeypatch, flags, place):
     assert losses["loss"] == 1 and reads.of_gpu
     both = trained.settings.method.second_phase
     assert ("refined" in step.maps) == both and (losses["transfer1"] is not None) == both
-    assert all(part.is_cuda for part in (*batch[:5], step.loss, *step.parts.values(), *step.maps.values()))
+    assert all(part.is_cuda for part in (*batch[:-1], step.loss, *step.parts.values(), *step.maps.values()))
 
 
 def test_prediction(reads, monkeypatch):
@@ -172,7 +171,7 @@ def test_training_can_be_deterministic(monkeypatch, method, flags):
     batches = partial(
         training_batches, training_set(), BATCH, 0.5, INTENSITY, device=CPU, max_rotation=15, noise_sigma=0.1
     )
-    trained = experiments.experiment_of(args, settings, "", 3, CPU, ALONE, IMAGES, batches, INTENSITY, [])
+    trained = experiment_of(args, settings, "", 3, CPU, ALONE, IMAGES, batches, INTENSITY, [])
     with Names() as names:
         training.train_one_epoch(trained, epoch=1)
     assert names.found == {"aten.upsample_bilinear2d_backward.default"}
