@@ -115,7 +115,7 @@ def test_an_epoch(reads, monkeypatch, flags, place):
     assert losses["loss"] == 1 and reads.of_gpu
     both = trained.settings.method.second_phase
     assert ("refined" in step.maps) == both and (losses["transfer1"] is not None) == both
-    assert all(part.is_cuda for part in (*batch[:-1], step.loss, *step.parts.values(), *step.maps.values()))
+    assert all(part.is_cuda for part in (*batch[:5], step.loss, *step.parts.values(), *step.maps.values()))
 
 
 def test_prediction(reads, monkeypatch):
