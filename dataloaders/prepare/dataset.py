@@ -71,7 +71,7 @@ def check_places(
 
 @contextmanager
 def under_way(save_root: Path, folders: list[Path]) -> Iterator[Path]:
-    """A folder to make ``folders`` in, which is removed at the end, however it ends; ``save_root`` is ours meanwhile."""
+    """A folder to make ``folders`` in, removed at the end, however it ends; ``save_root`` is locked meanwhile."""
     made = save_root / UNDER_WAY
     try:
         with claimed(save_root):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataloaders.files import IMAGE_SUFFIXES
 from dataloaders.pixels import MOST_BYTES, to_bytes
 from dataloaders.prepare.settings import PLANES
 from utils.commands.errors import UserError
@@ -61,9 +62,9 @@ def library(name: str) -> Any:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its suffix or, where it has none that is known, by its mark."""
-    if path.name.lower().endswith(DICOM_SUFFIXES):
-        return True
+    """Whether a file is DICOM, by its suffix or, where that is not known, by its mark."""
+    if path.suffix.lower() in (*DICOM_SUFFIXES, *IMAGE_SUFFIXES, *NIFTI_SUFFIXES):
+        return path.suffix.lower() in DICOM_SUFFIXES
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
