@@ -75,13 +75,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
     add("--overwrite", action="store_true", help="replace a dataset that this script has made")
     args = parser.parse_args(argv)
-    args.settings = settings_of(args)
     if args.images_only and args.masks_root:
-        raise UserError("--masks_root: goes without --images_only; leave one of them out")
+        parser.error("--images_only: takes no --masks_root; leave one of them out")
     return args
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def resolved_settings(args: argparse.Namespace) -> Settings:
     """The settings of --like, or those that the flags give."""
     given = {entry.name: value for entry in fields(Settings) if (value := getattr(args, entry.name)) is not None}
     if args.like and given:
@@ -110,15 +109,14 @@ def settings_of(args: argparse.Namespace) -> Settings:
 # --- What is said -----------------------------------------------------------------------------------------------------
 
 
-def report(args: argparse.Namespace, prepared: Prepared) -> str:
-    """What was done, in words."""
+def report(args: argparse.Namespace, guessed: bool, prepared: Prepared) -> str:
+    """What was done, in words; guessed: whether the suffix of masks was."""
     files, settings = prepared.files, prepared.found.settings
     count = sum(len(done.stems) for _, done in files)
     lines = [f"{count} images of {len(files)} files"]
     if not args.images_only:
         suffix = f" and {settings.mask_suffix}" if settings.mask_suffix else ""
-        guessed = " (guessed)" if args.settings.mask_suffix is None else ""
-        lines.append(f"masks: named by the name of the image{suffix}{guessed}")
+        lines.append(f"masks: named by the name of the image{suffix}{' (guessed)' * guessed}")
         for what, sources in (
             ("several masks made one", [source.name for source, done in files if done.merged]),
             (f"no mask, in {', '.join(settings.normal)}: empty", [s.name for s, _ in files if not s.masks]),
@@ -185,7 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     cv2.setNumThreads(1)  # the processes take the cores
     folders = folders_of(args.save_root, args.images_only)
     check_places(args.save_root, folders, args.images_root, args.masks_root, args.overwrite)
-    found = find(args.images_root, args.masks_root, args.settings, args.images_only, args.patient)
+    settings = resolved_settings(args)
+    found = find(args.images_root, args.masks_root, settings, args.images_only, args.patient)
     share = 0 if args.images_only else args.test_share
     if args.dry_run:
         prepared = make(found, None, args.workers, share, args.seed)
@@ -195,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
             place = Place(made / folders[0].name, masks, args.link)
             prepared = make(found, place, args.workers, share, args.seed)
             put_in_place(args.save_root, prepared, made, folders, args.seed)
-    print(report(args, prepared))
+    print(report(args, settings.mask_suffix is None, prepared))
     print(f"{args.save_root}: {'nothing written (--dry_run)' if args.dry_run else 'written'}. Next:")
     for command in next_commands(args, prepared, folders):
         print(f"  {command}")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dataloaders.files import read_mask
+from dataloaders.files import IMAGE_SUFFIXES, read_mask
 from dataloaders.prepare.dataset import make, record_of
 from dataloaders.prepare.finding import files_below
 from dataloaders.prepare.medical import NIFTI_SUFFIXES, Geometry, assembled, is_dicom, library
@@ -65,8 +65,17 @@ def images_to_predict(
 
 
 def _is_medical(root: Path) -> bool:
-    files = [root] if root.is_file() else files_below(root)
-    return any(path.name.lower().endswith(NIFTI_SUFFIXES) or is_dicom(path) for path in files)
+    """Whether a file is DICOM or NIfTI, or a folder holds such files; below it, if it holds no other images itself."""
+
+    def medical(path: Path) -> bool:
+        return path.name.lower().endswith(NIFTI_SUFFIXES) or is_dicom(path)
+
+    if root.is_file():
+        return medical(root)
+    here = [path for path in root.iterdir() if path.is_file()]
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for path in here):
+        return any(map(medical, here))
+    return any(map(medical, files_below(root)))
 
 
 def _prepared_in(folder: Path, root: Path, settings: Settings, workers: int) -> Ready:

@@ -196,9 +196,9 @@ def _png(stored: np.ndarray) -> bytes:
 def choose_test(groups: Sequence[tuple[str, str, int]], share: float, seed: int) -> set[str]:
     """The patients of the test set, about ``share`` (0..1) of the images, at least one patient and not all.
 
-    groups: for each file its folder, its patient and how many images it gives. Folders are represented alike: of the
-    patients, in random order folder by folder, those are taken at which the running count of images passes the next
-    multiple of 1 / share (systematic sampling from a random start). Raises `UserError` for a single patient.
+    groups: for each file its folder, its patient and how many images it gives. Folders are represented alike: patients
+    come in random order folder by folder, and each is taken if that brings the images taken so far nearer to
+    ``share`` of those passed. Raises `UserError` for a single patient.
     """
     if not share:
         return set()
@@ -214,11 +214,12 @@ def choose_test(groups: Sequence[tuple[str, str, int]], share: float, seed: int)
     rank = {folder: int(place) for folder, place in zip(folders, rng.permutation(len(folders)), strict=True)}
     patients = [sorted(images)[i] for i in rng.permutation(len(images))]
     patients.sort(key=lambda patient: rank[folder_of[patient]])
-    chosen, passed = set(), float(rng.random())
+    chosen, lacking = set(), 0.0  # images that the test set has too few so far
     for patient in patients:
-        before, passed = passed, passed + share * images[patient]
-        if int(passed) > int(before):
+        lacking += share * images[patient]
+        if lacking >= images[patient] / 2 - 1e-9:
             chosen.add(patient)
+            lacking -= images[patient]
     if len(chosen) == len(images):
         chosen.discard(patients[0])
     return chosen or {patients[int(rng.integers(len(patients)))]}
