@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -264,7 +265,7 @@ def test_nothing_left_writes_nothing(tmp_path, capsys):
 )
 def test_guessed_suffix(images, masks, beside, suffix):
     keys, others = ([((), name) for name in group] for group in (images, masks or images))
-    assert guess_suffix(keys, others, beside) == suffix
+    assert guess_suffix(keys, others, Path("raw") if beside else None) == suffix
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,13 @@ def test_guessed_suffix(images, masks, beside, suffix):
 def test_suffix_that_is_not_plain(stems):
     keys = [((), name) for name in stems]
     with pytest.raises(UserError, match="--mask_suffix"):
-        guess_suffix(keys, keys, beside=True)
+        guess_suffix(keys, keys, Path("raw"))
+
+
+def test_folder_of_masks_beside_that_of_images_is_named():
+    keys = [((folder, "p1"), name) for folder in ("pictures", "masks") for name in ("a", "b")]
+    with pytest.raises(UserError, match="--images_root raw/pictures --masks_root raw/masks"):
+        guess_suffix(keys, keys, Path("raw"))
 
 
 @pytest.mark.parametrize(

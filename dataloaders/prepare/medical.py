@@ -126,11 +126,9 @@ def read_dicom(path: Path, window: Window) -> list[np.ndarray]:
 
 def dicom_labels(path: Path) -> list[np.ndarray]:
     """The stored values of each frame of a DICOM file that holds labels, integers (H,W). Raises `UserError`."""
-    dataset, frames = _frames(path)
+    _, frames = _frames(path)
     if frames.ndim != 3:
         raise _unreadable(path, "a mask in colours; store it as grey")
-    if dataset.get("Modality") == "SEG":
-        raise _unreadable(path, "a DICOM segmentation object; export it as PNG, or as NIfTI with its volume")
     return list(frames)
 
 
@@ -143,6 +141,8 @@ def _frames(path: Path) -> tuple[Any, np.ndarray]:
             dataset = pydicom.dcmread(path)
             if "PixelData" not in dataset:
                 raise _unreadable(path, "no pixels in it")
+            if dataset.get("Modality") == "SEG":
+                raise _unreadable(path, "a DICOM segmentation object; export it as PNG, or as NIfTI with its volume")
             count, channels = int(dataset.get("NumberOfFrames") or 1), int(dataset.SamplesPerPixel)
             if math.prod((dataset.Rows, dataset.Columns, count, channels, 2)) > MOST_BYTES:
                 raise _unreadable(path, f"{count} frames of {dataset.Columns}x{dataset.Rows} are too many")
@@ -150,9 +150,10 @@ def _frames(path: Path) -> tuple[Any, np.ndarray]:
     except UserError:
         raise
     except Exception as error:  # whatever its parser runs into on a damaged file, and decoders that are not there
-        missing = "missing dependencies" in str(error)
-        syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None) if missing else None
-        reason = f"its compression, {syntax.name}, needs pylibjpeg or GDCM" if syntax else type(error).__name__
+        syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+        reason = type(error).__name__
+        if isinstance(error, RuntimeError) and syntax and syntax.is_compressed:
+            reason = f"its compression, {syntax.name}, is not decoded by what is installed; pylibjpeg or GDCM may do it"
         raise _unreadable(path, reason) from error
     return dataset, values.reshape(count, dataset.Rows, dataset.Columns, *([channels] if channels > 1 else []))
 
@@ -283,8 +284,10 @@ def _volume(path: Path, slices: str) -> tuple[np.ndarray, Geometry, np.ndarray]:
         raise
     except Exception as error:  # whatever its parser runs into on a damaged file
         raise _unreadable(path, type(error).__name__) from error
-    if values.dtype.kind not in "uif" or not np.isfinite(values).all() or not np.isfinite(turn).all():
-        raise _unreadable(path, f"values of type {values.dtype}, NaN, infinite values or no usable affine")
+    if values.dtype.kind not in "uif" or not np.isfinite(values).all():
+        raise _unreadable(path, f"values of type {values.dtype}, or NaN or infinite ones; store finite numbers")
+    if not np.isfinite(turn).all():
+        raise _unreadable(path, "an affine that leaves an axis without a direction")
     return values, Geometry(shape, np.asarray(image.affine, float).tolist(), str(units), slices), turn
 
 

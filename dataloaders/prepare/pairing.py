@@ -38,10 +38,11 @@ class Found(NamedTuple):
     together: str  # by what files are kept together, in words
 
 
-def guess_suffix(images: Iterable[Key], masks: Iterable[Key], beside: bool) -> str:
+def guess_suffix(images: Iterable[Key], masks: Iterable[Key], beside: Path | None) -> str:
     """What the names of masks have behind those of their images, where the names make it plain; a number may follow.
 
-    beside: the masks lie among the images. Raises `UserError` if nothing fits, or several suffixes do.
+    beside: the folder in which masks lie among the images; None: they have their own. Raises `UserError` if nothing
+    fits, or several suffixes do.
     """
     there = set(images)
     pairs: dict[str, set[Key]] = defaultdict(set)
@@ -61,6 +62,12 @@ def guess_suffix(images: Iterable[Key], masks: Iterable[Key], beside: bool) -> s
     if best:
         raise UserError(f"--mask_suffix: {listed(map(repr, best))} fit the names equally well; give one of them")
     remedy = "give what masks have behind the name of their image, or --masks_root, the folder of masks"
+    tops = sorted({folders[0] for folders, _ in there if folders})
+    of_masks = [top for top in tops if OF_MASKS.search(top)]
+    if beside and len(tops) == 2 and len(of_masks) == 1:
+        (other,) = {*tops} - {*of_masks}
+        places = f"--images_root {beside / other} --masks_root {beside / of_masks[0]}"
+        remedy = f"{of_masks[0]} may be a folder of masks: then give {places}"
     raise UserError(f"--mask_suffix: no file is named like an image with something like _mask behind it; {remedy}")
 
 
@@ -97,7 +104,7 @@ def find(
     images = {path: key for path, key in keys.items() if roots[path] == images_root}
     masks = images if masks_root is None else {path: key for path, key in keys.items() if path not in images}
     if settings.mask_suffix is None and not images_only:
-        beside = masks_root is None
+        beside = images_root if masks_root is None else None
         settings = replace(settings, mask_suffix=guess_suffix(images.values(), masks.values(), beside))
     suffix = settings.mask_suffix or ""
     owners = {path: image_of(key, suffix) for path, key in masks.items()}
