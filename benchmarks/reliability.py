@@ -175,7 +175,9 @@ def contents(folder: Path) -> dict[str, object]:
             found[name] = [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
         elif path.name in ("args.json", "result.json"):
             values = json.loads(path.read_text())
-            found[name] = {key: value for key, value in values.items() if key not in TIMES and "root" not in key}
+            found[name] = {
+                key: value for key, value in values.items() if key not in (*TIMES, "cache") and "root" not in key
+            }
         elif path.suffix in (".pt", ".png") and "checkpoint.pt" in os.listdir(path.parent):
             found[name] = "there"
         elif path.is_file() and not path.name.startswith("events."):

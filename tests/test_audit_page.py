@@ -31,7 +31,8 @@ def square(shape, rows, columns):
 def entry(rank, name, score):
     given, estimated = square((60, 80), (20, 30), (40, 50)), square((60, 80), (20, 32), (40, 50))
     image = np.full((60, 80, 3), 90, np.uint8)
-    return Entry(rank, Judged(name, score, 20, 20 / 4800, 20, 0, -float(rank)), picture(image, given, estimated, 2))
+    row = Judged(name, score, 20, 20 / 4800, 20, 0, -float(rank), None, score)
+    return Entry(rank, row, picture(image, given, estimated, 2))
 
 
 def page(identity=IDENTITY):

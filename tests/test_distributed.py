@@ -153,8 +153,10 @@ def test_a_run_of_two_processes(tmp_path):
     outcome = torchrun(*flags, *places, cwd=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     # At the start and at the end, of one process only.
-    for line in ("5 cases scored on", "4 epochs, 5 cases", "making superpixels"):
+    for line in ("5 cases scored on", "4 epochs, 5 cases"):
         assert outcome.stdout.count(line) == 1
+    # The process that comes first makes them; only the first process speaks.
+    assert outcome.stdout.count("making superpixels") <= 1
     assert outcome.stdout.startswith("GSD-Net: ") and outcome.stdout.count("GSD-Net: ") == 2
     folder = tmp_path / "model" / "kvasir+gsd+given"
     result = json.loads((folder / "result.json").read_text())

@@ -110,7 +110,6 @@ def test_noise_does_not_depend_on_workers_or_on_the_other_files(masks, tmp_path)
         arguments = ["--gts_root", masks, "--save_root", tmp_path / str(workers), "--workers", workers]
         result = run(script, *arguments)
         assert result.returncode == 0, result.stderr
-        assert "100%" in result.stderr  # the progress bar
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert set(contents(tmp_path / "1")) == {*(f"case {i}.png" for i in range(4)), "settings.json"}
 
@@ -143,7 +142,7 @@ def test_every_image_format_and_coding_of_a_mask_gives_the_same_noise(tmp_path):
 def test_masks_with_compression_artefacts_are_thresholded_and_named(masks, tmp_path, capsys):
     save(masks / "grey.jpg", 255 * ellipse(), quality=40)
     noise(masks, tmp_path / "noisy")
-    assert "in-between greys, thresholded at 128: 1 (grey.jpg)" in capsys.readouterr().out
+    assert "with compression artefacts, thresholded at 128: 1 (grey.jpg)" in capsys.readouterr().out
 
 
 def test_emptied_and_filled_masks_are_named(masks, tmp_path, capsys):

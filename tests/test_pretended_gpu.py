@@ -54,6 +54,7 @@ def reads(monkeypatch):
     """Pretend that there is a GPU for as long as the test runs; returns what is fetched from it."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
     monkeypatch.setattr(torch.nn.ModuleList, "to", lambda networks, *place, **layout: networks)  # made there already
+    monkeypatch.setattr(TrainingSet, "ignores", False)  # read once; pretended labels have no values
     reads = Reads()
     with FakeTensorMode(), reads:
         yield reads
@@ -87,7 +88,8 @@ def experiment(monkeypatch, data: TrainingSet, *flags: str) -> Experiment:
 
     monkeypatch.setattr(torch.Tensor, "backward", zero_gradients)
     batches = partial(training_batches, data, BATCH, 0.5, INTENSITY, device=GPU)
-    return experiment_of(args, settings, "", networks, GPU, ALONE, len(data), batches, INTENSITY, [])
+    monkeypatch.setattr("utils.engine.experiment.networks_of", lambda *asked: ("unet", networks))
+    return experiment_of(args, settings, "", 3, GPU, ALONE, len(data), batches, INTENSITY, [])
 
 
 @pytest.mark.parametrize("place", ["cpu", "cuda"])
@@ -122,7 +124,7 @@ def test_prediction(reads, monkeypatch):
     classes = classes_at(mean_logits(trained.forwards(trained.networks), images, INTENSITY, GPU), (50, 40))
     assert classes.shape == (5, 50, 40) and classes.dtype == torch.uint8 and not classes.is_cuda
     assert reads.of_gpu == ["aten._to_copy.default"]  # the classes alone
-    model = Model(trained.forwards(trained.networks), INTENSITY, 2, SIZE, "", {}, "", 1, GPU, bf16=False)
+    model = Model(trained.networks, trained.forwards(trained.networks), INTENSITY, 2, SIZE, "", {}, "", 1, GPU, bf16=False)
     logits = model.logits(images, tta=True)
     assert logits.shape == (5, 2, SIZE, SIZE) and logits.is_cuda
     assert len(reads.of_gpu) == 1
@@ -163,11 +165,10 @@ class Names(TorchDispatchMode):
 def test_training_can_be_deterministic(monkeypatch, method, flags):
     """Run on the CPU, it has but one operation that gives up, which on a GPU PyTorch takes apart into others."""
     args, settings = arguments(monkeypatch, *flags, "--method", method, "--tau", "0.1")
-    networks = two_unets(3, 2, seed=0)
     batches = partial(
         training_batches, training_set(), BATCH, 0.5, INTENSITY, device=CPU, max_rotation=15, noise_sigma=0.1
     )
-    trained = experiment_of(args, settings, "", networks, CPU, ALONE, IMAGES, batches, INTENSITY, [])
+    trained = experiment_of(args, settings, "", 3, CPU, ALONE, IMAGES, batches, INTENSITY, [])
     with Names() as names:
         training.train_one_epoch(trained, epoch=1)
     assert names.found == {"aten.upsample_bilinear2d_backward.default"}

@@ -512,8 +512,9 @@ def test_distances_count_unless_gda_is_off(train, places, tmp_path, monkeypatch,
     load = cache.load_training_set
 
     def other_distances(*args: object) -> object:
-        data = load(*args)
-        return replace(data, squared_distances=data.squared_distances.flip(-1))
+        loaded = load(*args)
+        distances = loaded.data.squared_distances.flip(-1)
+        return loaded._replace(data=replace(loaded.data, squared_distances=distances))
 
     monkeypatch.setattr(cache, "load_training_set", other_distances)
     assert_succeeded(train(*flags, "--exp", "other"))

@@ -63,7 +63,9 @@ class Watch:
             # 1e-6: on a GPU the order of a sum is random, and equal segments must stay equal.
             better, worse = own > other * (1 + 1e-6), other > own * (1 + 1e-6)
         self.images.append(torch.stack([one_segment, lost, better, worse]))
-        self.labels.append(_range(label[label != IGNORED] if batch.labelled is not None else label))
+        # Without a selection, which would wait for the GPU: what is ignored counts as the smallest other label.
+        least = label.masked_fill(label == IGNORED, IGNORED - 1).amin()
+        self.labels.append(_range(torch.where(label == IGNORED, least, label)))
         self.names.append(names)
 
     def warnings(self) -> dict[str, str]:
