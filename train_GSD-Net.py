@@ -57,6 +57,7 @@ def main() -> None:
         masks_folder,
         training_source,
     )
+    from dataloaders.prepare.settings import prepared_settings
     from dataloaders.slic import find_maps, image_sources, segments_in_words, superpixel_folder
     from dataloaders.training_set import load_training_set
     from utils.engine.checkpoint import read_start
@@ -112,7 +113,8 @@ def main() -> None:
     folder = Path(args.output_root) / f"{args.datasets}+{settings.exp}+{noise}"
     found = {"intensity": intensity.stated(reading), "data": digest, "channels": args.channels or known.channels}
     found |= {"val_fraction": parts.val_fraction, "amp": experiment.precision, "network": experiment.network}
-    run = Run(folder, run_flags(args) | settings.recorded() | found, args.resume, args.overwrite, group)
+    recorded = run_flags(args) | settings.recorded() | found
+    run = Run(folder, recorded, args.resume, args.overwrite, group, prepared_settings(dataset))
     if parts.split:
         run.write_json("split.json", parts.split)
     print_result(fit(experiment, run), folder)

@@ -168,7 +168,11 @@ def read_mask(path: Path, num_classes: int = 2, ignore_label: int | None = None)
     Raises `UserError` if the file is unreadable or its values are ambiguous: a third grey level, colours, values
     above K-1.
     """
-    values = _mask_values(path, num_classes)
+    return classes_of(path, mask_values(path, num_classes), num_classes, ignore_label)
+
+
+def classes_of(path: Path, values: np.ndarray, num_classes: int, ignore_label: int | None = None) -> Mask:
+    """As `read_mask`, of the stored ``values`` (H,W) of the mask at ``path``. Raises `UserError` as it does."""
     ignored = None if ignore_label is None else values == ignore_label
     if ignored is not None and ignored.any():
         rest = values[~ignored]
@@ -253,7 +257,7 @@ def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return segments.astype(np.int32)
 
 
-def _mask_values(path: Path, num_classes: int) -> np.ndarray:
+def mask_values(path: Path, num_classes: int) -> np.ndarray:
     """The stored values of a mask as (H,W) integers; a colour or alpha channel that says more is an error."""
     if path.suffix.lower() == ".npy":
         return _array_values(path)

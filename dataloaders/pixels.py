@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import zlib
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -125,6 +126,19 @@ def decode(path: Path) -> Image.Image:
     except Exception as error:
         raise _unreadable(path, error) from error
     raise UserError(f"{path}: {frames} frames in one file; store one image a file")
+
+
+def orientation_of(path: Path) -> int:
+    """How the EXIF data of an image file turn it, 1..8 as EXIF numbers it; 1 is as stored. Of an image that cannot be
+    opened 1 too: its reader says what is wrong."""
+    if path.suffix.lower() == ".npy":
+        return 1
+    if _first_bytes(path).startswith(_TIFF) and not _is_plain_tiff(path):
+        return _tiff_layout(path).orientation
+    with suppress(Exception), Image.open(path, formats=_FORMATS) as image:
+        orientation = image.getexif().get(274, 1)
+        return orientation if orientation in range(1, 9) else 1
+    return 1
 
 
 def _misread(mode: str, bmp: bytes) -> bool:
@@ -268,7 +282,7 @@ def _read_tiff(path: Path) -> np.ndarray:
     channel = layout.axes.replace("Y", "").replace("X", "")
     values = values.transpose([layout.axes.index(axis) for axis in ("Y", "X", *channel)])
     values = values.reshape(*values.shape[:2], -1)[..., : layout.channels]
-    return _turned(values, layout.orientation)
+    return turned(values, layout.orientation)
 
 
 def _check_expansion(file: tifffile.TiffFile) -> None:
@@ -307,7 +321,7 @@ def _red_first(page: np.ndarray) -> np.ndarray:
     return page if page.ndim == 2 else page[..., [2, 1, 0, 3][: page.shape[2]]]
 
 
-def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
     """(H,W,C) as the EXIF orientation 1..8 says that it is to be seen."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)

@@ -11,6 +11,10 @@ given --channels, grey is taken for colour or colour for grey, as it was there. 
 is scaled by itself, as in training. Checkpoints of LIDC take grey images; those of MMIS-2024 images whose channels are
 t1, t1c and t2, where 8 bits are taken as scaled already. Volumes (.h5) are not read here.
 
+DICOM and NIfTI (requirements-extra.txt) are prepared first, as scripts/prepare_data.py prepared the training images.
+Slices of a NIfTI volume, prepared now or before, are put together again as SAVE_ROOT_volumes/NAME.nii.gz, of the
+classes and with the affine of the volume.
+
 Running again makes all masks again, and removes that of an image that can no longer be read.
 
 Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
@@ -35,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import list_images, read_image
 from dataloaders.pixels import format_of
+from dataloaders.prepare.volumes import Ready, Volume, complete, images_to_predict, write_volume
 from utils.commands.arguments import add_device, add_workers, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_array, write_atomically
@@ -76,6 +81,11 @@ class Folders(NamedTuple):
     probabilities: Path | None
     overlays: Path | None
 
+    @property
+    def volumes(self) -> Path:
+        """Where masks of volumes go, beside those of their slices."""
+        return self.masks.with_name(f"{self.masks.name}_volumes")
+
     def files(self, stem: str) -> dict[Path, Path]:
         """Folder -> the file of image ``stem`` in it."""
         suffixes = {self.masks: "png", self.probabilities: "npy", self.overlays: "png"}
@@ -86,7 +96,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="checkpoint.pt or best.pt of a run folder")
-    add("--images_root", type=Path, required=True, help="folder of images, or one image")
+    add("--images_root", type=Path, required=True, help="folder of images, or one file")
     add("--save_root", type=Path, required=True, help="folder of the predicted masks")
     add("--probabilities_root", type=Path, help="also write each class's probability: .npy, float16, (K,H,W)")
     add("--overlays_root", type=Path, help="also draw the predicted outlines on the images: PNG")
@@ -98,16 +108,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_images(root: Path, folders: Folders) -> dict[str, Path]:
-    """Stem -> path of the image ``root``, or of those in it; refuses folders for output that would mix with them."""
-    images = {root.stem: root} if root.is_file() else list_images(root)
+def check_folders(root: Path, folders: Folders) -> None:
+    """Refuse folders for output that would mix with each other, or with the images of ``root``."""
     taken = {(root.parent if root.is_file() else root).resolve(): f"the folder of the images, {root}"}
     for flag, folder in zip(("--save_root", "--probabilities_root", "--overlays_root"), folders, strict=True):
         if folder and folder.resolve() in taken:
             raise UserError(f"{flag} {folder} is {taken[folder.resolve()]}; choose another")
         if folder:
             taken[folder.resolve()] = f"that of {flag} as well"
-    return images
 
 
 def check_formats(images: Iterable[Path], model: Model, checkpoint: Path) -> None:
@@ -198,14 +206,20 @@ def in_turn(pool: Executor, job: Callable, items: Iterable, ahead: int) -> Itera
         yield running.popleft().result()
 
 
-def predict(args: argparse.Namespace, model: Model, images: dict[str, Path], folders: Folders) -> list[str]:
-    """Predict every image and write what is wanted of it; returns why images were left out, one message each.
+def predict(
+    args: argparse.Namespace, model: Model, images: dict[str, Path], folders: Folders, volumes: list[Volume]
+) -> tuple[list[str], list[str]]:
+    """Predict every image, write what is wanted of it, and put slices together; returns why images, and why volumes,
+    were left out, one message each.
 
     Raises `UserError` if a folder holds what another checkpoint or program made, unless --overwrite.
     """
     precision = "bf16" if model.bf16 else "fp32"
     settings = {"checkpoint_sha256": model.sha256, "epochs": model.epochs, "tta": args.tta, "precision": precision}
     files = {folder: [folders.files(stem)[folder] for stem in images] for folder in filter(None, folders)}
+    of_volumes = {volume.name: folders.volumes / f"{volume.name}.nii.gz" for volume in volumes}
+    if volumes:
+        files[folders.volumes] = list(of_volumes.values())
     keep_all_settings(files, settings, args.overwrite, exclusive=files)
     if args.images_root.is_dir():
         for folder, outputs in files.items():
@@ -227,27 +241,46 @@ def predict(args: argparse.Namespace, model: Model, images: dict[str, Path], fol
         written = in_turn(pool, partial(write, folders=folders, model=model), predicted, args.workers + 1)
         for outcome in progress(written, total=len(images), desc="predicting", unit="image"):
             if outcome:
-                unread.append(outcome.reason)
-    return unread
+                unread.append(outcome)
+    whole, reasons = complete(volumes, images.keys() - {outcome.path.stem for outcome in unread})
+    for volume in whole:
+        write_volume(of_volumes[volume.name], volume, folders.masks, model.num_classes)
+    remove(path for name, path in of_volumes.items() if name not in {volume.name for volume in whole})
+    if whole:
+        print(f"{len(whole)} of {len(volumes)} volumes put together -> {folders.volumes}")
+    return [outcome.reason for outcome in unread], reasons
+
+
+def predict_ready(args: argparse.Namespace, model: Model, folders: Folders, ready: Ready) -> None:
+    """Predict what is ready; what cannot be read is named, and ends the command with exit code 1."""
+    images = {ready.root.stem: ready.root} if ready.root.is_file() else list_images(ready.root)
+    check_formats(images.values(), model, args.checkpoint)
+    volumes = [volume for volume in ready.volumes if not images.keys().isdisjoint(volume.stems)]
+    with ExitStack() as claims:
+        for folder in filter(None, (*folders, folders.volumes if volumes else None)):
+            claims.enter_context(claimed(folder))
+        unread, reasons = predict(args, model, images, folders, volumes)
+    print(
+        f"{len(images) - len(unread)} of {len(images)} images predicted -> {', '.join(map(str, filter(None, folders)))}"
+    )
+    reasons += [f"{name}: {reason}" for name, reason in ready.unread.items()]
+    if unread:
+        print(f"error: {len(unread)} of {len(images)} images were left out:\n" + "\n".join(unread), file=sys.stderr)
+    if reasons:
+        print(f"error: {len(reasons)} volumes or files were left out:\n" + "\n".join(reasons), file=sys.stderr)
+    if unread or reasons:
+        sys.exit(1)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     folders = Folders(args.save_root, args.probabilities_root, args.overlays_root)
-    images = find_images(args.images_root, folders)
-    device = choose_device(args.device, args.gpu)
-    model = load_model(args.checkpoint, device, args.amp)
-    check_formats(images.values(), model, args.checkpoint)
-    with ExitStack() as claims:
-        for folder in filter(None, folders):
-            claims.enter_context(claimed(folder))
-        unread = predict(args, model, images, folders)
-    print(
-        f"{len(images) - len(unread)} of {len(images)} images predicted -> {', '.join(map(str, filter(None, folders)))}"
-    )
-    if unread:
-        print(f"error: {len(unread)} of {len(images)} images were left out:\n" + "\n".join(unread), file=sys.stderr)
-        sys.exit(1)
+    check_folders(args.images_root, folders)
+    if not args.images_root.exists():
+        raise UserError(f"{args.images_root}: no such folder or file")
+    model = load_model(args.checkpoint, choose_device(args.device, args.gpu), args.amp)
+    with images_to_predict(args.images_root, model.prepared, args.checkpoint, args.workers) as ready:
+        predict_ready(args, model, folders, ready)
 
 
 if __name__ == "__main__":

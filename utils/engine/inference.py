@@ -39,6 +39,7 @@ class Model:
     epochs: int  # that it was trained for
     device: torch.device
     bf16: bool
+    prepared: dict | None = None  # how scripts/prepare_data.py made the training images; None: it did not
 
     @property
     def channels(self) -> int:
@@ -120,4 +121,5 @@ def load_model(path: Path, device: torch.device, amp: str = "auto") -> Model:
     networks = networks.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     bf16 = uses_bf16(amp, device)
     forwards = [at_precision(network, device, bf16) for network in networks]
-    return Model(networks, forwards, intensity, num_classes, image_size, stored, settings, sha256, epochs, device, bf16)
+    known = (num_classes, image_size, stored, settings, sha256, epochs)
+    return Model(networks, forwards, intensity, *known, device, bf16, checkpoint.get("prepared"))

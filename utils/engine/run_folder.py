@@ -52,16 +52,26 @@ class Run:
     checkpoint beside it.
     """
 
-    def __init__(self, folder: Path, settings: dict, resume: bool, overwrite: bool, group: ProcessGroup = ALONE):
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict,
+        resume: bool,
+        overwrite: bool,
+        group: ProcessGroup = ALONE,
+        prepared: dict | None = None,
+    ):
         """Open ``folder`` for a run of ``settings``; with ``resume`` read its checkpoint where there is one.
 
-        settings: flags by name; "data", if it is there, a digest of all files that are read.
+        settings: flags by name; "data", if it is there, a digest of all files that are read. prepared: how the images
+        were prepared (`dataloaders.prepare.settings`), for whoever predicts others.
         Of a process group only the main process writes; the others open the run after it, and read. The folder is its
         own for as long as the run is used.
         Raises `UserError` if a run is there already and neither flag is given, if it was made with other settings, or
         if another process is writing there.
         """
         self.folder = folder
+        self.prepared = prepared
         self.writes = group.is_main
         self._claim = ExitStack()
         if self.writes:
@@ -192,6 +202,7 @@ class Run:
             "random": {"generator": generator.get_state(), "torch": torch.get_rng_state()},
             "args": self.settings,
             "model": model,
+            "prepared": self.prepared,
             "history": self.history,
         }
         self._save("checkpoint.pt", checkpoint)
@@ -231,7 +242,10 @@ class Run:
     def _keep_best(self, checkpoint: dict) -> None:
         """Write best.pt if the checkpoint's epoch is the best so far on the validation cases."""
         if self.writes and "val_dice" in self.history[-1] and self.best_epoch is self.history[-1]:
-            self._save("best.pt", {name: checkpoint[name] for name in ("format", "epoch", "networks", "args", "model")})
+            self._save(
+                "best.pt",
+                {name: checkpoint[name] for name in ("format", "epoch", "networks", "args", "model", "prepared")},
+            )
 
     def _save(self, name: str, contents: dict) -> None:
         buffer = io.BytesIO()
