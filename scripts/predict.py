@@ -35,7 +35,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_in_words as in_words
-from dataloaders.files import list_images, read_image
+from dataloaders.files import check_file, find_images, read_image
 from dataloaders.pixels import format_of
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
@@ -102,10 +102,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_images(root: Path, folders: Folders) -> dict[str, Path]:
+def find_inputs(root: Path, folders: Folders) -> dict[str, Path]:
     """Stem -> path of the image ``root``, or of those in it; refuses folders for output that would mix with them."""
-    images = {root.stem: root} if root.is_file() else list_images(root)
-    taken = {(root.parent if root.is_file() else root).resolve(): f"the folder of the images, {root}"}
+    one = os.path.lexists(root) and not root.is_dir()
+    images = {root.stem: root} if one else find_images(root, apart_from=[path for path in folders if path])
+    taken = {(root.parent if one else root).resolve(): f"the folder of the images, {root}"}
     for flag, folder in zip(("--save_root", "--probabilities_root", "--overlays_root"), folders, strict=True):
         if folder and folder.resolve() in taken:
             raise UserError(f"{flag} {folder} is {taken[folder.resolve()]}; choose another")
@@ -140,7 +141,7 @@ def check_formats(images: Iterable[Path], model: Model, checkpoint: Path) -> Non
 def read(path: Path, model: Model) -> Sample | Unread:
     """An image, resized to the networks' size."""
     try:
-        channels = format_of(path).channels
+        channels = format_of(check_file(path)).channels
         if not model.takes(channels):
             return Unread(path, f"{path}: {in_words(channels)}, but the checkpoint takes {model.channels}; convert it")
         image = read_image(path, model.channels)
@@ -240,7 +241,7 @@ def predict(args: argparse.Namespace, model: Model, images: dict[str, Path], fol
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     folders = Folders(args.save_root, args.probabilities_root, args.overlays_root)
-    images = find_images(args.images_root, folders)
+    images = find_inputs(args.images_root, folders)
     device = choose_device(args.device, args.gpu)
     model = load_model(args.checkpoint, device, args.amp)
     check_formats(images.values(), model, args.checkpoint)
