@@ -62,6 +62,24 @@ def format_of(path: Path) -> Format:
         raise unreadable(path, error) from error
 
 
+def orientation_of(path: Path) -> int:
+    """The EXIF orientation 1..8 by which `read_stored` turns an image; 1 where there is none. Decodes no pixel.
+
+    Raises `UserError` if the file is no image.
+    """
+    if path.suffix.lower() == ".npy":
+        return 1
+    if _first_bytes(path).startswith(_TIFF) and not _is_plain_tiff(path):
+        orientation = _tiff_layout(path).orientation
+    else:
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                orientation = image.getexif().get(274, 1)
+        except Exception as error:  # whatever its parser runs into on a damaged file
+            raise unreadable(path, error) from error
+    return orientation if orientation in range(1, 9) else 1
+
+
 def read_stored(path: Path) -> np.ndarray:
     """An image's values as stored, (H,W,C) of integers or floats; alpha is dropped, a palette applied.
 
@@ -283,7 +301,7 @@ def _read_tiff(path: Path) -> np.ndarray:
     channel = layout.axes.replace("Y", "").replace("X", "")
     values = values.transpose([layout.axes.index(axis) for axis in ("Y", "X", *channel)])
     values = values.reshape(*values.shape[:2], -1)[..., : layout.channels]
-    return _turned(values, layout.orientation)
+    return turned(values, layout.orientation)
 
 
 def _check_expansion(file: tifffile.TiffFile) -> None:
@@ -322,7 +340,7 @@ def _red_first(page: np.ndarray) -> np.ndarray:
     return page if page.ndim == 2 else page[..., [2, 1, 0, 3][: page.shape[2]]]
 
 
-def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
+def turned(values: np.ndarray, orientation: int) -> np.ndarray:
     """(H,W,C) as the EXIF orientation 1..8 says that it is to be seen."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)

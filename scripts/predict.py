@@ -36,6 +36,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import check_file, find_images, read_image
+from dataloaders.orientation import turned_images_in_words
 from dataloaders.pixels import format_of
 from utils.commands.arguments import number
 from utils.commands.errors import UserError, listed, run_main
@@ -245,6 +246,8 @@ def main(argv: list[str] | None = None) -> None:
     device = choose_device(args.device, args.gpu)
     model = load_model(args.checkpoint, device, args.amp)
     check_formats(images.values(), model, args.checkpoint)
+    if turned := turned_images_in_words(images.values()):
+        print(f"warning: {args.images_root}: {turned}", file=sys.stderr)
     with ExitStack() as claims:
         for folder in filter(None, folders):
             claims.enter_context(claimed(folder))

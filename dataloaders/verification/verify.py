@@ -19,6 +19,7 @@ from dataloaders.datasets import NOISE_TYPES, Dataset
 from dataloaders.files import as_bytes, check_file, read_mask, similar_name, with_channels
 from dataloaders.listing import IMAGE_SUFFIXES, in_subfolders, list_folder, merge_remedy, same_stem, several_of_one
 from dataloaders.noisy_folder import VAL_FRACTION, check_size, common_format, is_meant
+from dataloaders.orientation import known_orientation, turned_alone, turned_in_words
 from dataloaders.pixels import decode, load_array, read_stored
 from dataloaders.raters import split_by_patient
 from dataloaders.slic import superpixel_folder
@@ -106,6 +107,8 @@ def verify_folder(
         task=Task(folder, image_size, num_classes, slic=slic, channels=channels, ignore_label=ignore_label),
     )
     examine(report, job, pairs, workers)
+    for of_part in (train, test):
+        _check_orientation(report, folder, [(image, mask) for image, masks in of_part if image for mask in masks])
     unreadable = {finding.name for finding in report.findings if finding.check == "readable"}
     readable = [pair.image for pair in pairs if pair.image and short_name(pair.image, folder) not in unreadable]
     if readable:
@@ -113,6 +116,17 @@ def verify_folder(
             found = attempt(report.findings, "formats", "all images together", common_format, readable, channels)
         report.facts["channels"], report.facts["intensities"] = found or (None, None)
     return report
+
+
+def _check_orientation(report: Report, root: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Warn of each image that EXIF data turn otherwise than a mask, and of all together, by folder of masks."""
+    for folder in dict.fromkeys(mask.parent for _, mask in pairs):
+        those = [pair for pair in pairs if pair[1].parent == folder]
+        if text := turned_in_words(those):
+            report.warn("orientation", short_name(folder, root), text)
+            for image, mask in turned_alone(those):
+                text = f"EXIF orientation {known_orientation(image)}, that of {short_name(mask, root)}: "
+                report.warn("orientation", short_name(image, root), f"{text}{known_orientation(mask)}")
 
 
 def _look_at_pair(pair: _Pair, task: Task) -> Look:
