@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -17,6 +17,7 @@ import torch
 from dataloaders.batches import TestCase
 from dataloaders.cache import Sample, TrainingSource
 from dataloaders.listing import HDF5_SUFFIXES, by_stem, check_readable, list_folder
+from dataloaders.mmis_axes import check_axes, volumes_in_words
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
 from dataloaders.slic import folder_of
@@ -94,7 +95,12 @@ def read_slice(path: Path, num_raters: int, num_classes: int) -> tuple[np.ndarra
     """
     image, labels = read_case(path, num_raters, num_classes)
     if len(image) != 1:
-        raise UserError(f"{path}: {len(image)} slices; expected one, for training is by single slices")
+        count, height, width, _ = image.shape
+        last = "; if the slice is (H,W,1), store it as (H,W): array[..., 0]" if width == 1 else ""
+        raise UserError(
+            f"{path}: shape {(count, height, width)}, {count} slices of {height}x{width}; expected one slice (H,W), "
+            f"for training is by single slices{last}"
+        )
     return image[0], labels[:, 0]
 
 
@@ -314,20 +320,38 @@ def validation_cases(slices: Mapping[str, Path], num_raters: int, num_classes: i
     return cases
 
 
+def slice_sizes(slices: Iterable[Path]) -> set[tuple[int, int]]:
+    """The sizes (H,W) of training slices, from their headers; those that cannot be read are left to their reader."""
+    sizes = set()
+    for path in slices:
+        with suppress(UserError), _open(path) as file:
+            shape = getattr(file.get(MODALITIES[0]), "shape", None)
+            if shape is not None and len(shape) in (2, 3):
+                sizes.add(tuple(shape[-2:]))
+    return sizes
+
+
 class MMISCases(Sequence[TestCase]):
     """The volumes of a folder as test cases, each read when it is asked for and not kept.
 
     Images (S,3,image_size,image_size), the masks of all raters (R,S,H,W) at their own size. Every file's keys, shapes
     and types are checked at once, without reading a pixel, so that a wrong file is found before training; values are
-    checked when a case is read. Raises `UserError` as `list_slices` and `read_case`.
+    checked when a case is read. slices: those of training, whose size tells which axis of a volume is the slices'
+    (`check_axes`). How many slices of which size there are is said on stdout, for where it does not.
+    Raises `UserError` as `list_slices`, `check_axes` and `read_case`.
     """
 
-    def __init__(self, folder: Path, num_raters: int, num_classes: int, image_size: int) -> None:
+    def __init__(
+        self, folder: Path, num_raters: int, num_classes: int, image_size: int, slices: Iterable[Path] = ()
+    ) -> None:
         self.paths = list(list_slices(folder).values())
         self.num_raters, self.num_classes, self.image_size = num_raters, num_classes, image_size
+        sizes, shapes = slice_sizes(slices), []
         for path in self.paths:
             with _open(path) as file:
-                _check_header(file, path, num_raters)
+                shapes.append(_check_header(file, path, num_raters))
+                check_axes(path, file[MODALITIES[0]].shape, sizes)
+        print(f"{folder}: {len(self.paths)} volumes: {volumes_in_words(shapes)}")
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -48,7 +48,7 @@ def readings(image_path: Path, mask_path: Path) -> Readings:
     image = read_image(image_path)
     mask = load_array(mask_path) if mask_path.suffix.lower() == ".npy" else np.asarray(decode(mask_path))
     mask = mask if mask.ndim == 2 else mask[..., 0]
-    contrasts = []
+    contrasts: list[float | None] = []
     for pixels, label in ((image, mask), (as_stored(image, image_path), as_stored(mask, mask_path))):
         if pixels.shape[:2] != label.shape:
             contrasts.append(None)
@@ -91,16 +91,16 @@ def preparation(images: Path, masks: Path) -> str:
 
 def _verdict(found: Sequence[Readings]) -> str:
     """Which reading fits better."""
-    both = [pair for pair in found if pair.turned is not None and pair.stored is not None]
-    text = []
-    for fits, other, which in (("stored", "turned", "as stored"), ("turned", "stored", "as turned")):
-        only = sum(getattr(pair, fits) is not None and getattr(pair, other) is None for pair in found)
-        if only:
-            text.append(f"{only} of {len(found)} have the size of their masks only {which}")
+    both = [(pair.turned, pair.stored) for pair in found if pair.turned is not None and pair.stored is not None]
+    only = {
+        "as stored": sum(pair.turned is None and pair.stored is not None for pair in found),
+        "as turned": sum(pair.stored is None and pair.turned is not None for pair in found),
+    }
+    text = [f"{n} of {len(found)} have the size of their masks only {which}" for which, n in only.items() if n]
     if both:
-        of_turned, of_stored = (float(np.mean([pair[index] for pair in both])) for index in (0, 1))
+        of_turned, of_stored = np.mean(both, axis=0)
         stronger = "as stored" if of_stored > of_turned else "as turned"
-        more = sum((pair.stored > pair.turned) == (of_stored > of_turned) for pair in both)
+        more = sum((stored > turned) == (of_stored > of_turned) for turned, stored in both)
         text.append(
             f"The edges under the contours are stronger {stronger}: {max(of_turned, of_stored):.2f} against "
             f"{min(of_turned, of_stored):.2f} times the mean edge, so in {more} of {len(both)} images"

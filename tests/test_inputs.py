@@ -12,12 +12,13 @@ import h5py
 import numpy as np
 import pytest
 from conftest import REPO, load_program, run_script, write_dataset
-from mmis_files import write_mmis
+from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
 
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.listing import several_of_one
-from dataloaders.mmis import list_slices, read_case, select_raters
+from dataloaders.mmis import MMISCases, list_slices, read_case, read_slice, select_raters
+from dataloaders.mmis_axes import check_axes, slice_axis
 from dataloaders.noisy_folder import find_dataset, find_parts
 from dataloaders.safe_pickle import read_pickle
 from dataloaders.unread import unreadable
@@ -354,3 +355,84 @@ def test_an_hdf5_file_that_is_being_written_is_not_to_be_removed(tmp_path):
     last = done.stderr.splitlines()[-1]
     assert "UserError" in last and str(path) in last and "another program" in last and "replace" not in last
     read_case(path, 4, 2)
+
+
+# --- Volumes with the slices along another axis -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "axis"),
+    [
+        ((3, 64, 64), {(64, 64)}, 0),
+        ((64, 64, 3), {(64, 64)}, 2),
+        ((64, 3, 64), {(64, 64)}, 1),
+        ((240, 240, 155), {(240, 240)}, 2),
+        ((155, 240, 240), {(240, 240)}, 0),
+        ((53, 37, 4), {(37, 53)}, 2),  # (W,H,S), as nibabel has it
+        ((64, 64, 64), {(64, 64)}, 0),
+        ((40, 64, 64), {(40, 64), (64, 64)}, 0),  # either way a training slice: read as it is
+        ((256, 256, 20), {(128, 128)}, 2),  # of another size than training, but 20 is no side of an image
+        ((20, 256, 256), {(128, 128)}, 0),
+        ((256, 256, 100), {(128, 128)}, None),
+        ((3, 256, 3), {(128, 128)}, None),
+        ((256, 256, 3), set(), None),
+    ],
+)
+def test_the_axis_of_the_slices_by_the_size_of_the_training_slices(shape, sizes, axis):
+    assert slice_axis(shape, sizes) == axis
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("swapped", [True, False])
+def test_the_order_that_an_error_names_works_when_typed(tmp_path, axis, swapped):
+    right = np.arange(4 * 37 * 53).reshape(4, 37, 53)
+    stored = np.moveaxis(right.transpose(0, 2, 1) if swapped else right, 0, axis)
+    text = refusal(lambda: check_axes(tmp_path / "a.h5", stored.shape, {(37, 53)}), tmp_path / "a.h5", stored.shape)
+    order = re.search(r"array\.transpose\((\d), (\d), (\d)\)", text)
+    np.testing.assert_array_equal(stored.transpose(*map(int, order.groups())), right)
+
+
+@pytest.fixture
+def slices_last(tmp_path):
+    """MMIS-2024 in miniature, whose training slices are 40x48 and whose one test volume has its 3 slices last."""
+    root = write_mmis(tmp_path)
+    rng = np.random.default_rng(0)
+    shutil.rmtree(root / "training_2d")
+    shutil.rmtree(root / "validation")
+    for index in range(12):
+        content = {key: values[0] for key, values in draw_volume(rng, 1, 40, 48).items()}
+        write_h5(root / "training_2d" / f"case{index // 3:02}_{index % 3}.h5", content)
+    shutil.rmtree(root / "testing")
+    volume = draw_volume(rng, 3, 40, 48)
+    write_h5(root / "testing" / "a.h5", {key: np.moveaxis(values, 0, -1) for key, values in volume.items()})
+    return root
+
+
+def test_volumes_with_the_slices_last_are_refused(slices_last, capsys):
+    slices = list_slices(slices_last / "training_2d").values()
+    path = slices_last / "testing" / "a.h5"
+    refusal(lambda: MMISCases(path.parent, 4, 2, 32, slices), path, "(40, 48, 3)", "(slices,H,W)", "axis 2")
+    script = load_program(VERIFY)
+    with pytest.raises(SystemExit) as end:
+        script.main(
+            ["--datasets", "MMIS", "--data_root", str(slices_last.parent), "--image_size", "32", "--workers", "1"]
+        )
+    assert end.value.code == 1
+    assert "error: testing/a.h5: arrays of shape (40, 48, 3)" in capsys.readouterr().out
+
+
+def test_the_log_says_how_many_slices_of_which_size_are_read(slices_last, capsys):
+    """Where the axes do not tell: training slices of other sizes."""
+    MMISCases(slices_last / "testing", 4, 2, 32)
+    assert "40 slices of 48x3" in capsys.readouterr().out
+
+
+def test_a_training_slice_with_an_axis_behind_says_how_to_take_it_away(slices_last):
+    path = slices_last / "training_2d" / "case00_0.h5"
+    write_h5(path, {key: values[..., None] for key, values in read_keys(path).items()})
+    refusal(lambda: read_slice(path, 4, 2), path, "(40, 48, 1)", "(H,W)")
+
+
+def read_keys(path: Path) -> dict[str, np.ndarray]:
+    with h5py.File(path, "r") as file:
+        return {key: file[key][()] for key in file}

@@ -89,7 +89,7 @@ def test_two_dimensions_are_one_slice(tmp_path, volume):
 
 def test_a_training_file_of_several_slices_is_refused(tmp_path, volume):
     path = write_h5(tmp_path / "a.h5", volume)
-    assert "3 slices; expected one" in refusal(lambda: read_slice(path, 4, 2), path)
+    assert "3 expected one slice" in refusal(lambda: read_slice(path, 4, 2), path)
 
 
 def test_slices_without_tumour_and_empty_raters_are_read(tmp_path, rng):

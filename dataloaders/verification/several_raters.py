@@ -12,6 +12,7 @@ import numpy as np
 
 from dataloaders import lidc, mmis
 from dataloaders.datasets import LIDC, MMIS
+from dataloaders.mmis_axes import check_axes
 from dataloaders.safe_pickle import read_object_array, read_pickle
 from dataloaders.slic import superpixel_folder
 from dataloaders.verification.checks import (
@@ -144,6 +145,7 @@ class _CaseItem(NamedTuple):
     path: Path
     part: str
     segments: Path | None
+    sizes: frozenset[tuple[int, int]]  # of the training slices
 
 
 def verify_mmis(
@@ -168,8 +170,9 @@ def verify_mmis(
     segment_folder = segment_folder or superpixel_folder(folder / MMIS.layout.segments, image_size, MMIS.image_size)
     segments = list_segments(report, segment_folder, folder / MMIS.layout.images, slices)
     slic = slic_settings(report, segment_folder, image_size) if segments else None
-    items = [_CaseItem(path, "train", segments.get(stem)) for stem, path in slices.items()]
-    items += [_CaseItem(path, "test", None) for there in tests.values() for path in there.values()]
+    sizes = frozenset(mmis.slice_sizes(slices.values()))
+    items = [_CaseItem(path, "train", segments.get(stem), sizes) for stem, path in slices.items()]
+    items += [_CaseItem(path, "test", None, sizes) for there in tests.values() for path in there.values()]
     job = partial(_look_at_case, task=Task(folder, image_size, num_classes, num_raters, slic))
     examine(report, job, items, workers)
     return report
@@ -206,6 +209,7 @@ def _look_at_case(item: _CaseItem, task: Task) -> Look:
         image = content[0]
         look.pictures.append(picture_of(name, "train", mmis.case_of(case), image, "HDF5", look.findings))
     elif content is not None:
+        attempt(look.findings, "sizes", name, check_axes, item.path, content[1].shape[1:], item.sizes)
         blank: list[Finding] = []  # a volume may well end in slices without tissue
         look.pictures.extend(
             picture_of(f"{name}, slice {index}", "test", case, plane, "HDF5", blank)
