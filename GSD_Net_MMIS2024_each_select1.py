@@ -62,7 +62,7 @@ def main() -> None:
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
     print(in_words(settings, superpixels))
     slices = mmis.list_slices(dataset / MMIS.layout.images)
-    test = mmis.MMISCases(dataset / args.test_folder, args.raters, args.num_classes, args.image_size)
+    test = mmis.MMISCases(dataset / args.test_folder, args.raters, args.num_classes, args.image_size, slices.values())
     mmis.warn_of_leakage(slices, test)
     # Before the hold-out, so that a slice's rater does not depend on it.
     raters = mmis.select_raters(dataset, slices, args.raters, args.rater_policy, args.seed)

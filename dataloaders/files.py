@@ -18,13 +18,22 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from dataloaders.listing import (
+    IMAGE_SUFFIXES,
+    by_stem,
+    check_readable,
+    in_subfolders,
+    list_folder,
+    merge_remedy,
+    several_of_one,
+    unread_kind,
+)
 from dataloaders.pixels import decode, format_of, load_array, read_stored, to_bytes
-from utils.commands.errors import UserError, check_plain, listed
+from dataloaders.unread import unreadable
+from utils.commands.errors import UserError, listed
 from utils.masks.geometry import IGNORED
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".npy"}
 LOSSY = 16  # grey levels by which lossy compression may change the inside of an area
-NOT_DATA = {"settings.json", "Thumbs.db", "desktop.ini"}  # written by our scripts or by file managers
 
 
 class Mask(NamedTuple):
@@ -45,7 +54,7 @@ def contents_of(paths: Sequence[Path], beside: object = None) -> str:
             with open(path, "rb") as file:
                 return path.name.encode(errors="surrogateescape") + hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+            raise unreadable(path, error, "file") from error
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter lock
         return hashlib.sha256(json.dumps(beside).encode() + b"".join(pool.map(digest, paths))).hexdigest()
@@ -54,41 +63,56 @@ def contents_of(paths: Sequence[Path], beside: object = None) -> str:
 def list_images(folder: Path) -> dict[str, Path]:
     """The image files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
 
-    Raises `UserError` if the folder is missing or holds no image, if two files share a stem, or if a name is
-    not plain (`utils.commands.errors.is_plain`).
+    Raises `UserError` as `find_images`, and if a file of data is not there (a link whose target is gone) or of a kind
+    that is not read.
+    """
+    found = find_images(folder)
+    check_readable(folder, found.values(), IMAGE_SUFFIXES)
+    return found
+
+
+def find_images(folder: Path, apart_from: Sequence[Path] = ()) -> dict[str, Path]:
+    """As `list_images`, with those that cannot be read: whoever reads them is told why.
+
+    apart_from: subfolders that are none of the data.
+
+    Raises `UserError` if the folder is missing or holds no image, if there are images in its subfolders, if two files
+    share a stem, or if a name is not plain (`utils.commands.errors.is_plain`).
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    foreign = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in NOT_DATA:
-            continue
-        if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-            foreign.append(path.name)
-            continue
-        check_plain(path)
-        if path.stem in found:
-            raise UserError(
-                f"{folder}: {found[path.stem].name} and {path.name} have the same stem, by which files are paired; "
-                "rename or remove one"
-            )
-        found[path.stem] = path
-    if not found:
+    data, below, others = list_folder(folder, IMAGE_SUFFIXES, apart_from)
+    if below:
+        raise UserError(f"{folder}: {in_subfolders(folder, below)}")
+    if not data:
         raise UserError(f"{folder}: no image in it ({', '.join(sorted(IMAGE_SUFFIXES))} are read)")
-    if foreign:
-        print(f"note: {folder}: not images, left out: {listed(foreign)}", file=sys.stderr)
-    return dict(sorted(found.items()))
+    if others:
+        print(f"note: {folder}: not images, left out: {listed(others)}", file=sys.stderr)
+    return by_stem(folder, data)
+
+
+def check_file(path: Path) -> Path:
+    """``path``. Raises `UserError` if nothing is there, or a file of a kind that is not read as an image."""
+    if reason := unread_kind(path, IMAGE_SUFFIXES):
+        raise UserError(f"{path}: {reason}")
+    return path
 
 
 def pair_by_stem(images: dict[str, Path], partners: dict[str, Path], partner_folder: Path) -> list[tuple[Path, Path]]:
     """(image, partner) for every image, matched by stem, in the order of ``images``.
 
-    Raises `UserError` if an image or a partner stands alone, with the most similar name where there is one.
+    Raises `UserError` if several partners are of one image by their names, or if an image or a partner stands alone,
+    with the most similar name where there is one.
     """
     alone = [stem for stem in images if stem not in partners]
     strangers = [stem for stem in partners if stem not in images]
+    image_folder = next(iter(images.values())).parent
+    if strangers and (several := several_of_one(images, partners)):
+        owner, group = next(iter(several.items()))
+        raise UserError(
+            f"{partner_folder}: {listed(partners[stem].name for stem in group)} seem to be several masks of one image, "
+            f"{images[owner].name}; so it is with {len(several)} of {len(images)} images: "
+            f"{merge_remedy(image_folder, partner_folder)}"
+        )
     if alone:
         raise UserError(
             f"{partner_folder}: nothing for {len(alone)} of {len(images)} images: "
@@ -96,10 +120,9 @@ def pair_by_stem(images: dict[str, Path], partners: dict[str, Path], partner_fol
             "paired by the name before the suffix"
         )
     if strangers:
-        image_folder = next(iter(images.values())).parent
         raise UserError(
             f"{partner_folder}: {listed(partners[stem].name for stem in strangers)} without an image of that name in "
-            f"{image_folder}; add the image or remove the file"
+            f"{image_folder}; add the image, or move the file elsewhere"
         )
     return [(images[stem], partners[stem]) for stem in images]
 

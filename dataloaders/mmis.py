@@ -4,20 +4,24 @@ import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import h5py
 import numpy as np
 import torch
 
+from dataloaders.listing import HDF5_SUFFIXES, by_stem, check_readable, list_folder
+from dataloaders.mmis_axes import check_axes, volumes_in_words
 from dataloaders.pixels import to_bytes
 from dataloaders.raters import choose_raters, label_classes
 from dataloaders.slic import folder_of
 from dataloaders.training_set import Sample, TrainingSource
-from utils.commands.errors import UserError, check_plain, listed
+from dataloaders.unread import absent, unreadable
+from utils.commands.errors import UserError, listed
 from utils.commands.files import read_json
 from utils.commands.jobs import in_threads
 from utils.masks.geometry import resize_image
@@ -39,23 +43,24 @@ class Case(NamedTuple):
 
 
 def list_slices(folder: Path) -> dict[str, Path]:
-    """The .h5 files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
+    """The HDF5 files of ``folder`` as stem -> path, in the order of their stems; other files are named on stderr.
 
-    Raises `UserError` if the folder is missing or holds no .h5 file, or if a name is not plain
-    (`utils.commands.errors.is_plain`).
+    Raises `UserError` if the folder is missing or holds no HDF5 file, if files of data are in its subfolders, are not
+    there or of another kind, if two share a stem, or if a name is not plain (`utils.commands.errors.is_plain`).
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    slices = {path.stem: path for path in paths if path.suffix == ".h5" and path.is_file()}
-    for path in slices.values():
-        check_plain(path)
-    if not slices:
-        raise UserError(f"{folder}: no .h5 file in it, but {listed(path.name for path in paths) or 'nothing'}")
-    foreign = [path.name for path in paths if slices.get(path.stem) != path]
-    if foreign:
-        print(f"note: {folder}: not .h5 files, left out: {listed(foreign)}", file=sys.stderr)
-    return dict(sorted(slices.items()))
+    data, below, others = list_folder(folder, HDF5_SUFFIXES)
+    if below:
+        raise UserError(
+            f"{folder}: {sum(below.values())} files of data in {len(below)} subfolders "
+            f"({listed(f'{name}: {count}' for name, count in below.items())}), where none is read; move them up"
+        )
+    if not any(path.suffix.lower() in HDF5_SUFFIXES for path in data):
+        there = listed([*(path.name for path in data), *others]) or "nothing"
+        raise UserError(f"{folder}: no HDF5 file ({', '.join(sorted(HDF5_SUFFIXES))}) in it, but {there}")
+    check_readable(folder, data, HDF5_SUFFIXES)
+    if others:
+        print(f"note: {folder}: not HDF5 files, left out: {listed(others)}", file=sys.stderr)
+    return by_stem(folder, data)
 
 
 def read_case(path: Path, num_raters: int, num_classes: int) -> Case:
@@ -90,7 +95,12 @@ def read_slice(path: Path, num_raters: int, num_classes: int) -> tuple[np.ndarra
     """
     image, labels = read_case(path, num_raters, num_classes)
     if len(image) != 1:
-        raise UserError(f"{path}: {len(image)} slices; expected one, for training is by single slices")
+        count, height, width, _ = image.shape
+        last = "; if the slice is (H,W,1), store it as (H,W): array[..., 0]" if width == 1 else ""
+        raise UserError(
+            f"{path}: shape {(count, height, width)}, {count} slices of {height}x{width}; expected one slice (H,W), "
+            f"for training is by single slices{last}"
+        )
     return image[0], labels[:, 0]
 
 
@@ -103,7 +113,21 @@ def _open(path: Path) -> Iterator[h5py.File]:
     except UserError:
         raise
     except Exception as error:  # HDF5 reports damage, within the file or at its end, by nearly any
-        raise UserError(f"{path}: not a readable HDF5 file ({error}); replace or remove it") from error
+        if busy := _why_busy(path, str(error)):
+            raise UserError(f"{path}: {busy}") from error
+        raise unreadable(path, error, "HDF5 file") from error
+
+
+def _why_busy(path: Path, error: str) -> str | None:
+    """What to do about a file that HDF5 does not open for fear of another program; None if it is another error."""
+    if "already open for" in error or ("unable to lock file" in error and "errno = 11" in error):
+        return (
+            "another program has it open for writing; close it there. If that program has crashed, "
+            f"`h5clear -s {quote(str(path))}` takes its mark away"
+        )
+    if "unable to lock file" in error:
+        return "its file system knows no locks; set the environment variable HDF5_USE_FILE_LOCKING=FALSE"
+    return None
 
 
 def _rater_keys(num_raters: int) -> list[str]:
@@ -131,7 +155,10 @@ def _check_header(file: h5py.File, path: Path, num_raters: int) -> tuple[int, in
         if item.external or item.is_virtual:
             raise UserError(f"{path}: {key} lies in other files; store it in this one")
         if item.size is not None and item.size > MOST_VALUES:
-            raise UserError(f"{path}: {key} is of shape {item.shape}, more than {MOST_VALUES} values; it is damaged")
+            raise UserError(
+                f"{path}: {key} is of shape {item.shape}, more than the {MOST_VALUES} values that are read; cut "
+                "it into volumes of fewer slices"
+            )
         kinds = "uif" if key in MODALITIES else "buif"
         if item.dtype.kind not in kinds:
             raise UserError(f"{path}: {key} is of type {item.dtype}; expected numbers")
@@ -183,7 +210,9 @@ def select_raters(root: Path, stems: Collection[str], num_raters: int, policy: s
     slices are named on stderr. Raises `UserError` if it is no such file, lacks a slice or has a rater out of range.
     """
     path = root / SELECTION
-    if policy is None and path.exists():
+    if policy is None and os.path.lexists(path):
+        if gone := absent(path):  # no reason to choose at random
+            raise UserError(f"{path}: {gone}; or override it by --rater_policy")
         chosen = _read_selection(path, num_raters)
         lacking = [stem for stem in stems if stem not in chosen]
         if lacking:
@@ -191,9 +220,9 @@ def select_raters(root: Path, stems: Collection[str], num_raters: int, policy: s
                 f"{path}: no rater for {len(lacking)} of {len(stems)} training slices: {listed(lacking)}; "
                 "add them, or override the file with --rater_policy"
             )
-        absent = sorted(chosen.keys() - set(stems))
-        if absent:
-            print(f"note: {path}: {len(absent)} entries for absent files: {listed(absent)}", file=sys.stderr)
+        strangers = sorted(chosen.keys() - set(stems))
+        if strangers:
+            print(f"note: {path}: {len(strangers)} entries for absent files: {listed(strangers)}", file=sys.stderr)
         print(f"raters as in {path}")
         return {stem: chosen[stem] for stem in stems}
     if policy is None:
@@ -222,9 +251,10 @@ def _read_selection(path: Path, num_raters: int) -> dict[str, int]:
                 f"{path}: {name}: rater {value!r}; expected label_a1 to label_a{num_raters} or 1 to {num_raters}, "
                 "counted from 1 (--raters)"
             )
-        if name.removesuffix(".h5") in chosen:
+        stem = name.removesuffix(Path(name).suffix) if Path(name).suffix.lower() in HDF5_SUFFIXES else name
+        if stem in chosen:
             raise UserError(f"{path}: {name} is named twice; keep one entry")
-        chosen[name.removesuffix(".h5")] = int(match[1]) - 1
+        chosen[stem] = int(match[1]) - 1
     return chosen
 
 
@@ -290,20 +320,38 @@ def validation_cases(slices: Mapping[str, Path], num_raters: int, num_classes: i
     return cases
 
 
+def slice_sizes(slices: Iterable[Path]) -> set[tuple[int, int]]:
+    """The sizes (H,W) of training slices, from their headers; those that cannot be read are left to their reader."""
+    sizes = set()
+    for path in slices:
+        with suppress(UserError), _open(path) as file:
+            shape = getattr(file.get(MODALITIES[0]), "shape", None)
+            if shape is not None and len(shape) in (2, 3):
+                sizes.add(tuple(shape[-2:]))
+    return sizes
+
+
 class MMISCases(Sequence[TestCase]):
     """The volumes of a folder as test cases, each read when it is asked for and not kept.
 
     Images (S,3,image_size,image_size), the masks of all raters (R,S,H,W) at their own size. Every file's keys, shapes
     and types are checked at once, without reading a pixel, so that a wrong file is found before training; values are
-    checked when a case is read. Raises `UserError` as `list_slices` and `read_case`.
+    checked when a case is read. slices: those of training, whose size tells which axis of a volume is the slices'
+    (`check_axes`). How many slices of which size there are is said on stdout, for where it does not.
+    Raises `UserError` as `list_slices`, `check_axes` and `read_case`.
     """
 
-    def __init__(self, folder: Path, num_raters: int, num_classes: int, image_size: int) -> None:
+    def __init__(
+        self, folder: Path, num_raters: int, num_classes: int, image_size: int, slices: Iterable[Path] = ()
+    ) -> None:
         self.paths = list(list_slices(folder).values())
         self.num_raters, self.num_classes, self.image_size = num_raters, num_classes, image_size
+        sizes, shapes = slice_sizes(slices), []
         for path in self.paths:
             with _open(path) as file:
-                _check_header(file, path, num_raters)
+                shapes.append(_check_header(file, path, num_raters))
+                check_axes(path, file[MODALITIES[0]].shape, sizes)
+        print(f"{folder}: {len(self.paths)} volumes: {volumes_in_words(shapes)}")
 
     def __len__(self) -> int:
         return len(self.paths)

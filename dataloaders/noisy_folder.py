@@ -1,5 +1,7 @@
 """Folder datasets with one noisy mask an image: Kvasir, Shenzhen, BU-SUC and any folder of the same layout."""
 
+import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +11,13 @@ import torch
 
 from dataloaders.datasets import Layout, folder_dataset
 from dataloaders.files import channels_in_words, list_images, pair_by_stem, read_image, read_mask
+from dataloaders.orientation import as_stored, preparation, turned_in_words
 from dataloaders.pixels import PERCENTILES, format_of
 from dataloaders.raters import hold_out
 from dataloaders.slic import folder_of
 from dataloaders.training_set import Sample, TrainingSource
-from utils.commands.errors import UserError, listed
+from dataloaders.unread import missing_folder
+from utils.commands.errors import UserError, is_main_process, listed
 from utils.commands.jobs import in_threads
 from utils.masks.geometry import IGNORED, resize_image
 from utils.method.gsd import TestCase
@@ -29,9 +33,11 @@ def find_dataset(data_root: Path, name: str) -> tuple[Path, Layout]:
     Raises `UserError` if there is none, naming those that there are.
     """
     if not data_root.is_dir():
-        raise UserError(f"--data_root {data_root}: no such folder")
+        raise UserError(f"--data_root {missing_folder(data_root)}")
     folders = sorted(path for path in data_root.iterdir() if path.is_dir() and not path.name.startswith("."))
     matching = [path for path in folders if path.name.lower() == name.lower()]
+    if not matching and os.path.lexists(data_root / name):
+        raise missing_folder(data_root / name)
     if not matching:
         there = listed([path.name for path in folders], most=10) or "no folder"
         raise UserError(f"--datasets {name}: no folder of that name in {data_root}, which holds {there}")
@@ -64,12 +70,21 @@ class Parts(NamedTuple):
         return {"train": list(trained), "held_out": held_out} if held_out else {}
 
 
+def is_meant(folder: Path) -> bool:
+    """Whether a folder is there or meant to be: a link to nothing and the pointer to a store
+    stand for one."""
+    return os.path.lexists(folder) or folder.with_name(f"{folder.name}.dvc").is_file()
+
+
 def masks_folder(folder: Path, name: str) -> Path:
     """The folder of --masks ``name``: in the dataset's ``folder`` if it is there, else where the command was started.
 
     Raises `UserError` if there is none.
     """
     found = [path for path in (folder / name, Path(name)) if path.is_dir()]
+    for path in (folder / name, Path(name)):
+        if not found and os.path.lexists(path):
+            raise missing_folder(path)
     if not found:
         raise UserError(f"--masks {name}: no such folder, neither in {folder} nor where this was started")
     return found[0]
@@ -93,14 +108,17 @@ def find_parts(
     is there, and if there is nothing to score on.
     """
     masks = masks or folder / layout.training_masks(noise_type)
-    if not masks.is_dir() and noise_type in ("02", "08", "DE"):
+    if not os.path.lexists(masks) and noise_type in ("02", "08", "DE"):
         raise UserError(
             f"{masks}: no such folder for --noise_type {noise_type}; "
             f"make it from {folder} with scripts/generate_simulated_noise.py (scripts/README.md)"
         )
     pairs = _pairs(folder / layout.images, masks, partial)
     test_folders = folder / layout.images_test, folder / layout.masks_test
-    test = _pairs(*test_folders) if any(path.exists() for path in test_folders) else []
+    test = _pairs(*test_folders) if any(map(is_meant, test_folders)) else []
+    for part in (pairs, test):
+        if is_main_process() and (turned := turned_in_words(part)):
+            print(f"warning: {part[0][0].parent}: {turned}", file=sys.stderr)
     if val_fraction is None:
         val_fraction = 0.0 if test else VAL_FRACTION
     if not test and not val_fraction:
@@ -227,6 +245,14 @@ def _read_pair(
 def check_size(mask_path: Path, labels: np.ndarray, image_path: Path, image: np.ndarray) -> None:
     """Raises `UserError` if a mask (H,W) has not the size of its image (H,W,C)."""
     if labels.shape != image.shape[:2]:
+        stored, drawn = as_stored(image, image_path).shape[:2], as_stored(labels, mask_path).shape
+        if stored == drawn:
+            raise UserError(
+                f"{mask_path}: mask of {labels.shape[1]}x{labels.shape[0]} pixels for {image_path.name}, which EXIF "
+                f"data turn from {stored[1]}x{stored[0]} to {image.shape[1]}x{image.shape[0]}: it was drawn on "
+                "the image as stored. Make the set with "
+                f"`{preparation(image_path.parent, mask_path.parent)} --orientation stored`"
+            )
         raise UserError(
             f"{mask_path}: mask of {labels.shape[1]}x{labels.shape[0]} pixels for {image_path.name} of "
             f"{image.shape[1]}x{image.shape[0]}; a mask must have the size of its image"

@@ -5,7 +5,6 @@ import logging
 import math
 import os
 import zlib
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,6 +15,7 @@ import tifffile
 from PIL import BmpImagePlugin, Image, ImageOps, TiffImagePlugin
 
 from dataloaders.safe_pickle import array_header
+from dataloaders.unread import unreadable
 from utils.commands.errors import UserError
 
 # Damage ends in an error of this project; tifffile would tell of it too, of some headers 65535 times.
@@ -26,9 +26,10 @@ _EIGHT_BIT_MODES = {*_GREY_MODES, "P", "RGB", "RGBA"}
 _BOUNDED = (1, 32773)  # compressions of TIFF: none, and PackBits, which expands 64 times at most
 _DEFLATE = (8, 32946)
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+Image.MAX_IMAGE_PIXELS = None  # `_check_size` looks instead, and says what to do
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # of Pillow's many: some run other programs
 MOST_PAGES = 1024  # of a TIFF; each is a channel
-MOST_PIXELS, MOST_BYTES = 2**27, 2**30  # of one image; a header that promises more is damaged, or a trap
+MOST_PIXELS, MOST_BYTES = 2**28, 2**30  # of one image: more, and memory for a batch of them would run out
 
 
 class Format(NamedTuple):
@@ -52,10 +53,31 @@ def format_of(path: Path) -> Format:
         return Format(layout.channels, layout.dtype == np.uint8)
     try:
         with Image.open(path, formats=_FORMATS) as image:
+            _check_size(path, image.width, image.height)
             grey = image.mode in _GREY_MODES | {"I;16"} or _is_deep_grey_png(start)
             return Format(1 if grey else 3, not _is_deep_png(start))
+    except UserError:
+        raise
     except Exception as error:  # whatever its parser runs into on a damaged file
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
+
+
+def orientation_of(path: Path) -> int:
+    """The EXIF orientation 1..8 by which `read_stored` turns an image; 1 where there is none. Decodes no pixel.
+
+    Raises `UserError` if the file is no image.
+    """
+    if path.suffix.lower() == ".npy":
+        return 1
+    if _first_bytes(path).startswith(_TIFF) and not _is_plain_tiff(path):
+        orientation = _tiff_layout(path).orientation
+    else:
+        try:
+            with Image.open(path, formats=_FORMATS) as image:
+                orientation = image.getexif().get(274, 1)
+        except Exception as error:  # whatever its parser runs into on a damaged file
+            raise unreadable(path, error) from error
+    return orientation if orientation in range(1, 9) else 1
 
 
 def read_stored(path: Path) -> np.ndarray:
@@ -109,6 +131,7 @@ def decode(path: Path) -> Image.Image:
     try:
         data = Path(path).read_bytes()
         image, size = Image.open(io.BytesIO(data), formats=_FORMATS), len(data)
+        _check_size(path, image.width, image.height)
         frames = getattr(image, "n_frames", 1)
         if isinstance(image, TiffImagePlugin.TiffImageFile) and image.info.get("compression") == "raw":
             bits = sum(image.tag_v2.get(258, (1,)))
@@ -122,23 +145,12 @@ def decode(path: Path) -> Image.Image:
         if frames == 1:
             image.load()
             return ImageOps.exif_transpose(image)
+    except UserError:
+        raise
     # Decoders raise nearly any kind of exception on broken files; all mean the same to the user.
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     raise UserError(f"{path}: {frames} frames in one file; store one image a file")
-
-
-def orientation_of(path: Path) -> int:
-    """How the EXIF data of an image file turn it, 1..8 as EXIF numbers it; 1 is as stored. Of an image that cannot be
-    opened 1 too: its reader says what is wrong."""
-    if path.suffix.lower() == ".npy":
-        return 1
-    if _first_bytes(path).startswith(_TIFF) and not _is_plain_tiff(path):
-        return _tiff_layout(path).orientation
-    with suppress(Exception), Image.open(path, formats=_FORMATS) as image:
-        orientation = image.getexif().get(274, 1)
-        return orientation if orientation in range(1, 9) else 1
-    return 1
 
 
 def _misread(mode: str, bmp: bytes) -> bool:
@@ -156,10 +168,13 @@ def load_array(path: Path, mmap_mode: Literal["r"] | None = None, remedy: str = 
             if file.read(2) == b"PK":
                 raise ValueError("an archive of several arrays, expected one")
             file.seek(0)
-            array_header(file, os.fstat(file.fileno()).st_size)
+            if array_header(file, os.fstat(file.fileno()).st_size)[1].hasobject:
+                raise UserError(f"{path}: an array of Python objects, expected numbers; store it by np.save as numbers")
         return np.load(path, mmap_mode, allow_pickle=False)
+    except UserError:
+        raise
     except Exception as error:  # whatever NumPy's parser runs into on a damaged file
-        raise UserError(f"{path}: not a readable .npy file ({error}); {remedy}") from error
+        raise unreadable(path, error, ".npy file", remedy) from error
 
 
 # --- By kind of file --------------------------------------------------------------------------------------------------
@@ -172,8 +187,14 @@ def _image_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarra
     return array.reshape(*array.shape[:2], -1)
 
 
-def _unreadable(path: Path, error: Exception | str) -> UserError:
-    return UserError(f"{path}: not a readable image ({error}); replace or remove it")
+def _check_size(path: Path, width: int, height: int, size: int = 0) -> None:
+    """Raises `UserError` for an image of more pixels, or more bytes ``size``, than are read."""
+    if width * height > MOST_PIXELS or size > MOST_BYTES:
+        raise UserError(
+            f"{path}: {width} x {height} pixels{f', {size >> 20} MiB' * (size > MOST_BYTES)}; images of up to "
+            f"{MOST_PIXELS >> 20} million pixels and {MOST_BYTES >> 20} MiB are read: scale it down, or cut it into "
+            "pieces, with its mask"
+        )
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -181,7 +202,7 @@ def _first_bytes(path: Path) -> bytes:
         with open(path, "rb") as file:
             return file.read(32)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _is_deep_png(start: bytes) -> bool:
@@ -201,7 +222,7 @@ def _read_image(path: Path) -> np.ndarray:
         # Of colours with 16 bits Pillow gives the upper eight, which may hold nothing.
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB)
         if pixels is None:
-            raise _unreadable(path, "OpenCV cannot decode it")
+            raise unreadable(path, "OpenCV cannot decode it")
         return pixels[..., :1] if _is_deep_grey_png(start) else pixels
     if image.mode == "P":
         image = image.convert("RGBA")
@@ -247,11 +268,9 @@ def _tiff_layout(path: Path) -> _TiffLayout:
             photometric, extra = int(page.photometric), tuple(map(int, page.extrasamples))
             orientation = int(page.tags.valueof(274, 1))
     except Exception as error:  # whatever its parser runs into on a damaged file
-        raise _unreadable(path, error) from error
-    plane = math.prod(size for axis, size in sizes.items() if axis in "YX")
+        raise unreadable(path, error) from error
     values = math.prod(sizes.values())
-    if dtype is not None and (plane > MOST_PIXELS or values * dtype.itemsize > MOST_BYTES):
-        raise UserError(f"{path}: {sizes} of {dtype} are too large; cut it into smaller images")
+    _check_size(path, sizes.get("X", 1), sizes.get("Y", 1), values * (dtype.itemsize if dtype is not None else 1))
     axes = "".join(sizes)
     channel = axes.replace("Y", "").replace("X", "")
     if number > 1 or not {"Y", "X"} <= sizes.keys() or 0 in sizes.values() or channel not in ("", "S", "C", "Q", "I"):
@@ -274,10 +293,10 @@ def _read_tiff(path: Path) -> np.ndarray:
     except Exception as error:  # whatever its parser runs into on a damaged file
         # For LZW and the like tifffile needs a package of its own; OpenCV has them, for up to four channels.
         if "imagecodecs" not in str(error):
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
         values = _read_tiff_by_opencv(path, layout)
     if values.size != np.prod(layout.shape):
-        raise _unreadable(path, ValueError(f"{values.size} values for {layout.shape}"))
+        raise unreadable(path, ValueError(f"{values.size} values for {layout.shape}"))
     values = values.reshape(layout.shape)
     channel = layout.axes.replace("Y", "").replace("X", "")
     values = values.transpose([layout.axes.index(axis) for axis in ("Y", "X", *channel)])
@@ -310,7 +329,7 @@ def _read_tiff_by_opencv(path: Path, layout: _TiffLayout) -> np.ndarray:
         _, pages = cv2.imdecodemulti(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
         values = np.array([_red_first(page) for page in pages]).squeeze()
     except (cv2.error, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     known = layout.orientation == 1 and values.size == np.prod(layout.shape) and values.dtype == layout.dtype
     if not known:
         raise UserError(f"{path}: not readable with this compression; store it uncompressed or as .npy")

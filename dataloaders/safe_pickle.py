@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from dataloaders.unread import unreadable
 from utils.commands.errors import UserError
 
 # Opcodes that build instances of classes, call registered extensions or share buffers; data needs none of them.
@@ -48,7 +49,7 @@ def read_object_array(path: Path) -> np.ndarray:
         if not dtype.hasobject:
             return np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # whatever NumPy's parser runs into on broken bytes
-        raise UserError(f"{path}: not a readable .npy file ({error}); fetch or export it again") from error
+        raise unreadable(path, error, ".npy file", "fetch or export it again") from error
     array = _load(path, data[file.tell() :]) if dtype.kind == "O" else None
     if not isinstance(array, np.ndarray) or array.dtype.kind != "O" or array.shape != shape:
         raise UserError(f"{path}: the objects in it are no array {shape} of {dtype}; fetch or export it again")
@@ -72,7 +73,7 @@ def _contents(path: Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error, "file") from error
 
 
 def _load(path: Path, data: bytes) -> object:
@@ -85,7 +86,7 @@ def _load(path: Path, data: bytes) -> object:
         raise
     except Exception as error:  # broken bytes raise nearly any, and all mean the same to the user
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise UserError(f"{path}: not a readable pickle ({reason}); fetch or export it again") from error
+        raise unreadable(path, reason, "pickle", "fetch or export it again") from error
 
 
 def _check_opcodes(path: Path, data: bytes) -> None:

@@ -22,6 +22,7 @@ or not be written.
 """
 
 import argparse
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -37,7 +38,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_in_words as in_words
-from dataloaders.files import list_images, read_image
+from dataloaders.files import check_file, find_images, read_image
+from dataloaders.orientation import turned_images_in_words
 from dataloaders.pixels import format_of
 from dataloaders.prepare.volumes import Ready, Volume, complete, images_to_predict, write_volume
 from utils.commands.arguments import add_device, add_workers, number
@@ -110,7 +112,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_folders(root: Path, folders: Folders) -> None:
     """Refuse folders for output that would mix with each other, or with the images of ``root``."""
-    taken = {(root.parent if root.is_file() else root).resolve(): f"the folder of the images, {root}"}
+    taken = {(root if root.is_dir() else root.parent).resolve(): f"the folder of the images, {root}"}
     for flag, folder in zip(("--save_root", "--probabilities_root", "--overlays_root"), folders, strict=True):
         if folder and folder.resolve() in taken:
             raise UserError(f"{flag} {folder} is {taken[folder.resolve()]}; choose another")
@@ -144,7 +146,7 @@ def check_formats(images: Iterable[Path], model: Model, checkpoint: Path) -> Non
 def read(path: Path, model: Model) -> Sample | Unread:
     """An image, resized to the networks' size."""
     try:
-        channels = format_of(path).channels
+        channels = format_of(check_file(path)).channels
         if not model.takes(channels):
             return Unread(path, f"{path}: {in_words(channels)}, but the checkpoint takes {model.channels}; convert it")
         image = read_image(path, model.channels)
@@ -253,8 +255,11 @@ def predict(
 
 def predict_ready(args: argparse.Namespace, model: Model, folders: Folders, ready: Ready) -> None:
     """Predict what is ready; what cannot be read is named, and ends the command with exit code 1."""
-    images = {ready.root.stem: ready.root} if ready.root.is_file() else list_images(ready.root)
+    of_folder = ready.root.is_dir()
+    images = find_images(ready.root, list(filter(None, folders))) if of_folder else {ready.root.stem: ready.root}
     check_formats(images.values(), model, args.checkpoint)
+    if turned := turned_images_in_words(images.values()):
+        print(f"warning: {args.images_root}: {turned}", file=sys.stderr)
     volumes = [volume for volume in ready.volumes if not images.keys().isdisjoint(volume.stems)]
     with ExitStack() as claims:
         for folder in filter(None, (*folders, folders.volumes if volumes else None)):
@@ -276,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     folders = Folders(args.save_root, args.probabilities_root, args.overlays_root)
     check_folders(args.images_root, folders)
-    if not args.images_root.exists():
+    if not os.path.lexists(args.images_root):
         raise UserError(f"{args.images_root}: no such folder or file")
     model = load_model(args.checkpoint, choose_device(args.device, args.gpu), args.amp)
     with images_to_predict(args.images_root, model.prepared, args.checkpoint, args.workers) as ready:

@@ -17,7 +17,9 @@ import cv2
 
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.noisy_folder import find_dataset, masks_folder
-from dataloaders.verification.verify import Report, verify_folder, verify_lidc, verify_mmis
+from dataloaders.verification.checks import Report
+from dataloaders.verification.several_raters import verify_lidc, verify_mmis
+from dataloaders.verification.verify import verify_folder
 from utils.commands.arguments import add_ignore_label, add_workers, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import write_json

@@ -108,7 +108,7 @@ def test_file_that_is_no_image_is_refused(tmp_path, read, content):
 
 @pytest.mark.parametrize("read", [read_image, read_mask])
 def test_missing_file_is_refused(tmp_path, read):
-    assert "No such file" in refusal(read, tmp_path / "a.png")
+    assert "no such file" in refusal(read, tmp_path / "a.png")
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read")
@@ -376,10 +376,10 @@ def test_images_are_listed_in_the_order_of_their_stems(tmp_path, capsys):
 
 
 def test_foreign_files_are_named_on_stderr(tmp_path, capsys):
-    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder").mkdir()
     assert list(touch(tmp_path, "a.png", "notes.txt")) == ["a"]
     captured = capsys.readouterr()
-    assert "notes.txt" in captured.err and "folder.png" in captured.err and str(tmp_path) in captured.err
+    assert "notes.txt" in captured.err and "folder" in captured.err and str(tmp_path) in captured.err
     assert captured.out == ""
 
 
@@ -495,7 +495,7 @@ def test_pickled_object_array_is_refused_and_not_run(tmp_path):
 def test_archive_of_arrays_is_refused(tmp_path):
     with open(tmp_path / "a.npy", "wb") as file:
         np.savez(file, segments=np.zeros(SHAPE, np.int32))
-    assert "an archive of several arrays" in refusal(read_segments, tmp_path / "a.npy", SHAPE)
+    assert "ZIP archive" in refusal(read_segments, tmp_path / "a.npy", SHAPE)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dataloaders.files import IMAGE_SUFFIXES, NOT_DATA
+from dataloaders.listing import IMAGE_SUFFIXES, NOT_DATA
 from dataloaders.prepare.medical import DICOM_SUFFIXES, NIFTI_SUFFIXES, Identity, is_dicom
 from utils.commands.errors import UserError, is_plain
 

@@ -70,8 +70,8 @@ def _is_medical(root: Path) -> bool:
     def medical(path: Path) -> bool:
         return path.name.lower().endswith(NIFTI_SUFFIXES) or is_dicom(path)
 
-    if root.is_file():
-        return medical(root)
+    if not root.is_dir():
+        return root.is_file() and medical(root)
     here = [path for path in root.iterdir() if path.is_file()]
     if any(path.suffix.lower() in IMAGE_SUFFIXES for path in here):
         return any(map(medical, here))

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 
 from dataloaders.files import classes_of, mask_values
-from dataloaders.pixels import orientation_of, read_stored, turned
+from dataloaders.orientation import as_stored
+from dataloaders.pixels import orientation_of, read_stored
 from dataloaders.prepare.medical import (
     NIFTI_SUFFIXES,
     Geometry,
@@ -27,8 +28,6 @@ from dataloaders.prepare.settings import NO_LABEL, Settings
 from utils.commands.errors import UserError
 from utils.commands.files import write_atomically
 from utils.masks.geometry import IGNORED
-
-_UNTURNED = {6: 8, 8: 6}  # EXIF orientations that are not their own inverse
 
 
 class Place(NamedTuple):
@@ -78,7 +77,7 @@ def read_images(path: Path, settings: Settings) -> tuple[list[np.ndarray], Geome
     if is_dicom(path):
         return read_dicom(path, settings.window), None
     image = read_stored(path)
-    return [_as_stored(image, path) if settings.orientation == "stored" else image], None
+    return [as_stored(image, path) if settings.orientation == "stored" else image], None
 
 
 def read_labels(
@@ -125,7 +124,7 @@ def _stored_labels(path: Path, settings: Settings, geometry: Geometry | None) ->
         values = mask_values(path, max(settings.classes_written, 2))
     else:
         values = mask_values(path, settings.num_classes)
-    return [_as_stored(values, path) if settings.orientation == "stored" else values]
+    return [as_stored(values, path) if settings.orientation == "stored" else values]
 
 
 def _classes(path: Path, values: np.ndarray, settings: Settings) -> tuple[np.ndarray, bool]:
@@ -148,12 +147,6 @@ def _misfit(path: Path, found: tuple[int, ...], image: Path, wanted: tuple[int, 
     if found == wanted[::-1] and settings.orientation == "exif" and orientation_of(image) != 1:
         text += "; the image's EXIF data turn it: if masks were drawn on it as stored, give --orientation stored"
     return UserError(text)
-
-
-def _as_stored(values: np.ndarray, path: Path) -> np.ndarray:
-    """What a reader has turned as the EXIF data say, turned back."""
-    orientation = orientation_of(path)
-    return turned(values, _UNTURNED.get(orientation, orientation))
 
 
 # --- Writing ----------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ CHECKS = {
     "files": "folders and files there",
     "names": "names pair up",
     "readable": "readable",
+    "orientation": "mask turned like image",
     "sizes": "mask as large as image",
     "values": "mask values",
     "blank_masks": "empty or full masks",
@@ -44,8 +45,8 @@ CHECKS = {
 }
 _NOT_FOR = {
     "folder": {"raters", "patients"},
-    "lidc": {"sizes", "values", "raters"},  # the pickle's reader judges a slice as a whole
-    "mmis": {"sizes", "values"},
+    "lidc": {"orientation", "sizes", "values", "raters"},  # the pickle's reader judges a slice as a whole
+    "mmis": {"orientation", "values"},
 }
 # Share of pixels on which a superpixel map agrees with one made anew from its image and recorded settings. Measured on
 # Kvasir and Shenzhen at 256x256: equal maps 1; images changed by one grey level a pixel 0.974-0.983, which leaves room
