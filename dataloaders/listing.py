@@ -124,7 +124,9 @@ def unread_kind(path: Path, suffixes: Collection[str]) -> str | None:
 
 def check_readable(folder: Path, paths: Collection[Path], suffixes: Collection[str]) -> None:
     """Raise `UserError` if files of data in ``folder`` are not there or of no kind that is read: the first with the
-    reason, all by name and number."""
+    reason, all by name and number. Before that, for a name that is not plain, which no message could repeat."""
+    for path in paths:
+        check_plain(path)
     reasons = {path: reason for path in paths if (reason := unread_kind(path, suffixes))}
     if reasons:
         first = next(iter(reasons))
