@@ -193,13 +193,21 @@ def test_few_displaced_masks_among_right_ones_are_found():
     assert {index: -int(level) for index, level in enumerate(moved) if level} == pytest.approx(SHIFTED, abs=1)
 
 
-@pytest.mark.parametrize(("peak", "free", "stays"), [(5, 1, 4), (4, 1, 4), (3, 1, 3), (5, 0, 3), (3, 0, 3), (1, 1, 2)])
+@pytest.mark.parametrize(("peak", "free", "stays"), [(5, 1, 4), (4, 1, 4), (3, 1, 3), (5, None, 3), (1, None, 3)])
 def test_profile_has_its_peak_near_the_edge(peak, free, stays):
     """No further from the middle, 3, than it may be."""
     profile = np.zeros(7)
     profile[peak] = 1
-    moved = _moved(profile, 3, free)
+    moved = _moved(profile, 128, free)
     assert moved.argmax() == stays and len(moved) == 7 and moved.sum() == pytest.approx(0)
+
+
+def test_edge_lies_outside_of_the_peak_of_a_profile_that_falls_off_slowly_inwards():
+    """By hand: a parabola through 2, 3 and 2 has its peak at 3; half of it, 1.5, is reached at 1.5, and half a ring
+    inside of that is 2. The edge is in the middle, at 2.5, so half a pixel moves to the middle of 3."""
+    moved = _moved(np.array([0.0, 1, 2, 3, 2, 2, 2]), 128, None)
+    expected = np.array([0, 0.5, 1.5, 2.5, 2.5, 2, 2])
+    assert moved == pytest.approx(expected - expected.mean())
 
 
 def test_set_that_is_displaced_as_a_whole_is_moved_back():

@@ -271,11 +271,21 @@ def fitted_by_loop(evidence, possible, start, levels, side):
             / count
             for d in offsets
         ]
-        peak = int(np.argmax(profile)) - reach
         commonest = levels[int(np.argmax(np.sum(posterior, axis=0)))]
-        free = habit if commonest == 0 else 0
-        shift = peak - min(max(peak, -free), free)
-        profile = [profile[min(max(d + shift, -reach), reach) + reach] for d in offsets]
+        positive = [max(value, 0) for value in profile]
+        top = positive.index(max(positive))
+        peak, flank = float(top), top
+        if 0 < top < 2 * reach:
+            before, largest, after = positive[top - 1 : top + 2]
+            peak = top - (after - before) / (2 * (before + after - 2 * largest))
+        while flank > 0 and positive[flank] >= positive[top] / 2:
+            flank -= 1
+        if positive[flank] < positive[top] / 2:
+            flank += (positive[top] / 2 - positive[flank]) / (positive[flank + 1] - positive[flank])
+        shift = (peak + flank + habit / 2) / 2 - reach  # a ring is as wide as the habit
+        if commonest == 0:
+            shift = peak - reach - min(max(peak - reach, -habit), habit)
+        profile = [float(np.interp(d + shift, offsets, profile)) for d in offsets]
         profile = [value - np.mean(profile) for value in profile]
         explained, squares = np.zeros(evidence.shape), np.zeros(evidence.shape)
         for i, row in enumerate(evidence):

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import correlate1d
 from scipy.special import softmax
 
-from utils.masks.contours import ITERATIONS, EdgeContrast, edges_shown, evidence_of, prior_of, probabilities
+from utils.masks.contours import ITERATIONS, RING, EdgeContrast, edges_shown, evidence_of, prior_of, probabilities
 
 PROFILE = 8 / 128  # how far a profile reaches on either side of the edge, as a share of the image's side
 HABIT = 1 / 128  # how far from the largest contrast raters may mean to draw, likewise
@@ -44,17 +44,15 @@ def level_probabilities(images: Sequence[EdgeContrast], levels: np.ndarray, side
     found = probabilities(evidence, possible, levels)
     bounded = possible.sum(axis=1) > 1
     if bounded.any():
-        reach, habit = max(2, round(PROFILE * side)), max(1, round(HABIT * side))
-        found[bounded] = _fitted(
-            evidence[bounded] * possible[bounded], possible[bounded], found[bounded], levels, reach, habit
-        )
+        found[bounded] = _fitted(evidence[bounded] * possible[bounded], possible[bounded], found[bounded], levels, side)
     return found
 
 
 def _fitted(
-    evidence: np.ndarray, possible: np.ndarray, start: np.ndarray, levels: np.ndarray, reach: int, habit: int
+    evidence: np.ndarray, possible: np.ndarray, start: np.ndarray, levels: np.ndarray, side: int
 ) -> np.ndarray:
     """P(level) of each image, (N,L), by expectation maximisation of profile, noise and prior from ``start`` (N,L)."""
+    reach, habit = max(2, round(PROFILE * side)), max(1, round(HABIT * side))
     images, width = len(evidence), 2 * reach + 1
     posterior, prior = start, prior_of(start[:0], levels)
     strength = np.sqrt(np.square(evidence).mean(axis=1, keepdims=True)) + 1e-3
@@ -64,9 +62,9 @@ def _fitted(
     squares -= correlate1d(evidence, window, mode="nearest") ** 2 / width
     for _ in range(ITERATIONS):
         profile = _profile(evidence / strength, posterior, reach)
-        # The edge is the largest contrast, unless most masks are right and have it a little beside.
+        # Where most masks are right, they say where the edge is: near the largest contrast.
         most_are_right = levels[posterior.sum(axis=0).argmax()] == 0
-        profile = _moved(profile, reach, habit if most_are_right else 0)
+        profile = _moved(profile, side, free=habit if most_are_right else None)
         fit = correlate1d(evidence, profile, mode="nearest")
         explained = np.maximum(fit, 0) * fit / max(profile @ profile, 1e-12)
         # As if the profile explained nothing of two more images: of few images it would explain too much.
@@ -90,9 +88,35 @@ def _profile(evidence: np.ndarray, posterior: np.ndarray, reach: int) -> np.ndar
     return np.array([(posterior * padded[:, w : w + count]).sum() for w in range(2 * reach + 1)]) / len(evidence)
 
 
-def _moved(profile: np.ndarray, reach: int, free: int) -> np.ndarray:
-    """The profile, mean 0, with its peak no further than ``free`` from the middle."""
-    peak = int(profile.argmax()) - reach
-    shift = peak - min(max(peak, -free), free)
-    moved = np.pad(profile, reach, mode="edge")[reach + shift :][: len(profile)]
+def _moved(profile: np.ndarray, side: int, free: int | None) -> np.ndarray:
+    """The profile (2 reach + 1,), mean 0, with the edge at its middle; or, given ``free``, with its peak no further than
+    that from the middle.
+
+    Inside an object its margin differs from the core, so the profile falls off slowly and unevenness of the masks
+    draws its peak inwards. Its outer flank does not follow: the edge is taken to lie in the middle between the peak and
+    where the flank of a sharp edge would put it, half a ring inside of half the peak's height. Both are found between
+    the levels: of whole levels they would jump from one to the next.
+    """
+    levels = np.arange(len(profile)) - len(profile) // 2
+    peak, flank = _peak_and_flank(profile)
+    shift = (peak + flank + max(1, round(RING * side)) / 2) / 2 - len(profile) // 2
+    if free is not None:
+        middle = peak - len(profile) // 2
+        shift = middle - min(max(middle, -free), free)
+    moved = np.interp(levels + shift, levels, profile)
     return moved - moved.mean()
+
+
+def _peak_and_flank(profile: np.ndarray) -> tuple[float, float]:
+    """Where a profile (W,) is largest, by a parabola, and where it has half of that before; both in 0..W-1."""
+    profile = np.maximum(profile, 0)
+    top = int(profile.argmax())
+    below = np.flatnonzero(profile[:top] < profile[top] / 2)
+    flank = 0.0
+    if len(below):
+        low, high = profile[below[-1]], profile[below[-1] + 1]
+        flank = below[-1] + (profile[top] / 2 - low) / (high - low)
+    if top in (0, len(profile) - 1):
+        return top, flank
+    before, largest, after = profile[top - 1 : top + 2]
+    return top + (before - after) / 2 / (before - 2 * largest + after), flank
