@@ -58,13 +58,19 @@ class Table(NamedTuple):
 def main() -> None:
     """Read all runs, draw the figure, then print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, all of one dataset")
-    parser.add_argument("--baseline", type=Path, metavar="RUN", help="one of the runs, to compare the others with")
-    parser.add_argument("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes from 1 on")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures as CSV, a row a run and a method")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown, the best bold")
-    parser.add_argument("--figure", type=Path, help="where to draw the picture (PNG)")
-    parser.add_argument("--images", type=number(int, 1, 100), help="rows of the picture (default: 4)")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders of the same dataset")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="RUN", help="run that the others are compared with, image by image"
+    )
+    parser.add_argument("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes 1, 2, ...")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write the scores as CSV, a row for each run and each method"
+    )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables as Markdown, with the best scores in bold"
+    )
+    parser.add_argument("--figure", type=Path, help="draw images with the prediction of each run, as PNG")
+    parser.add_argument("--images", type=number(int, 1, 100), help="number of images in the picture (default: 4)")
     args = parser.parse_args()
     if args.images and not args.figure:
         parser.error("--images: rows of the picture, which --figure asks for")

@@ -40,11 +40,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--predictions", type=Path, required=True, help="folder of predicted masks")
-    add("--masks", type=Path, nargs="+", required=True, help="folder of the masks to score against, one a rater")
-    add("--save", type=Path, required=True, metavar="FILE.csv", help="where to write the scores of each image")
-    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
+    add(
+        "--masks",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="folder of the reference masks; several folders are several raters",
+    )
+    add("--save", type=Path, required=True, metavar="FILE.csv", help="where to write the table of scores")
+    add(
+        "--num_classes", type=number(int, 2, 255), default=2, help="number of classes, background included (default: 2)"
+    )
     add_ignore_label(parser)
-    add("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes from 1 on, for the table")
+    add("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes 1, 2, ... in the table")
     add_workers(parser)
     args = parser.parse_args(argv)
     if args.save.suffix.lower() != ".csv":

@@ -98,15 +98,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="checkpoint.pt or best.pt of a run folder")
-    add("--images_root", type=Path, required=True, help="folder of images, or one file")
-    add("--save_root", type=Path, required=True, help="folder of the predicted masks")
-    add("--probabilities_root", type=Path, help="also write each class's probability: .npy, float16, (K,H,W)")
-    add("--overlays_root", type=Path, help="also draw the predicted outlines on the images: PNG")
-    add("--tta", action="store_true", help="mean over the eight turned and flipped views; takes eight times as long")
-    add("--batch_size", type=number(int, 1), default=8, help="images through the networks at once (default: 8)")
-    add_workers(parser, "threads that read and write")
+    add("--images_root", type=Path, required=True, help="folder of images, or one image")
+    add("--save_root", type=Path, required=True, help="folder to write the predicted masks to")
+    add(
+        "--probabilities_root", type=Path, help="also write the probability of each class there: .npy, float16, (K,H,W)"
+    )
+    add("--overlays_root", type=Path, help="also write the images with the predicted outlines there, as PNG")
+    add(
+        "--tta",
+        action="store_true",
+        help="average over the eight flips and quarter turns of the image; eight times slower",
+    )
+    add("--batch_size", type=number(int, 1), default=8, help="images that the networks take at once (default: 8)")
+    add_workers(parser, "number of threads that read and write")
     add_device(parser)
-    add("--overwrite", action="store_true", help="replace what another checkpoint or program has written there")
+    add("--overwrite", action="store_true", help="replace what another checkpoint or program wrote there")
     return parser.parse_args(argv)
 
 

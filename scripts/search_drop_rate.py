@@ -51,22 +51,40 @@ FIXED = ("tau", "method", "val_fraction", "exp", "output_root", "masks", "resume
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--datasets", required=True, help="kvasir, shenzhen, BUSUC or a folder of --data_root")
-    add("--noise_type", required=True, choices=NOISE_TYPES, help="which training masks")
-    add("--save_root", type=Path, required=True, help="folder of the table, the curve and the runs")
-    add("--candidates", type=number(float, 0, 1, below=True), nargs="+", default=CANDIDATES, help="values of tau")
-    add("--max_epochs", type=number(int, 1), default=5, help="epochs of each training (default: %(default)s)")
-    add("--contours", choices=("given", "corrected"), default="given", help="the masks that are trained on")
-    add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
+    add("--datasets", required=True, help="dataset, named as in training")
+    add("--noise_type", required=True, choices=NOISE_TYPES, help="training masks of the dataset")
+    add("--save_root", type=Path, required=True, help="folder to write the table, the curve and the runs to")
+    add(
+        "--candidates",
+        type=number(float, 0, 1, below=True),
+        nargs="+",
+        default=CANDIDATES,
+        help=f"values of tau to try (default: {' '.join(map(str, CANDIDATES))})",
+    )
+    add("--max_epochs", type=number(int, 1), default=5, help="number of epochs of each training (default: %(default)s)")
+    add("--contours", choices=("given", "corrected"), default="given", help="contours to train on (default: given)")
+    add("--data_root", default="data", help="folder that contains the datasets (default: %(default)s)")
     add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
-    add("--cache", default="cache", metavar="FOLDER", help="where training sets are kept (default: %(default)s)")
-    add("--image_size", type=number(int, 16), default=256, help="training size in pixels (default: %(default)s)")
-    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
-    add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
-    add("--batch_size", type=number(int, 1), default=16, help="images a step (default: %(default)s)")
-    add("--seed", type=number(int, 0), default=2024, help="of every training (default: %(default)s)")
+    add(
+        "--cache",
+        default="cache",
+        metavar="FOLDER",
+        help="folder that keeps the decoded training set (default: %(default)s)",
+    )
+    add(
+        "--image_size",
+        type=number(int, 16),
+        default=256,
+        help="side of the training images in pixels (default: %(default)s)",
+    )
+    add(
+        "--num_classes", type=number(int, 2, 255), default=2, help="number of classes, background included (default: 2)"
+    )
+    add("--channels", type=int, choices=(1, 3), help="read grey images as colour (3) or colour images as grey (1)")
+    add("--batch_size", type=number(int, 1), default=16, help="images per step (default: %(default)s)")
+    add("--seed", type=number(int, 0), default=2024, help="random seed of every training (default: %(default)s)")
     add_device(parser, amp=False)
-    add("--overwrite", action="store_true", help="train again what was trained with other settings")
+    add("--overwrite", action="store_true", help="replace trainings that were made with other settings")
     add("training", nargs="*", metavar="FLAG", help="after --: more flags for train_GSD-Net.py")
     args = parser.parse_args(argv)
     check_passed(args.training, before=(*SHARED, "overwrite"), never=FIXED)

@@ -12,7 +12,8 @@ from conftest import REPO, load_program
 
 from utils.commands.errors import UserError
 
-DOCUMENTS = [REPO / "README.md", REPO / "scripts" / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = sorted(path for path in (REPO / "docs").glob("*.md") if path.name != "README.md")
+DOCUMENTS = [*sorted(REPO.glob("*.md")), REPO / "scripts" / "README.md", REPO / "docs" / "README.md", *PAGES]
 PROGRAMS = sorted(path for folder in (".", "scripts", "benchmarks") for path in (REPO / folder).glob("*.py"))
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -41,15 +42,16 @@ def python_commands(shell: str) -> list[list[str]]:
     return commands
 
 
+def commands_of(path: Path) -> list[list[str]]:
+    """The commands of a document: those of its blocks, then those within its lines."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line.replace("\n", " ") for line in re.findall(r"`(python [^`]*)`", SHELL.sub("", text))]
+    return [command for part in (*SHELL.findall(text), *lines) for command in python_commands(part)]
+
+
 def documented() -> list[tuple[str, list[str]]]:
-    """All commands of the documents' blocks and lines, and of the programs' docstrings, with where they stand."""
-    found = []
-    for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        lines = [line.replace("\n", " ") for line in re.findall(r"`(python [^`]*)`", SHELL.sub("", text))]
-        found += [
-            (short(path), command) for part in (*SHELL.findall(text), *lines) for command in python_commands(part)
-        ]
+    """All commands of the documents and of the programs' docstrings, with where they stand."""
+    found = [(short(path), command) for path in DOCUMENTS for command in commands_of(path)]
     for path in PROGRAMS:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         lines = re.findall(r"^ +(python .*)$", docstring, re.MULTILINE)
