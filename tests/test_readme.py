@@ -1,6 +1,5 @@
 """The commands of the README, run from top to bottom on drawn files, with further flags that make them short."""
 
-import importlib.util
 import shutil
 import sys
 
@@ -11,7 +10,6 @@ from mmis_files import write_mmis
 from PIL import Image
 from test_documentation import commands_of
 
-EXPORTS = importlib.util.find_spec("onnx") is not None  # of requirements-extra.txt
 SHORT = ["--max_epochs", "1", "--image_size", "32", "--batch_size", "2", "--device", "cpu", "--cache", "none"]
 FURTHER = {
     "scripts/make_phantoms.py": ["--train", "6", "--test", "2", "--image_size", "64", "--workers", "1"],
@@ -54,7 +52,7 @@ def test_commands_of_the_readme(tmp_path, monkeypatch):
     commands = commands_of(REPO / "README.md")
     assert {program for program, *_ in commands} >= FURTHER.keys()
     for program, *flags in commands:
-        if program == "scripts/export.py" and not EXPORTS:
+        if program == "scripts/export.py":  # takes six seconds, in tests/test_export.py
             continue
         if program == "scripts/make_phantoms.py":  # in place of the images that were prepared
             shutil.rmtree("data/mine")
@@ -73,4 +71,4 @@ def test_commands_of_the_readme(tmp_path, monkeypatch):
         *("mine+ce+given", "mine+gsd+given", "mine+gsd+masks_applied", "kvasir+gsd+02"),
         *("lidc+gsd+cycle", "MMIS2024+gsd+select1"),
     }
-    assert (tmp_path / "mine.onnx").exists() == EXPORTS
+    assert (tmp_path / "scores.csv").stat().st_size
