@@ -4,9 +4,9 @@
     python scripts/audit_labels.py --datasets kvasir --noise_type 02 --data_root data --save_root audit/kvasir02
     python scripts/audit_labels.py --apply audit_marks.csv --save_root audit/mine
 
-The first two name the folders, or a dataset as for train_GSD-Net.py, and need no clean mask. The audit goes by the edge
-that each image shows (docs/method.md section 8). With --checkpoint the networks of a training run count as much
-(section 9). It writes
+The first two audit two folders, or a dataset named as for train_GSD-Net.py. They need no clean masks. The audit
+compares each mask with the edge in its image (docs/method.md section 8). With --checkpoint it also asks the networks of
+a training run, which count as much as the edges (section 9). It writes
 
 - SAVE_ROOT/audit.csv, worst first: score, the Dice of the given mask that is to be expected, in [0, 1];
   suspected_pixels, suspected_share: where the estimated mask differs; added, removed: its pixels of foreground more and
@@ -29,8 +29,8 @@ Run again, it goes on where it was broken off; networks of images or masks that 
 
 A mask without a boundary, empty or full, can only be judged by networks: without them its score is left blank.
 
-Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
-or not be written.
+Exit code 0: all done; 1: some files, which are named, could not be read, and all others are done; 2: nothing was done,
+or the result could not be written.
 """
 
 import argparse

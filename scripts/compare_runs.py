@@ -2,17 +2,17 @@
 
     python scripts/compare_runs.py model/mine+ce+02 model/mine+gsd+02 --baseline mine+ce+02 --figure comparison.png
 
-The first table has a row a run: Dice and IoU, the mean over the last epochs; +-, their standard deviation; HD95 after
-the last epoch; the cases behind each mean, of all cases; what they were scored on. Runs that differ in nothing but
---seed are one method: a second table has its mean and standard deviation over the seeds. With --baseline a third table
-compares the Dice of each image, after the last epoch and averaged over a method's seeds, with that of the baseline's
-method: the mean difference, its 95 % interval (bootstrap over the images), and p of Wilcoxon's signed-rank test. It
-takes images for independent: several of one patient make the interval too narrow.
+The first table has a row for each run: mean and standard deviation of Dice and IoU over the last epochs, HD95 after the
+last epoch, on how many of all cases they rest, and what was scored. Runs that differ only in --seed are one method: a
+second table has its mean and standard deviation over the seeds. With --baseline a third table
+compares methods image by image, by the Dice after the last epoch, averaged over the seeds. It has the mean difference
+from the baseline, its 95 % interval (bootstrap over the images), and p of Wilcoxon's signed-rank test. Images count as
+independent: several images of one patient make the interval too narrow.
 
-Runs that were not scored on the same masks do not compare, which is said first; then nothing is bold in --markdown.
+If runs were not scored on the same masks, their scores do not compare. This is said first, and --markdown has no bold.
 
-The picture, of runs of train_GSD-Net.py, shows images that were scored: the image, its mask, and each run's prediction,
-all with the outlines of the mask in colour.
+The picture shows scored images of runs of train_GSD-Net.py: the image, its mask, and the prediction of each run, all
+with the outline of the mask in colour.
 """
 
 import argparse

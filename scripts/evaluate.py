@@ -1,15 +1,15 @@
-"""Score predicted masks against given ones: a table an image, and a summary.
+"""Score predicted masks against reference masks: a table with a row for each image, and a summary.
 
     python scripts/evaluate.py --predictions predicted --masks data/mine/masks_test --save scores.csv
 
 Files are paired by the name before the suffix; one without a partner, or of another size than its partner, is an error
-that names it. Several folders of --masks are several raters of the same images. scores.csv has a row an image;
-scores.summary.json, and what is printed, the mean of each score, with the standard deviation (of the population) and
-the median over the images, and on how many images each stands:
+that names it. Several folders of --masks are several raters of the same images. scores.csv has a row for each image.
+scores.summary.json, which is also printed, has the mean of each score, its standard deviation (of the population), its
+median, and the number of images behind it:
 
 - dice, iou: overlap of the foreground, of more than two classes the mean over the foreground classes;
   dice_class1, ...: of each class; hd95, assd: distances between the outlines in pixels; nsd: surface Dice at 2 pixels.
-- with several raters the means over them, and dice_rater1, ..., dice_majority, soft_dice and ged.
+- with several raters: the means over them, and dice_rater1, ..., dice_majority, soft_dice and ged.
 - specificity_class1, false_pixels_class1, ...: of the masks without the class, how many predictions lack it too, and
   how many pixels they have.
 

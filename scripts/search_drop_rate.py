@@ -1,19 +1,19 @@
-"""Find the share of wrong pixels, --tau, by short trainings: slower than --tau auto, but it asks the networks.
+"""Find --tau, the share of wrong pixels, by short trainings. This is slower than --tau auto, but it asks the networks.
 
     python scripts/search_drop_rate.py --datasets mine --noise_type given --save_root drop_rate/mine --batch_size 8
 
-trains once for each of --candidates, for --max_epochs epochs, with refinement and transfer from 0.3 of them on; flags
-after -- go to train_GSD-Net.py as well, except those that the search sets itself. Then each run's networks predict the
-training images, the share tau of the pixels that fit their labels worst is dropped, and
+trains once for each of --candidates, for --max_epochs epochs. Flags after -- go to train_GSD-Net.py, except those that
+the search sets itself. The networks of each run then predict the training images. The share tau of the pixels with the
+largest losses is dropped, and each run is scored by
 
     (sum over kept pixels of -log p(label) + sum over dropped pixels of -log(1 - p(label))) / pixels
 
-is computed: cross-entropy with the labels that are kept, and with the opposite of those that are not. It is lowest
-where what is dropped are the labels that the networks hold for wrong. Prints a table; writes SAVE_ROOT/drop_rate.json,
-SAVE_ROOT/drop_rate.png, the curve, and the runs. Run again, it goes on where it was broken off.
+This is cross-entropy with the labels that are kept, and with the opposite of those that are dropped. It is lowest where
+the dropped labels are those that contradict the networks. The search prints a table, and writes SAVE_ROOT/drop_rate.json,
+the curve SAVE_ROOT/drop_rate.png, and the runs. Run again, it continues where it was interrupted.
 
-The masks are those that training sees. A displacement that all masks share is learned by the networks and not found
-here: that is what contour correction and --tau auto are for (docs/method.md sections 8 and 10).
+The search does not find a displacement that all masks share, since the networks learn it. For that there are contour
+correction and --tau auto (docs/method.md sections 8 and 10).
 """
 
 import argparse
