@@ -9,8 +9,8 @@ largest losses is dropped, and each run is scored by
     (sum over kept pixels of -log p(label) + sum over dropped pixels of -log(1 - p(label))) / pixels
 
 This is cross-entropy with the labels that are kept, and with the opposite of those that are dropped. It is lowest where
-the dropped labels are those that contradict the networks. The search prints a table, and writes SAVE_ROOT/drop_rate.json,
-the curve SAVE_ROOT/drop_rate.png, and the runs. Run again, it continues where it was interrupted.
+the dropped labels are those that contradict the networks. The search prints a table. It writes drop_rate.json, the
+curve drop_rate.png, and the runs to SAVE_ROOT. Run again, it continues where it was interrupted.
 
 The search does not find a displacement that all masks share, since the networks learn it. For that there are contour
 correction and --tau auto (docs/method.md sections 8 and 10).
