@@ -2,8 +2,8 @@
 
     python GSD_Net_MMIS2024_each_select1.py
 
-reads data/MMIS2024TASK1 (README: MMIS-2024), trains for 100 epochs and writes model/MMIS2024+gsd+select1/. Superpixels
-that are missing are made.
+reads data/MMIS2024TASK1 (docs/multi_rater.md), trains for 100 epochs and writes model/MMIS2024+gsd+select1/. Missing
+superpixels are made.
 """
 
 import argparse
@@ -23,14 +23,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rater_policy",
-        help="whose mask a training slice has: cycle, random (drawn from --seed), or one rater's number, from 1 "
-        "(default: what data_npc_select_one.json says, random without it)",
+        help="rater whose mask a training slice gets: cycle, random (drawn from --seed), or the number of one rater, "
+        "from 1 (default: the choice in data_npc_select_one.json; random without that file)",
     )
     parser.add_argument(
         "--test_folder",
         choices=("testing", "validation"),
         default="testing",
-        help="volumes to test on (default: %(default)s)",
+        help="folder of the volumes to test on (default: %(default)s)",
     )
     add_rater_arguments(parser)
     add_training_arguments(parser, MMIS.image_size)

@@ -2,7 +2,7 @@
 
     python GSD_Net_lidc_each_select1.py
 
-reads data/lidc (README: LIDC), trains for 100 epochs and writes model/lidc+gsd+cycle/. Superpixels that are missing are
+reads data/lidc (docs/multi_rater.md), trains for 100 epochs and writes model/lidc+gsd+cycle/. Missing superpixels are
 made.
 """
 
@@ -22,8 +22,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rater_policy",
         default="cycle",
-        help="whose mask a training slice has: cycle (slice i that of rater i mod 4), random (drawn from --seed), or "
-        "one rater's number, from 1 (default: %(default)s)",
+        help="rater whose mask a training slice gets: cycle (rater i mod 4 for slice i), random (drawn from --seed), "
+        "or the number of one rater, from 1 (default: %(default)s)",
     )
     add_rater_arguments(parser)
     add_training_arguments(parser, LIDC.image_size)

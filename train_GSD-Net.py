@@ -2,10 +2,12 @@
 
     python train_GSD-Net.py --datasets kvasir --noise_type 02
 
-reads data/Kvasir (README: data layout), trains for 100 epochs and writes model/kvasir+gsd+02/. Noise types: 02 is S_R,
-08 is S_E, DE is S_DE, clean and given read the plain masks; --masks FOLDER reads any folder of masks. Datasets: kvasir,
-shenzhen, BUSUC, or any folder of data/ laid out like Kvasir (README: your own images). Superpixels that are missing are
-made. Without a test set a part of the training images is held out.
+reads data/Kvasir, trains for 100 epochs and writes model/kvasir+gsd+02/.
+
+--datasets names a dataset of the paper, or your own folder in data/ with the layout of Kvasir (docs/data.md).
+--noise_type chooses its training masks: 02 is S_R (shrunk), 08 is S_E (expanded), DE is S_DE (dilated or eroded).
+clean and given both read the plain masks; clean says that they are right. --masks FOLDER reads any other folder.
+Missing superpixels are made. Without a test set, a fifth of the training images is held out and scored.
 """
 
 import argparse
@@ -20,16 +22,16 @@ from utils.method.settings import in_words
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--datasets", required=True, help="kvasir, shenzhen, BUSUC or a folder of --data_root")
+    parser.add_argument("--datasets", required=True, help="kvasir, shenzhen, BUSUC, or a folder in --data_root")
     masks = parser.add_mutually_exclusive_group(required=True)
-    masks.add_argument("--noise_type", choices=NOISE_TYPES, help="which training masks of the dataset")
-    masks.add_argument("--masks", metavar="FOLDER", help="any folder of training masks instead")
-    parser.add_argument("--partial", action="store_true", help="with --masks: train on the images that have a mask")
+    masks.add_argument("--noise_type", choices=NOISE_TYPES, help="training masks of the dataset; this or --masks")
+    masks.add_argument("--masks", metavar="FOLDER", help="train on this folder of masks in place of --noise_type")
+    parser.add_argument("--partial", action="store_true", help="with --masks: train only on images that have a mask")
     parser.add_argument(
         "--channels",
         type=int,
         choices=(1, 3),
-        help="read grey as colour (3) or colour as grey (1) (default: as stored; BUSUC: 3)",
+        help="read grey images as colour (3) or colour images as grey (1) (default: as stored; BUSUC: 3)",
     )
     add_ignore_label(parser)
     add_training_arguments(parser, image_size=256)

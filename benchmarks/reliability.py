@@ -334,6 +334,7 @@ def report(args: argparse.Namespace, work: Path) -> tuple[str, list[str]]:
     lines = [
         "# Reliability",
         "",
+        "For those who want to know what happens when something breaks.",
         f"What `python benchmarks/reliability.py --kills {args.kills} --files {args.files} --seed {args.seed}` found",
         f"on {where['date'][:10]} ({where['cores']} cores of {where['cpu']}, PyTorch {where['torch']}).",
         "",

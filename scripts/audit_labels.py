@@ -4,9 +4,9 @@
     python scripts/audit_labels.py --datasets kvasir --noise_type 02 --data_root data --save_root audit/kvasir02
     python scripts/audit_labels.py --apply audit_marks.csv --save_root audit/mine
 
-The first two name the folders, or a dataset as for train_GSD-Net.py, and need no clean mask. The audit goes by the edge
-that each image shows (docs/method.md section 8). With --checkpoint the networks of a training run count as much
-(section 9). It writes
+The first two audit two folders, or a dataset named as for train_GSD-Net.py. They need no clean masks. The audit
+compares each mask with the edge in its image (docs/method.md section 8). With --checkpoint it also asks the networks of
+a training run, which count as much as the edges (section 9). It writes
 
 - SAVE_ROOT/audit.csv, worst first: score, the Dice of the given mask that is to be expected, in [0, 1];
   suspected_pixels, suspected_share: where the estimated mask differs; added, removed: its pixels of foreground more and
@@ -29,8 +29,8 @@ Run again, it goes on where it was broken off; networks of images or masks that 
 
 A mask without a boundary, empty or full, can only be judged by networks: without them its score is left blank.
 
-Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
-or not be written.
+Exit code 0: all done; 1: some files, which are named, could not be read, and all others are done; 2: nothing was done,
+or the result could not be written.
 """
 
 import argparse
@@ -95,28 +95,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--images_root", type=Path, help="folder of the images")
-    add("--masks_root", type=Path, help="folder of their masks")
-    add("--datasets", help="instead of both: kvasir, shenzhen, BUSUC or a folder of --data_root")
-    add("--noise_type", choices=NOISE_TYPES, help="with --datasets: which of its training masks")
-    add("--data_root", type=Path, help="with --datasets: folder that holds the datasets (default: data)")
-    add("--save_root", type=Path, required=True, help="folder of the audit")
+    add("--masks_root", type=Path, help="folder of the masks to judge")
+    add("--datasets", help="in place of both folders: a dataset, named as in training")
+    add("--noise_type", choices=NOISE_TYPES, help="with --datasets: training masks to judge")
+    add("--data_root", type=Path, help="with --datasets: folder that contains the datasets (default: data)")
+    add("--save_root", type=Path, required=True, help="folder to write the audit to")
     add("--refined_root", type=Path, help="folder of the estimated masks (default: SAVE_ROOT/masks_refined)")
-    add("--apply", type=Path, metavar="FILE.csv", help="make a folder of masks by these marks of the audit's page")
+    add("--apply", type=Path, metavar="FILE.csv", help="make a folder of masks by these marks, exported from the page")
     networks = parser.add_mutually_exclusive_group()
-    networks.add_argument("--checkpoint", type=Path, help="checkpoint.pt or best.pt: ask its networks as well")
+    networks.add_argument("--checkpoint", type=Path, help="judge with the networks of this checkpoint as well")
     networks.add_argument(
-        "--folds", type=number(int, 2), help="train this many networks to judge what they did not see"
+        "--folds", type=number(int, 2), help="train this many pairs of networks, each judging masks it did not see"
     )
-    add("--image_size", type=number(int, 16), help="of the networks that --folds trains (default: 256)")
-    add("--num_classes", type=number(int, 2, 255), help="background included (default: the checkpoint's, else 2)")
+    add("--image_size", type=number(int, 16), help="training size of --folds, in pixels (default: 256)")
+    add("--num_classes", type=number(int, 2, 255), help="number of classes (default: the checkpoint's, else 2)")
     add_ignore_label(parser)
-    add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
-    add("--page_images", type=number(int, 1), default=200, help="images on the page, the worst (default: %(default)s)")
+    add("--channels", type=int, choices=(1, 3), help="read grey images as colour (3) or colour images as grey (1)")
+    add("--page_images", type=number(int, 1), default=200, help="masks on the page, worst first (default: %(default)s)")
     add_workers(parser)
-    add("--batch_size", type=number(int, 1), default=8, help="images through the networks at once (default: 8)")
+    add("--batch_size", type=number(int, 1), default=8, help="images that the networks take at once (default: 8)")
     add_device(parser)
-    add("--seed", type=number(int, 0), default=2024, help="of the folds (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace what was written there with other settings")
+    add("--seed", type=number(int, 0), default=2024, help="random seed of the folds (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an audit that was made with other settings")
     add("training", nargs="*", metavar="FLAG", help="with --folds, after --: flags for train_GSD-Net.py")
     args = parser.parse_args(argv)
     if args.training and not args.folds:

@@ -2,17 +2,17 @@
 
     python scripts/compare_runs.py model/mine+ce+02 model/mine+gsd+02 --baseline mine+ce+02 --figure comparison.png
 
-The first table has a row a run: Dice and IoU, the mean over the last epochs; +-, their standard deviation; HD95 after
-the last epoch; the cases behind each mean, of all cases; what they were scored on. Runs that differ in nothing but
---seed are one method: a second table has its mean and standard deviation over the seeds. With --baseline a third table
-compares the Dice of each image, after the last epoch and averaged over a method's seeds, with that of the baseline's
-method: the mean difference, its 95 % interval (bootstrap over the images), and p of Wilcoxon's signed-rank test. It
-takes images for independent: several of one patient make the interval too narrow.
+The first table has a row for each run: mean and standard deviation of Dice and IoU over the last epochs, HD95 after the
+last epoch, on how many of all cases they rest, and what was scored. Runs that differ only in --seed are one method: a
+second table has its mean and standard deviation over the seeds. With --baseline a third table
+compares methods image by image, by the Dice after the last epoch, averaged over the seeds. It has the mean difference
+from the baseline, its 95 % interval (bootstrap over the images), and p of Wilcoxon's signed-rank test. Images count as
+independent: several images of one patient make the interval too narrow.
 
-Runs that were not scored on the same masks do not compare, which is said first; then nothing is bold in --markdown.
+If runs were not scored on the same masks, their scores do not compare. This is said first, and --markdown has no bold.
 
-The picture, of runs of train_GSD-Net.py, shows images that were scored: the image, its mask, and each run's prediction,
-all with the outlines of the mask in colour.
+The picture shows scored images of runs of train_GSD-Net.py: the image, its mask, and the prediction of each run, all
+with the outline of the mask in colour.
 """
 
 import argparse
@@ -58,13 +58,19 @@ class Table(NamedTuple):
 def main() -> None:
     """Read all runs, draw the figure, then print and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders, all of one dataset")
-    parser.add_argument("--baseline", type=Path, metavar="RUN", help="one of the runs, to compare the others with")
-    parser.add_argument("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes from 1 on")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures as CSV, a row a run and a method")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown, the best bold")
-    parser.add_argument("--figure", type=Path, help="where to draw the picture (PNG)")
-    parser.add_argument("--images", type=number(int, 1, 100), help="rows of the picture (default: 4)")
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders of the same dataset")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="RUN", help="run that the others are compared with, image by image"
+    )
+    parser.add_argument("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes 1, 2, ...")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write the scores as CSV, a row for each run and each method"
+    )
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the tables as Markdown, with the best scores in bold"
+    )
+    parser.add_argument("--figure", type=Path, help="draw images with the prediction of each run, as PNG")
+    parser.add_argument("--images", type=number(int, 1, 100), help="number of images in the picture (default: 4)")
     args = parser.parse_args()
     if args.images and not args.figure:
         parser.error("--images: rows of the picture, which --figure asks for")

@@ -1,15 +1,15 @@
-"""Score predicted masks against given ones: a table an image, and a summary.
+"""Score predicted masks against reference masks: a table with a row for each image, and a summary.
 
     python scripts/evaluate.py --predictions predicted --masks data/mine/masks_test --save scores.csv
 
 Files are paired by the name before the suffix; one without a partner, or of another size than its partner, is an error
-that names it. Several folders of --masks are several raters of the same images. scores.csv has a row an image;
-scores.summary.json, and what is printed, the mean of each score, with the standard deviation (of the population) and
-the median over the images, and on how many images each stands:
+that names it. Several folders of --masks are several raters of the same images. scores.csv has a row for each image.
+scores.summary.json, which is also printed, has the mean of each score, its standard deviation (of the population), its
+median, and the number of images behind it:
 
 - dice, iou: overlap of the foreground, of more than two classes the mean over the foreground classes;
   dice_class1, ...: of each class; hd95, assd: distances between the outlines in pixels; nsd: surface Dice at 2 pixels.
-- with several raters the means over them, and dice_rater1, ..., dice_majority, soft_dice and ged.
+- with several raters: the means over them, and dice_rater1, ..., dice_majority, soft_dice and ged.
 - specificity_class1, false_pixels_class1, ...: of the masks without the class, how many predictions lack it too, and
   how many pixels they have.
 
@@ -40,11 +40,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--predictions", type=Path, required=True, help="folder of predicted masks")
-    add("--masks", type=Path, nargs="+", required=True, help="folder of the masks to score against, one a rater")
-    add("--save", type=Path, required=True, metavar="FILE.csv", help="where to write the scores of each image")
-    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
+    add(
+        "--masks",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="folder of the reference masks; several folders are several raters",
+    )
+    add("--save", type=Path, required=True, metavar="FILE.csv", help="where to write the table of scores")
+    add(
+        "--num_classes", type=number(int, 2, 255), default=2, help="number of classes, background included (default: 2)"
+    )
     add_ignore_label(parser)
-    add("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes from 1 on, for the table")
+    add("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes 1, 2, ... in the table")
     add_workers(parser)
     args = parser.parse_args(argv)
     if args.save.suffix.lower() != ".csv":

@@ -21,7 +21,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt or best.pt of a run folder")
     parser.add_argument("--save", type=Path, required=True, metavar="FILE.onnx", help="where to write the model")
     parser.add_argument(
-        "--class_names", nargs="+", metavar="NAME", help="of class 0 (background), 1, ... (default: these)"
+        "--class_names",
+        nargs="+",
+        metavar="NAME",
+        help="names of the classes 0 (background), 1, ... (default: their numbers)",
     )
     args = parser.parse_args(argv)
     if args.save.suffix.lower() != ".onnx":

@@ -1,4 +1,4 @@
-"""Cut every training image of a dataset into SLIC superpixels, at the size it is trained at.
+"""Cut every training image into SLIC superpixels, at the training size.
 
     python scripts/generate_SLIC.py --images_root data/Kvasir/images --save_root data/Kvasir/images_SLIC
     python scripts/generate_SLIC.py --lidc_pickle data/lidc/lidc_attributes.pkl
@@ -23,22 +23,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images_root", type=Path, help="folder of images (PNG, JPEG, BMP, TIFF, .npy)")
-    source.add_argument("--lidc_pickle", type=Path, help="lidc_attributes.pkl; every slice in it is cut")
-    source.add_argument("--mmis_root", type=Path, help="folder of MMIS-2024; every file of its training_2d is cut")
-    parser.add_argument(
-        "--save_root", type=Path, help="folder of the .npy maps (default: lidc_slic/ or train_2D_slic/ beside the data)"
+    source.add_argument("--lidc_pickle", type=Path, help="lidc_attributes.pkl in place of --images_root")
+    source.add_argument(
+        "--mmis_root", type=Path, help="folder of MMIS-2024, of which training_2d is read, in place of --images_root"
     )
-    parser.add_argument("--raters", type=int, help="raters of LIDC or MMIS (default: 4)")
-    parser.add_argument("--num_classes", type=int, help="classes of their masks (default: 2)")
-    parser.add_argument("--n_segments", type=int, help="superpixels wanted (default: 1024, at most one for 16 pixels)")
-    parser.add_argument("--compactness", type=float, help="more gives squarer superpixels (default: %(default)s)")
-    parser.add_argument("--sigma", type=float, help="smoothing beforehand, pixels (default: %(default)s)")
+    parser.add_argument(
+        "--save_root",
+        type=Path,
+        help="folder to write the maps to (default for LIDC and MMIS: lidc_slic, train_2D_slic)",
+    )
+    parser.add_argument("--raters", type=int, help="number of raters of LIDC or MMIS (default: 4)")
+    parser.add_argument("--num_classes", type=int, help="number of classes of LIDC or MMIS (default: 2)")
+    parser.add_argument(
+        "--n_segments", type=int, help="number of superpixels to aim at (default: 1024, but at most one per 16 pixels)"
+    )
+    parser.add_argument(
+        "--compactness", type=float, help="larger values make squarer superpixels (default: %(default)s)"
+    )
+    parser.add_argument("--sigma", type=float, help="smoothing before segmentation, in pixels (default: %(default)s)")
     parser.set_defaults(compactness=SETTINGS["compactness"], sigma=SETTINGS["sigma"])
-    parser.add_argument(
-        "--image_size", type=int, help="side of the map, that of the training (default: 256, for LIDC and MMIS 128)"
-    )
+    parser.add_argument("--image_size", type=int, help="training size in pixels (default: 256; 128 for LIDC and MMIS)")
     add_workers(parser)
-    parser.add_argument("--overwrite", action="store_true", help="make again what is already there")
+    parser.add_argument("--overwrite", action="store_true", help="replace maps that are already there")
     args = parser.parse_args(argv)
     if args.save_root is None and args.images_root:
         parser.error("--images_root needs --save_root, the folder of the maps")

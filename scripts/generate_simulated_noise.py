@@ -1,4 +1,4 @@
-"""Write a noisy copy of every mask of a folder, as training labels with a known error.
+"""Write a noisy copy of every mask in a folder, to train on labels whose errors are known.
 
     python scripts/generate_simulated_noise.py --gts_root data/Kvasir/masks \
         --save_root data/Kvasir/masks_200_0.8_0.05_0.2_mask_channel0 --theta1 0.8
@@ -59,13 +59,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--gts_root", type=Path, required=True, help="folder of clean masks (PNG, JPEG, BMP, TIFF, .npy)")
-    add("--save_root", type=Path, required=True, help="folder of the noisy masks, PNG of 0/255 or classes")
-    add("--num_classes", type=int, default=2, help="background included (default: %(default)s)")
-    add("--noisetype", choices=list(KINDS), default="Markov", help="default: %(default)s")
+    add("--save_root", type=Path, required=True, help="folder to write the noisy masks to")
+    add("--num_classes", type=int, default=2, help="number of classes, background included (default: %(default)s)")
+    add("--noisetype", choices=list(KINDS), default="Markov", help="kind of noise (default: %(default)s)")
     add("--T", type=int, default=200, help="Markov: number of steps (default: %(default)s)")
-    add("--theta1", type=float, default=0.8, help="Markov: above 0.5 grows, below shrinks (default: %(default)s)")
     add(
-        "--theta2", type=float, default=0.05, help="Markov: share of the boundary flipped a step (default: %(default)s)"
+        "--theta1",
+        type=float,
+        default=0.8,
+        help="Markov: above 0.5 masks grow, below they shrink (default: %(default)s)",
+    )
+    add(
+        "--theta2",
+        type=float,
+        default=0.05,
+        help="Markov: share of the boundary pixels that a step flips (default: %(default)s)",
     )
     add(
         "--range",
@@ -76,13 +84,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="DE: how far the outline moves, in pixels (default: 9 11)",
     )
     defaults = ", ".join(f"{name} {kind.strength:g}" for name, kind in KINDS.items() if name not in STRENGTH_FLAGS)
-    add("--strength", type=float, help=f"of the other kinds, see scripts/README.md (default: {defaults})")
-    add("--target_rate", type=float, help="find the strength that makes this share of all pixels wrong, as 0.08")
+    add("--strength", type=float, help=f"strength of the other kinds of noise (default: {defaults})")
+    add("--target_rate", type=float, help="find the strength at which this share of all pixels is wrong")
     add("--alpha", type=float, default=1.0, help="share of the masks that get noise (default: %(default)s)")
-    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add_workers(parser)
-    add("--overwrite", action="store_true", help="make again what is already there")
-    add("--figure", type=Path, metavar="FILE.png", help="also draw all kinds of noise on the first mask")
+    add("--overwrite", action="store_true", help="replace masks that are already there")
+    add("--figure", type=Path, metavar="FILE.png", help="also draw every kind of noise on the first mask")
     args = parser.parse_args(argv)
 
     low, high = args.range

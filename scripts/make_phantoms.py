@@ -1,4 +1,4 @@
-"""Draw a small set of images with lesions and their clean masks, to try the training on without any patient data.
+"""Draw a small dataset of lesions with clean masks, to try the programs without patient data.
 
     python scripts/make_phantoms.py --save_root data/phantom
 
@@ -168,13 +168,17 @@ def phantom(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, n
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--save_root", type=Path, required=True, help="folder of the set, such as data/phantom")
-    parser.add_argument("--train", type=int, default=200, help="training images (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=60, help="test images (default: %(default)s)")
-    parser.add_argument("--image_size", type=int, default=256, help="side in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--save_root", type=Path, required=True, help="folder to write the dataset to, such as data/phantom"
+    )
+    parser.add_argument("--train", type=int, default=200, help="number of training images (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=60, help="number of test images (default: %(default)s)")
+    parser.add_argument(
+        "--image_size", type=int, default=256, help="side of the images in pixels (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     add_workers(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace a set made with other settings")
+    parser.add_argument("--overwrite", action="store_true", help="replace a dataset that was drawn with other settings")
     args = parser.parse_args(argv)
     for name, least in (("train", 1), ("test", 1), ("image_size", 32), ("seed", 0)):
         if getattr(args, name) < least:

@@ -3,22 +3,23 @@
     python scripts/predict.py --checkpoint model/kvasir+gsd+02/checkpoint.pt --images_root photos --save_root predicted
 
 Writes a mask for each image, of the image's size and stem, as PNG: 0/255, with more than two classes their numbers
-0..K-1. An image that its EXIF data turns is turned first, as viewers show it. The class of a pixel is the one with the
-highest mean logit of both networks, taken at the training size and resized to the image's, as training tests them.
+0..K-1. An image that its EXIF data turns is turned first, as viewers show it. Both networks
+see the image at the training size. Their mean logits are resized to the image's size, as in the tests of training. The
+class of a pixel is the one with the highest logit.
 
-Images may be in any form that training takes, and must have the channels of the training images; where the run was
-given --channels, grey is taken for colour or colour for grey, as it was there. Each channel deeper than 8 bits
-is scaled by itself, as in training. Checkpoints of LIDC take grey images; those of MMIS-2024 images whose channels are
-t1, t1c and t2, where 8 bits are taken as scaled already. Volumes (.h5) are not read here.
+Images may be in any form that training takes, and must have the channels of the training images. If the run was given
+--channels, it holds here too. Each channel deeper than 8 bits is scaled by itself, as in training. Checkpoints of LIDC
+take grey images. Those of MMIS-2024 take images whose channels are t1, t1c and t2; 8-bit values count as scaled.
+Volumes (.h5) are not read here.
 
 DICOM and NIfTI (requirements-extra.txt) are prepared first, as scripts/prepare_data.py prepared the training images.
 Slices of a NIfTI volume, prepared now or before, are put together again as SAVE_ROOT_volumes/NAME.nii.gz, of the
 classes and with the affine of the volume.
 
-Running again makes all masks again, and removes that of an image that can no longer be read.
+A second run makes all masks again, and removes the mask of an image that can no longer be read.
 
-Exit code 0: all done; 1: some files could not be read, which are named, all others are done; 2: nothing can be done,
-or not be written.
+Exit code 0: all done; 1: some files, which are named, could not be read, and all others are done; 2: nothing was done,
+or the result could not be written.
 """
 
 import argparse
@@ -98,15 +99,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="checkpoint.pt or best.pt of a run folder")
-    add("--images_root", type=Path, required=True, help="folder of images, or one file")
-    add("--save_root", type=Path, required=True, help="folder of the predicted masks")
-    add("--probabilities_root", type=Path, help="also write each class's probability: .npy, float16, (K,H,W)")
-    add("--overlays_root", type=Path, help="also draw the predicted outlines on the images: PNG")
-    add("--tta", action="store_true", help="mean over the eight turned and flipped views; takes eight times as long")
-    add("--batch_size", type=number(int, 1), default=8, help="images through the networks at once (default: 8)")
-    add_workers(parser, "threads that read and write")
+    add("--images_root", type=Path, required=True, help="folder of images, or one image")
+    add("--save_root", type=Path, required=True, help="folder to write the predicted masks to")
+    add(
+        "--probabilities_root", type=Path, help="also write the probability of each class there: .npy, float16, (K,H,W)"
+    )
+    add("--overlays_root", type=Path, help="also write the images with the predicted outlines there, as PNG")
+    add(
+        "--tta",
+        action="store_true",
+        help="average over the eight flips and quarter turns of the image; eight times slower",
+    )
+    add("--batch_size", type=number(int, 1), default=8, help="images that the networks take at once (default: 8)")
+    add_workers(parser, "number of threads that read and write")
     add_device(parser)
-    add("--overwrite", action="store_true", help="replace what another checkpoint or program has written there")
+    add("--overwrite", action="store_true", help="replace what another checkpoint or program wrote there")
     return parser.parse_args(argv)
 
 

@@ -51,29 +51,50 @@ def pair_of(text: str, low: int, key: type = str) -> tuple[Any, int]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--images_root", type=Path, required=True, help="folder of the images as they are, with subfolders")
+    add("--images_root", type=Path, required=True, help="folder of the downloaded images; subfolders are read too")
     add("--masks_root", type=Path, help="folder of the masks, with the same subfolders (default: beside the images)")
-    add("--save_root", type=Path, required=True, help="folder of the dataset, such as data/mine")
-    add("--mask_suffix", help="what masks have behind the name of their image (default: guessed, and said)")
-    add("--normal", nargs="+", metavar="FOLDER", help="images in it need no mask: it is empty (default: normal)")
+    add("--save_root", type=Path, required=True, help="folder to write the dataset to, such as data/mine")
+    add("--mask_suffix", help="suffix of mask names, such as _mask (default: guessed and printed)")
+    add("--normal", nargs="+", metavar="FOLDER", help="images here need no mask: theirs is empty (default: normal)")
     class_of = partial(pair_of, low=0)
-    add("--class_of", nargs="+", type=class_of, metavar="FOLDER=CLASS", help="class of the masks there (default: 1)")
+    add(
+        "--class_of",
+        nargs="+",
+        type=class_of,
+        metavar="FOLDER=CLASS",
+        help="class of the masks in a folder (default: 1)",
+    )
     values = partial(pair_of, low=0, key=int)
-    add("--values", nargs="+", type=values, metavar="VALUE=CLASS", help="class of a value in the masks; 0 stays 0")
-    add("--num_classes", type=number(int, 2, 255), help="classes of the masks as they are (default: 2, 0/1 or 0/255)")
-    add("--ignore_label", type=number(int, 1, 255), help="value in the masks of pixels without a label")
-    add("--orientation", choices=ORIENTATIONS, help="exif: images as viewers show them (default); stored: as stored")
-    add("--slices", choices=PLANES, help="how NIfTI volumes are cut (default: axial)")
-    add("--window", nargs=2, type=float, metavar=("CENTRE", "WIDTH"), help="intensities of DICOM and NIfTI to show")
-    add("--test_share", type=number(float, 0, 1, below=True), default=0.2, help="default: 0.2; 0: no test set")
-    add("--patient", metavar="REGEX", help="what in an image's path is the patient; patients stay together")
-    add("--seed", type=number(int, 0, MOST_SEED), default=0, help="of the choice of the test set (default: 0)")
-    add("--images_only", action="store_true", help="images to predict, without masks and test set")
-    add("--like", type=Path, metavar="FOLDER|FILE.pt", help="settings of this dataset, or of a checkpoint's")
-    add("--link", action="store_true", help="link images that need no change, in place of copying them")
-    add("--dry_run", action="store_true", help="read all, say what would be done, write nothing")
-    add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
-    add("--overwrite", action="store_true", help="replace a dataset that this script has made")
+    add("--values", nargs="+", type=values, metavar="VALUE=CLASS", help="class of a mask value; 0 stays 0")
+    add(
+        "--num_classes",
+        type=number(int, 2, 255),
+        help="number of classes in the masks, background included (default: 2)",
+    )
+    add("--ignore_label", type=number(int, 1, 255), help="mask value of pixels without a label")
+    add("--orientation", choices=ORIENTATIONS, help="exif turns images as viewers do; stored does not (default: exif)")
+    add("--slices", choices=PLANES, help="plane in which NIfTI volumes are cut (default: axial)")
+    add(
+        "--window",
+        nargs=2,
+        type=float,
+        metavar=("CENTRE", "WIDTH"),
+        help="intensity window of DICOM and NIfTI (default: the file's, else percentiles)",
+    )
+    add(
+        "--test_share",
+        type=number(float, 0, 1, below=True),
+        default=0.2,
+        help="share of the images in the test set; 0: none (default: 0.2)",
+    )
+    add("--patient", metavar="REGEX", help="expression that finds the patient in a path; patients are not split")
+    add("--seed", type=number(int, 0, MOST_SEED), default=0, help="random seed of the test set (default: 0)")
+    add("--images_only", action="store_true", help="prepare images without masks, for prediction")
+    add("--like", type=Path, metavar="FOLDER|FILE.pt", help="use the settings of this dataset or checkpoint")
+    add("--link", action="store_true", help="link images instead of copying them, where they need no change")
+    add("--dry_run", action="store_true", help="print what would be done and write nothing")
+    add("--workers", type=number(int, 1), default=os.cpu_count(), help="number of processes (default: one per core)")
+    add("--overwrite", action="store_true", help="replace a dataset that this script made")
     args = parser.parse_args(argv)
     if args.images_only and args.masks_root:
         parser.error("--images_only: takes no --masks_root; leave one of them out")

@@ -1,19 +1,19 @@
-"""Find the share of wrong pixels, --tau, by short trainings: slower than --tau auto, but it asks the networks.
+"""Find --tau, the share of wrong pixels, by short trainings. This is slower than --tau auto, but it asks the networks.
 
     python scripts/search_drop_rate.py --datasets mine --noise_type given --save_root drop_rate/mine --batch_size 8
 
-trains once for each of --candidates, for --max_epochs epochs, with refinement and transfer from 0.3 of them on; flags
-after -- go to train_GSD-Net.py as well, except those that the search sets itself. Then each run's networks predict the
-training images, the share tau of the pixels that fit their labels worst is dropped, and
+trains once for each of --candidates, for --max_epochs epochs. Flags after -- go to train_GSD-Net.py, except those that
+the search sets itself. The networks of each run then predict the training images. The share tau of the pixels with the
+largest losses is dropped, and each run is scored by
 
     (sum over kept pixels of -log p(label) + sum over dropped pixels of -log(1 - p(label))) / pixels
 
-is computed: cross-entropy with the labels that are kept, and with the opposite of those that are not. It is lowest
-where what is dropped are the labels that the networks hold for wrong. Prints a table; writes SAVE_ROOT/drop_rate.json,
-SAVE_ROOT/drop_rate.png, the curve, and the runs. Run again, it goes on where it was broken off.
+This is cross-entropy with the labels that are kept, and with the opposite of those that are dropped. It is lowest where
+the dropped labels are those that contradict the networks. The search prints a table. It writes drop_rate.json, the
+curve drop_rate.png, and the runs to SAVE_ROOT. Run again, it continues where it was interrupted.
 
-The masks are those that training sees. A displacement that all masks share is learned by the networks and not found
-here: that is what contour correction and --tau auto are for (docs/method.md sections 8 and 10).
+The search does not find a displacement that all masks share, since the networks learn it. For that there are contour
+correction and --tau auto (docs/method.md sections 8 and 10).
 """
 
 import argparse
@@ -51,22 +51,40 @@ FIXED = ("tau", "method", "val_fraction", "exp", "output_root", "masks", "resume
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--datasets", required=True, help="kvasir, shenzhen, BUSUC or a folder of --data_root")
-    add("--noise_type", required=True, choices=NOISE_TYPES, help="which training masks")
-    add("--save_root", type=Path, required=True, help="folder of the table, the curve and the runs")
-    add("--candidates", type=number(float, 0, 1, below=True), nargs="+", default=CANDIDATES, help="values of tau")
-    add("--max_epochs", type=number(int, 1), default=5, help="epochs of each training (default: %(default)s)")
-    add("--contours", choices=("given", "corrected"), default="given", help="the masks that are trained on")
-    add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
+    add("--datasets", required=True, help="dataset, named as in training")
+    add("--noise_type", required=True, choices=NOISE_TYPES, help="training masks of the dataset")
+    add("--save_root", type=Path, required=True, help="folder to write the table, the curve and the runs to")
+    add(
+        "--candidates",
+        type=number(float, 0, 1, below=True),
+        nargs="+",
+        default=CANDIDATES,
+        help=f"values of tau to try (default: {' '.join(map(str, CANDIDATES))})",
+    )
+    add("--max_epochs", type=number(int, 1), default=5, help="number of epochs of each training (default: %(default)s)")
+    add("--contours", choices=("given", "corrected"), default="given", help="contours to train on (default: given)")
+    add("--data_root", default="data", help="folder that contains the datasets (default: %(default)s)")
     add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
-    add("--cache", default="cache", metavar="FOLDER", help="where training sets are kept (default: %(default)s)")
-    add("--image_size", type=number(int, 16), default=256, help="training size in pixels (default: %(default)s)")
-    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
-    add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
-    add("--batch_size", type=number(int, 1), default=16, help="images a step (default: %(default)s)")
-    add("--seed", type=number(int, 0), default=2024, help="of every training (default: %(default)s)")
+    add(
+        "--cache",
+        default="cache",
+        metavar="FOLDER",
+        help="folder that keeps the decoded training set (default: %(default)s)",
+    )
+    add(
+        "--image_size",
+        type=number(int, 16),
+        default=256,
+        help="side of the training images in pixels (default: %(default)s)",
+    )
+    add(
+        "--num_classes", type=number(int, 2, 255), default=2, help="number of classes, background included (default: 2)"
+    )
+    add("--channels", type=int, choices=(1, 3), help="read grey images as colour (3) or colour images as grey (1)")
+    add("--batch_size", type=number(int, 1), default=16, help="images per step (default: %(default)s)")
+    add("--seed", type=number(int, 0), default=2024, help="random seed of every training (default: %(default)s)")
     add_device(parser, amp=False)
-    add("--overwrite", action="store_true", help="train again what was trained with other settings")
+    add("--overwrite", action="store_true", help="replace trainings that were made with other settings")
     add("training", nargs="*", metavar="FLAG", help="after --: more flags for train_GSD-Net.py")
     args = parser.parse_args(argv)
     check_passed(args.training, before=(*SHARED, "overwrite"), never=FIXED)

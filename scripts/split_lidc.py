@@ -1,4 +1,4 @@
-"""Split the slices of LIDC into training and test by patient, where no split comes with the data.
+"""Split the slices of LIDC into training and test set by patient, if the data come without a split.
 
     python scripts/split_lidc.py --lidc_pickle data/lidc/lidc_attributes.pkl
 
@@ -21,15 +21,22 @@ from utils.commands.files import write_array
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lidc_pickle", type=Path, required=True, help="lidc_attributes.pkl")
-    parser.add_argument("--save_root", type=Path, help="folder of the two arrays (default: the pickle's)")
+    parser.add_argument("--lidc_pickle", type=Path, required=True, help="file lidc_attributes.pkl")
+    parser.add_argument("--save_root", type=Path, help="folder to write both arrays to (default: that of the pickle)")
     parser.add_argument(
-        "--test_fraction", type=number(float, 0.01, 0.99), default=0.2, help="of the patients (default: %(default)s)"
+        "--test_fraction",
+        type=number(float, 0.01, 0.99),
+        default=0.2,
+        help="share of the patients in the test set (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="which patients (default: %(default)s)")
-    parser.add_argument("--raters", type=number(int, 1), default=4, help="raters per slice (default: %(default)s)")
-    parser.add_argument("--num_classes", type=number(int, 2, 255), default=2, help="classes (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a split that is there")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--raters", type=number(int, 1), default=4, help="number of raters per slice (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_classes", type=number(int, 2, 255), default=2, help="number of classes (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing split")
     args = parser.parse_args()
 
     folder = args.save_root or args.lidc_pickle.parent

@@ -1,9 +1,10 @@
-"""Check a dataset before training: everything that is wrong with it, in one go.
+"""Check a dataset before training, and report everything that is wrong with it.
 
     python scripts/verify_data.py --datasets kvasir --data_root data --json report.json
 
-Folders laid out as in README (Data), LIDC (--datasets LIDC) and MMIS-2024 (--datasets MMIS). Nothing is changed. Exit
-code 0: training will read all of it, though there may be warnings; 1: training would stop at the errors; 2: the
+Nothing is changed. Folders have the layout of docs/data.md; LIDC and MMIS-2024 are --datasets LIDC and MMIS.
+
+Exit code 0: training will read all of it, though there may be warnings; 1: training would stop at the errors; 2: the
 command itself is wrong.
 """
 
@@ -33,19 +34,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; those with the names of training flags mean the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--datasets", required=True, help="kvasir, shenzhen, BUSUC, a folder of --data_root, LIDC or MMIS")
-    add("--data_root", type=Path, default=Path("data"), help="folder that holds the datasets (default: %(default)s)")
+    add("--datasets", required=True, help="dataset, named as in training; or LIDC, or MMIS")
+    add("--data_root", type=Path, default=Path("data"), help="folder that contains the datasets (default: %(default)s)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--noise_type", choices=NOISE_TYPES, help="check these training masks only (default: all there)")
-    which.add_argument("--masks", metavar="FOLDER", help="check any folder of training masks instead")
-    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
+    which.add_argument("--noise_type", choices=NOISE_TYPES, help="check these training masks only (default: all)")
+    which.add_argument("--masks", metavar="FOLDER", help="check this folder of training masks instead")
+    add(
+        "--num_classes", type=number(int, 2, 255), default=2, help="number of classes, background included (default: 2)"
+    )
     add_ignore_label(parser)
-    add("--image_size", type=number(int, 16), help="training size in pixels (default: 256, for LIDC and MMIS 128)")
-    add("--raters", type=number(int, 1), help="raters of LIDC or MMIS (default: 4)")
-    add("--channels", type=int, choices=(1, 3), help="read grey as colour (3) or colour as grey (1)")
+    add("--image_size", type=number(int, 16), help="training size in pixels (default: 256; 128 for LIDC and MMIS)")
+    add("--raters", type=number(int, 1), help="number of raters of LIDC or MMIS (default: 4)")
+    add("--channels", type=int, choices=(1, 3), help="read grey images as colour (3) or colour images as grey (1)")
     add("--slic_root", type=Path, help="folder of the superpixels (default: the dataset's own)")
-    add("--details", type=number(int, 0), default=5, help="findings printed for each check (default: %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="write the full report there")
+    add("--details", type=number(int, 0), default=5, help="number of findings printed per check (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write all findings to this file")
     add_workers(parser)
     return parser.parse_args(argv)
 

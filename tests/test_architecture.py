@@ -1,6 +1,7 @@
 """The rooms of the project: who may import whom, how long a training script is, and docstrings."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -172,3 +173,18 @@ def test_public_things_have_docstrings(path):
 
 def test_training_scripts_are_there():
     assert REPO / "train_GSD-Net.py" in TRAINING_SCRIPTS
+
+
+TOP_LEVEL = {
+    *("train_GSD-Net.py", "GSD_Net_lidc_each_select1.py", "GSD_Net_MMIS2024_each_select1.py", "train.sh"),
+    *("networks", "dataloaders", "utils", "scripts", "tests", "benchmarks", "docs", ".ci", ".github", ".gitignore"),
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "demo.sh", "test.sh", "pyproject.toml"),
+    *("requirements.txt", "requirements-dev.txt", "requirements-extra.txt"),
+}
+
+
+def test_nothing_else_lies_at_the_top():
+    listed = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} == TOP_LEVEL

@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPO, load_program
 
 from utils.commands.errors import UserError
+from utils.method.settings import MethodSettings, RunSettings
 
-DOCUMENTS = [REPO / "README.md", REPO / "scripts" / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = sorted(path for path in (REPO / "docs").glob("*.md") if path.name != "README.md")
+DOCUMENTS = [*sorted(REPO.glob("*.md")), REPO / "scripts" / "README.md", REPO / "docs" / "README.md", *PAGES]
 PROGRAMS = sorted(path for folder in (".", "scripts", "benchmarks") for path in (REPO / folder).glob("*.py"))
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -41,15 +44,16 @@ def python_commands(shell: str) -> list[list[str]]:
     return commands
 
 
+def commands_of(path: Path) -> list[list[str]]:
+    """The commands of a document: those of its blocks, then those within its lines."""
+    text = path.read_text(encoding="utf-8")
+    lines = [line.replace("\n", " ") for line in re.findall(r"`(python [^`]*)`", SHELL.sub("", text))]
+    return [command for part in (*SHELL.findall(text), *lines) for command in python_commands(part)]
+
+
 def documented() -> list[tuple[str, list[str]]]:
-    """All commands of the documents' blocks and lines, and of the programs' docstrings, with where they stand."""
-    found = []
-    for path in DOCUMENTS:
-        text = path.read_text(encoding="utf-8")
-        lines = [line.replace("\n", " ") for line in re.findall(r"`(python [^`]*)`", SHELL.sub("", text))]
-        found += [
-            (short(path), command) for part in (*SHELL.findall(text), *lines) for command in python_commands(part)
-        ]
+    """All commands of the documents and of the programs' docstrings, with where they stand."""
+    found = [(short(path), command) for path in DOCUMENTS for command in commands_of(path)]
     for path in PROGRAMS:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         lines = re.findall(r"^ +(python .*)$", docstring, re.MULTILINE)
@@ -124,3 +128,69 @@ def test_links_lead_somewhere(document):
         if anchor:
             anchors = {slug(heading) for heading in HEADING.findall(target.read_text(encoding="utf-8"))}
             assert anchor in anchors, f"{short(document)}: {link}"
+
+
+def test_shell_scripts_are_there():
+    named = {name for path in DOCUMENTS for name in re.findall(r"\bsh (\w+\.sh)\b", path.read_text(encoding="utf-8"))}
+    assert named == {"demo.sh", "test.sh", "train.sh"}
+    assert all((REPO / name).is_file() for name in named)
+
+
+# --- The pages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def list_flags():
+    return load_program(REPO / "scripts" / "list_flags.py")
+
+
+def test_the_page_of_flags_is_that_of_the_parsers(list_flags):
+    assert list_flags.page() == (REPO / "docs" / "flags.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_flags_has_every_setting(list_flags):
+    page = list_flags.page()
+    fields = {**MethodSettings.__dataclass_fields__, **RunSettings.__dataclass_fields__}
+    assert {name for name in fields if not (f"`--{name}`" in page or f"| {name} |" in page)} == set()
+
+
+def test_training_has_few_flags(list_flags):
+    assert len(list_flags.parser_of(REPO / "train_GSD-Net.py")._actions) <= 36
+
+
+def test_help_tells_every_default(list_flags):
+    for program in [*REPO.glob("*.py"), *(REPO / "scripts").glob("*.py")]:
+        for action in list_flags.parser_of(program)._actions:
+            told = action.dest == "help" or action.default in (None, False, [], ()) or "default" in action.help
+            assert told, f"{short(program)} {action.option_strings}"
+
+
+def test_the_list_of_pages_is_complete():
+    listed = LINK.findall((REPO / "docs" / "README.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == [path.name for path in PAGES]
+
+
+@pytest.mark.parametrize("page", [REPO / "CHANGELOG.md", REPO / "CONTRIBUTING.md", *PAGES], ids=short)
+def test_a_page_says_first_for_whom_it_is(page):
+    title, blank, first, *_ = page.read_text(encoding="utf-8").splitlines()
+    assert title.startswith("# ") and not blank and first.startswith("For those who ")
+
+
+def test_the_readme_is_short():
+    text = (REPO / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 250 and len(text.split()) <= 1900
+
+
+def test_the_citation_is_that_of_the_readme():
+    citation = yaml.safe_load((REPO / "CITATION.cff").read_text(encoding="utf-8"))
+    bibtex = dict(re.findall(r"(\w+) += \{(.*?)\}", (REPO / "README.md").read_text(encoding="utf-8"), re.DOTALL))
+    paper = citation["preferred-citation"]
+    assert citation["cff-version"] == "1.2.0" and {"title", "message", "authors"} <= citation.keys()
+    assert "license" not in citation  # none has been chosen
+    assert paper["title"] == " ".join(bibtex["title"].split())
+    assert [author["family-names"] for author in paper["authors"]] == [bibtex["author"].removesuffix(" and others")]
+    assert paper["journal"] == bibtex["journal"]
+    assert [str(paper[name]) for name in ("volume", "start", "year")] == [
+        bibtex[name] for name in ("volume", "pages", "year")
+    ]
+    assert paper["identifiers"][0]["value"].split(":") == bibtex["note"].split()

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from utils.commands.errors import UserError, is_main_process, is_plain
-from utils.method.settings import FIDELITIES, METHODS, MODULES, RECIPES, Settings, help_of_set, resolve, where
+from utils.method.settings import (
+    FIDELITIES,
+    METHODS,
+    MODULES,
+    RECIPES,
+    Settings,
+    help_of_set,
+    range_in_words,
+    resolve,
+    where,
+)
 
 MOST_SEED = 2**32 - 1  # which every generator takes
 NO_CACHE = "none"  # --cache: nothing is stored
@@ -33,6 +43,7 @@ def number(kind: type, low: float, high: float = float("inf"), below: bool = Fal
             raise argparse.ArgumentTypeError(f"{text} is outside [{low:g}, {high:g}{end}")
         return value
 
+    parse.__name__ = range_in_words(kind, low, high, below)  # the flag's values in docs/flags.md
     return parse
 
 
@@ -52,107 +63,133 @@ def add_training_arguments(parser: argparse.ArgumentParser, image_size: int) -> 
     add = parser.add_argument
     add(
         "--network",
-        help="unet, the paper's, or ARCHITECTURE-ENCODER of a library, as unet-resnet34 (default: unet)",
+        help="unet is the paper's network. ARCHITECTURE-ENCODER, such as unet-resnet34, is one of "
+        "segmentation-models-pytorch (default: unet)",
     )
     add(
         "--encoder_weights",
         default="none",
         metavar="imagenet|none|FILE",
-        help="initial weights of a library's encoder (default: none)",
+        help="initial weights of such an encoder (default: none)",
     )
-    add("--init", metavar="FILE", help="checkpoint whose networks are trained further, as a new run")
-    add("--image_size", type=number(int, 16), default=image_size, help="training size in pixels (default: %(default)s)")
-    add("--num_classes", type=number(int, 2, 255), default=2, help="classes, background included (default: 2)")
-    add("--max_epochs", type=number(int, 1), default=100, help="epochs; schedules are shares of it (default: 100)")
+    add("--init", metavar="FILE", help="start a new run from the networks of this checkpoint")
+    add(
+        "--image_size",
+        type=number(int, 16),
+        default=image_size,
+        help="side of the training images in pixels (default: %(default)s)",
+    )
+    add(
+        "--num_classes", type=number(int, 2, 255), default=2, help="number of classes, background included (default: 2)"
+    )
+    add(
+        "--max_epochs",
+        type=number(int, 1),
+        default=100,
+        help="number of epochs; schedules scale with it (default: 100)",
+    )
     add("--batch_size", type=number(int, 1), default=16, help="images per step (default: %(default)s)")
-    add("--learning_rate", type=number(float, 0), help="at the start (default: the recipe's)")
+    add("--learning_rate", type=number(float, 0), help="initial learning rate (default: the recipe's)")
     add(
         "--seed",
         type=number(int, 0, MOST_SEED),
         default=2024,
-        help="of weights, order, augmentation (default: %(default)s)",
+        help="random seed of weights, order and augmentation (default: %(default)s)",
     )
     add(
         "--val_fraction",
         type=number(float, 0, 1, below=True),
-        help="share of the training images, patients or cases held out to choose an epoch by, never the test set "
-        "(default: 0; without a test set 0.2, to score on)",
+        help="share of the training images, patients or cases held out to choose the best epoch. Without a test set, "
+        "the run is scored on it (default: 0; without a test set 0.2)",
     )
-    add("--data_root", default="data", help="folder that holds the datasets (default: %(default)s)")
+    add("--data_root", default="data", help="folder that contains the datasets (default: %(default)s)")
     add("--slic_root", help="folder of the superpixels (default: the dataset's own)")
-    add("--output_root", default="model", help="folder for run folders (default: %(default)s)")
-    add("--exp", help="name of the run, part of its folder's name (default: the method and what differs)")
+    add("--output_root", default="model", help="folder in which each run makes its own folder (default: %(default)s)")
+    add(
+        "--exp",
+        help="name of the run, part of its folder's name (default: the method and what differs from its defaults)",
+    )
     add(
         "--cache",
         default="cache",
         metavar="FOLDER",
-        help=f"where the arrays of a training set are kept for the next run; {NO_CACHE}: nowhere (default: cache)",
+        help=f"folder that keeps the decoded training set for the next run; {NO_CACHE} keeps nothing (default: cache)",
     )
     add_device(parser)
-    add("--deterministic", action="store_true", help="on a GPU too the same seed gives the same run, more slowly")
+    add("--deterministic", action="store_true", help="make runs on a GPU repeatable to the bit; slower")
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
-        "--resume", action="store_true", help="continue the run in its folder; start it if there is none"
+        "--resume", action="store_true", help="continue an interrupted run, or start it if there is none"
     )
-    either.add_argument("--overwrite", action="store_true", help="start again a run whose folder exists")
+    either.add_argument("--overwrite", action="store_true", help="replace an existing run")
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--method", choices=tuple(METHODS), default="gsd", help="gsd, or one to compare it with (default: %(default)s)")
+    add(
+        "--method",
+        choices=tuple(METHODS),
+        default="gsd",
+        help="training method; gsd is GSD-Net, the others are for comparison (default: %(default)s)",
+    )
     add(
         "--fidelity",
         type=_fidelity,
         choices=tuple(FIDELITIES),
         default="paper",
-        help="gsd as its paper describes it, or as its authors' program computes it (default: %(default)s)",
+        help="gsd as the paper describes it, or as the authors' published program computes it (default: %(default)s)",
     )
     add(
         "--recipe",
         choices=tuple(RECIPES),
         default="paper",
-        help="contour: with any method, contours are moved to the edges that the images show, a Dice loss is added, "
-        "and AdamW with a cosine trains (default: %(default)s)",
+        help="contour works with any method: it moves contours to the edges in the images, adds a Dice loss, and "
+        "trains with AdamW and a cosine schedule (default: %(default)s)",
     )
     # "extend": given twice, both count.
-    modules = f"switch off of gsd: {', '.join(MODULES)}"
+    modules = f"switch modules of gsd off: {', '.join(MODULES)}"
     add("--without", nargs="+", action="extend", choices=MODULES, metavar="MODULE", help=modules)
-    add("--set", nargs="+", action="extend", metavar="NAME=VALUE", help=f"any other setting. {help_of_set()}")
+    add("--set", nargs="+", action="extend", metavar="NAME=VALUE", help=f"change other settings. {help_of_set()}")
     add(
         "--tau",
         type=_tau,
         metavar="SHARE|auto",
-        help="share of the pixels that the selection drops, in [0, 1); auto: estimated on the masks that are trained "
-        "on (default: 0 on clean masks, the paper's for its datasets, else auto)",
+        help="share of the pixels that the selection drops, in [0, 1). auto estimates it from the training images and "
+        "masks (default: 0 for clean masks, the paper's value for its datasets, else auto)",
     )
     add(
         "--ratecp",
         type=number(float, 0, 1),
-        help="foreground share above which knowledge transfer copies the background (default: 0.5, for S_E of two "
-        "sets 0.1)",
+        help="if more than this share of an image is foreground, knowledge transfer copies its background instead "
+        "(default: 0.5; 0.1 for S_E of Shenzhen and BU-SUC)",
     )
     add(
         "--contours",
         choices=("given", "corrected"),
-        help="masks as they are, or with their contours moved to the edges in the images (default: the recipe's)",
+        help="train on the contours as given, or moved to the edges in the images (default: the recipe's)",
     )
 
 
 def add_device(parser: argparse.ArgumentParser, amp: bool = True) -> None:
     """Add the flags that say where networks compute, and with ``amp`` how precisely."""
     add = parser.add_argument
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
-    add("--gpu", type=number(int, 0), default=0, help="number of the GPU (default: %(default)s)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto uses a GPU if there is one (default: auto)",
+    )
+    add("--gpu", type=number(int, 0), default=0, help="index of the GPU (default: %(default)s)")
     if amp:
         add(
             "--amp",
             choices=("auto", "bf16", "fp32"),
             default="auto",
-            help="precision of the networks; auto: bf16 where the hardware has it natively",
+            help="precision of the networks; auto uses bf16 if the hardware supports it natively (default: auto)",
         )
 
 
-def add_workers(parser: argparse.ArgumentParser, what: str = "processes") -> None:
+def add_workers(parser: argparse.ArgumentParser, what: str = "number of processes") -> None:
     """Add the flag that says over how many processes, or whatever ``what`` says, the work is spread."""
     parser.add_argument(
         "--workers", type=number(int, 1), default=os.cpu_count() or 1, help=f"{what} (default: one per core)"
@@ -165,13 +202,15 @@ def add_ignore_label(parser: argparse.ArgumentParser) -> None:
         "--ignore_label",
         type=number(int, 0, 255),
         metavar="VALUE",
-        help="value of the mask's pixels that have no label: they are not learned and not scored",
+        help="mask value of pixels without a label; they are neither trained on nor scored",
     )
 
 
 def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the sets with several raters an image."""
-    parser.add_argument("--raters", type=number(int, 1), default=4, help="raters per image (default: %(default)s)")
+    parser.add_argument(
+        "--raters", type=number(int, 1), default=4, help="number of raters per image (default: %(default)s)"
+    )
 
 
 def settings_of(

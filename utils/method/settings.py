@@ -29,17 +29,19 @@ class MethodSettings:
     tau: float = _setting(0.0, "share of the pixels that the selection drops", 0, 1, below=True)
     max_epochs: int = _setting(100, "epochs; schedules are shares of it", 1)
     ratecp: float = _setting(0.5, "foreground share above which knowledge transfer copies the background", 0, 1)
-    consistency: float = _setting(0.5, "lambda; 1 leaves the agreement of the networks out of the selection loss", 0, 1)
-    weight_decay_rate: int = _setting(10, "how far the cap of the distance weights falls from 11 over the run", 0)
+    consistency: float = _setting(
+        0.5, "lambda of the selection loss, in which the agreement of the networks has the weight 1 - lambda", 0, 1
+    )
+    weight_decay_rate: int = _setting(10, "v: the cap of the distance weights falls by this much, from 11", 0)
     warm_up: float = _setting(0.3, "share of the run before refinement and transfer begin", 0, 1, below=True)
     vote: Literal["superpixels", "rings", "pixels"] = _setting(
-        "superpixels", "regions whose mean prediction relabels dropped pixels; pixels: each by itself"
+        "superpixels", "regions whose mean prediction relabels the dropped pixels; with pixels each pixel is a region"
     )
     transfer_loss: Literal["logits", "probabilities"] = _setting(
-        "logits", "what the cross-entropy of knowledge transfer is computed on"
+        "logits", "input of the cross-entropy in knowledge transfer"
     )
     distance: Literal["exact", "floored"] = _setting(
-        "exact", "distances to the boundary as they are, or rounded down to whole pixels"
+        "exact", "distance to the boundary: exact, or rounded down to whole pixels"
     )
 
     def has(self, module: str) -> bool:
@@ -67,15 +69,19 @@ class MethodSettings:
 class RunSettings:
     """What surrounds the method: masks, further loss, optimiser, inputs and augmentation (sections 5 and 8)."""
 
-    contours: Literal["given", "corrected"] = _setting("given", "corrected: moved to the edges that the images show")
-    dice_weight: float = _setting(0.0, "of the Dice loss that is added to the method's; 0: none", 0)
-    optimizer: Literal["sgd", "adamw"] = _setting("sgd", "optimiser over both networks")
-    learning_rate: float = _setting(0.005, "at the start", 0)
-    schedule: Literal["constant", "cosine"] = _setting("constant", "learning rate over the run")
-    inputs: Literal["normalised", "raw"] = _setting("normalised", "mean 0 and deviation 1, or 0..255")
+    contours: Literal["given", "corrected"] = _setting("given", "corrected: moved to the edges in the images")
+    dice_weight: float = _setting(0.0, "weight of a Dice loss that is added to the method's loss; 0 adds none", 0)
+    optimizer: Literal["sgd", "adamw"] = _setting("sgd", "optimiser of both networks")
+    learning_rate: float = _setting(0.005, "initial learning rate", 0)
+    schedule: Literal["constant", "cosine"] = _setting("constant", "schedule of the learning rate")
+    inputs: Literal["normalised", "raw"] = _setting(
+        "normalised", "network inputs: mean 0 and standard deviation 1, or 0..255"
+    )
     jitter: float = _setting(0.5, "strength s of the colour jitter", 0, 1)
-    max_rotation: float = _setting(0.0, "half of the images are rotated by up to so many degrees", 0, 180)
-    noise_sigma: float = _setting(0.0, "half of the images get Gaussian noise, of this deviation in [0, 1]", 0, 1)
+    max_rotation: float = _setting(0.0, "largest angle, in degrees, of a rotation that half of the images get", 0, 180)
+    noise_sigma: float = _setting(
+        0.0, "standard deviation, for intensities in [0, 1], of Gaussian noise that half of the images get", 0, 1
+    )
 
 
 @dataclass(frozen=True)
@@ -316,10 +322,15 @@ def values_of(name: str) -> str:
         return "|".join(map(str, get_args(kind)))
     if kind is bool:
         return "true|false"
+    return range_in_words(kind, bounds["low"], bounds["high"], bounds["below"])
+
+
+def range_in_words(kind: Any, low: float, high: float, below: bool) -> str:
+    """The numbers from ``low`` to ``high``, the latter left out if ``below``: a whole number from 2 to 255."""
     number = "a whole number" if kind is int else "a number"
-    if math.isinf(bounds["high"]):
-        return f"{number} from {bounds['low']:g}"
-    return f"{number} from {bounds['low']:g} to {'below ' if bounds['below'] else ''}{bounds['high']:g}"
+    if math.isinf(high):
+        return f"{number} from {low:.10g}"
+    return f"{number} from {low:.10g} to {'below ' if below else ''}{high:.10g}"
 
 
 def flag_of(name: str) -> str:
@@ -327,14 +338,18 @@ def flag_of(name: str) -> str:
     return f"--set {name}" if name in _FIELDS and name not in _FLAGS else f"--{name}"
 
 
-def help_of_set() -> str:
-    """One paragraph on every field that --set reaches, with its default."""
-    lines = [
-        f"{name} ({values_of(name)}; {spec.default}): {spec.metadata['meaning']}"
+def settable() -> list[tuple[str, str, str, str]]:
+    """Every field that --set reaches: name, values, default and meaning."""
+    return [
+        (name, values_of(name), f"{spec.default}", spec.metadata["meaning"])
         for name, spec in _FIELDS.items()
         if name not in _FLAGS
     ]
-    return "; ".join(lines)
+
+
+def help_of_set() -> str:
+    """One paragraph on every field that --set reaches, with its default."""
+    return "; ".join(f"{name} ({values}; {default}): {meaning}" for name, values, default, meaning in settable())
 
 
 # --- In words ---------------------------------------------------------------------------------------------------------
