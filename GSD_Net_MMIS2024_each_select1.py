@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from dataloaders.datasets import MMIS
-from utils.commands.arguments import add_rater_arguments, add_training_arguments, run_flags, settings_of
+from utils.commands.arguments import add_rater_arguments, add_training_arguments, command_parser, run_flags, settings_of
 from utils.commands.errors import run_main
 from utils.method.settings import in_words
 
@@ -20,7 +20,7 @@ READING = "each modality of each slice by itself, its percentiles 0.5 and 99.5 t
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--rater_policy",
         help="whose mask a training slice has: cycle, random (drawn from --seed), or one rater's number, from 1 "

@@ -11,14 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 from dataloaders.datasets import LIDC
-from utils.commands.arguments import add_rater_arguments, add_training_arguments, run_flags, settings_of
+from utils.commands.arguments import add_rater_arguments, add_training_arguments, command_parser, run_flags, settings_of
 from utils.commands.errors import UserError, run_main
 from utils.method.settings import in_words
 
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--rater_policy",
         default="cycle",

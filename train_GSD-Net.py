@@ -12,14 +12,14 @@ import argparse
 from pathlib import Path
 
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
-from utils.commands.arguments import add_ignore_label, add_training_arguments, run_flags, settings_of
+from utils.commands.arguments import add_ignore_label, add_training_arguments, command_parser, run_flags, settings_of
 from utils.commands.errors import run_main
 from utils.method.settings import in_words
 
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--datasets", required=True, help="kvasir, shenzhen, BUSUC or a folder of --data_root")
     masks = parser.add_mutually_exclusive_group(required=True)
     masks.add_argument("--noise_type", choices=NOISE_TYPES, help="which training masks of the dataset")

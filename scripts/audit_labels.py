@@ -58,7 +58,7 @@ from utils.audit.marks import read_audit, read_marks
 from utils.audit.page import Entry, audit_page
 from utils.audit.pictures import picture
 from utils.audit.report import doubt_of, notes, summary, worst_first
-from utils.commands.arguments import add_device, add_ignore_label, add_workers, number
+from utils.commands.arguments import add_device, add_ignore_label, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import (
     claimed,
@@ -92,7 +92,7 @@ class Looked(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--images_root", type=Path, help="folder of the images")
     add("--masks_root", type=Path, help="folder of their masks")

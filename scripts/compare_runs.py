@@ -15,7 +15,6 @@ The picture, of runs of train_GSD-Net.py, shows images that were scored: the ima
 all with the outlines of the mask in colour.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.commands.arguments import number
+from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, listed, run_main, warn
 from utils.commands.files import write_atomically, write_table
 from utils.engine.comparison import (
@@ -57,7 +56,7 @@ class Table(NamedTuple):
 
 def main() -> None:
     """Read all runs, draw the figure, then print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, all of one dataset")
     parser.add_argument("--baseline", type=Path, metavar="RUN", help="one of the runs, to compare the others with")
     parser.add_argument("--class_names", nargs="+", default=[], metavar="NAME", help="names of the classes from 1 on")

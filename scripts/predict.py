@@ -42,7 +42,7 @@ from dataloaders.files import check_file, find_images, read_image
 from dataloaders.orientation import turned_images_in_words
 from dataloaders.pixels import format_of
 from dataloaders.prepare.volumes import Ready, Volume, complete, images_to_predict, write_volume
-from utils.commands.arguments import add_device, add_workers, number
+from utils.commands.arguments import add_device, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_array, write_atomically
 from utils.commands.jobs import progress
@@ -95,7 +95,7 @@ class Folders(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="checkpoint.pt or best.pt of a run folder")
     add("--images_root", type=Path, required=True, help="folder of images, or one file")

@@ -17,7 +17,6 @@ enters no file and no message. Volumes are cut in slices, which scripts/predict.
 """
 
 import argparse
-import os
 import sys
 from dataclasses import fields
 from functools import partial
@@ -32,7 +31,7 @@ from dataloaders.prepare.dataset import Prepared, check_places, folders_of, make
 from dataloaders.prepare.pairing import find
 from dataloaders.prepare.settings import ORIENTATIONS, PLANES, RECORD, Settings, read_record, settings_from
 from dataloaders.prepare.writing import Place
-from utils.commands.arguments import MOST_SEED, number
+from utils.commands.arguments import MOST_SEED, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 
 
@@ -49,7 +48,7 @@ def pair_of(text: str, low: int, key: type = str) -> tuple[Any, int]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--images_root", type=Path, required=True, help="folder of the images as they are, with subfolders")
     add("--masks_root", type=Path, help="folder of the masks, with the same subfolders (default: beside the images)")
@@ -72,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--like", type=Path, metavar="FOLDER|FILE.pt", help="settings of this dataset, or of a checkpoint's")
     add("--link", action="store_true", help="link images that need no change, in place of copying them")
     add("--dry_run", action="store_true", help="read all, say what would be done, write nothing")
-    add("--workers", type=number(int, 1), default=os.cpu_count(), help="processes (default: one a core)")
+    add_workers(parser)
     add("--overwrite", action="store_true", help="replace a dataset that this script has made")
     args = parser.parse_args(argv)
     if args.images_only and args.masks_root:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.noisy_folder import common_format, find_dataset, find_parts, training_source
 from dataloaders.training_set import TrainingSet, load_training_set
-from utils.commands.arguments import NO_CACHE, add_device, number
+from utils.commands.arguments import NO_CACHE, add_device, command_parser, number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json
 from utils.commands.jobs import run_child
@@ -49,7 +49,7 @@ FIXED = ("tau", "method", "val_fraction", "exp", "output_root", "masks", "resume
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--datasets", required=True, help="kvasir, shenzhen, BUSUC or a folder of --data_root")
     add("--noise_type", required=True, choices=NOISE_TYPES, help="which training masks")

@@ -20,7 +20,7 @@ from dataloaders.noisy_folder import find_dataset, masks_folder
 from dataloaders.verification.checks import Report
 from dataloaders.verification.several_raters import verify_lidc, verify_mmis
 from dataloaders.verification.verify import verify_folder
-from utils.commands.arguments import add_ignore_label, add_workers, number
+from utils.commands.arguments import add_ignore_label, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import write_json
 
@@ -31,7 +31,7 @@ SEVERAL_RATERS |= dict.fromkeys(("mmis", "mmis2024", "mmis2024task1"), ("MMIS202
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; those with the names of training flags mean the same."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--datasets", required=True, help="kvasir, shenzhen, BUSUC, a folder of --data_root, LIDC or MMIS")
     add("--data_root", type=Path, default=Path("data"), help="folder that holds the datasets (default: %(default)s)")

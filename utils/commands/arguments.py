@@ -2,13 +2,14 @@
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Any, NoReturn
 
 from utils.commands.errors import UserError, is_main_process, is_plain
+from utils.commands.jobs import processors
 from utils.method.settings import FIDELITIES, METHODS, MODULES, RECIPES, Settings, help_of_set, resolve, where
 
 MOST_SEED = 2**32 - 1  # which every generator takes
@@ -17,6 +18,22 @@ EXTENDED = (
     "extended is gone: GSD-Net is the default now; add --recipe contour for contour correction, Dice loss and AdamW, "
     "which goes with every method, or write --method ce --recipe contour for what extended came close to"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors take one line and name the command that lists the flags; exit code 2."""
+
+    script: str | None = None  # whose --help lists the flags; None: the program that was started
+
+    def error(self, message: str) -> NoReturn:
+        """`argparse.ArgumentParser.error`, without the usage, which has a line for every flag."""
+        script = quote(self.script or sys.argv[0])
+        self.exit(2, f"{self.prog}: error: {message}; `python {script} --help` lists the flags\n")
+
+
+def command_parser(description: str | None) -> Parser:
+    """The parser of a program, whose --help begins with ``description`` as it stands."""
+    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def number(kind: type, low: float, high: float = float("inf"), below: bool = False) -> Callable[[str], float]:
@@ -155,7 +172,10 @@ def add_device(parser: argparse.ArgumentParser, amp: bool = True) -> None:
 def add_workers(parser: argparse.ArgumentParser, what: str = "processes") -> None:
     """Add the flag that says over how many processes, or whatever ``what`` says, the work is spread."""
     parser.add_argument(
-        "--workers", type=number(int, 1), default=os.cpu_count() or 1, help=f"{what} (default: one per core)"
+        "--workers",
+        type=number(int, 1),
+        default=processors(),
+        help=f"{what} (default: one a processor)",
     )
 
 
