@@ -61,6 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--values", nargs="+", type=values, metavar="VALUE=CLASS", help="class of a value in the masks; 0 stays 0")
     add("--num_classes", type=number(int, 2, 255), help="classes of the masks as they are (default: 2, 0/1 or 0/255)")
     add("--ignore_label", type=number(int, 1, 255), help="value in the masks of pixels without a label")
+    add("--threshold", type=number(float, 0), help="masks are probabilities: foreground from this stored value on")
     add("--orientation", choices=ORIENTATIONS, help="exif: images as viewers show them (default); stored: as stored")
     add("--slices", choices=PLANES, help="how NIfTI volumes are cut (default: axial)")
     add("--window", nargs=2, type=float, metavar=("CENTRE", "WIDTH"), help="intensities of DICOM and NIfTI to show")
