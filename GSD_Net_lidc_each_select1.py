@@ -11,7 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 from dataloaders.datasets import LIDC
-from utils.commands.arguments import add_rater_arguments, add_training_arguments, command_parser, run_flags, settings_of
+from utils.commands.arguments import (
+    add_fewer_masks,
+    add_rater_arguments,
+    add_training_arguments,
+    command_parser,
+    run_flags,
+    settings_of,
+)
 from utils.commands.errors import UserError, run_main
 from utils.method.settings import in_words
 
@@ -26,6 +33,7 @@ def parse_arguments() -> argparse.Namespace:
         "one rater's number, from 1 (default: %(default)s)",
     )
     add_rater_arguments(parser)
+    add_fewer_masks(parser)
     add_training_arguments(parser, LIDC.image_size)
     return parser.parse_args()
 
@@ -37,7 +45,16 @@ def main() -> None:
 
     from dataloaders.batches import epochs_of
     from dataloaders.files import contents_of
-    from dataloaders.lidc import PICKLE, SPLIT, as_test_cases, read_slices, read_split, slic_sources, training_source
+    from dataloaders.lidc import (
+        PICKLE,
+        SPLIT,
+        as_test_cases,
+        read_slices,
+        read_split,
+        slic_sources,
+        training_source,
+        with_all_masks,
+    )
     from dataloaders.raters import choose_raters, hold_out
     from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
     from dataloaders.training_set import load_training_set
@@ -56,7 +73,7 @@ def main() -> None:
     print(in_words(settings, superpixels))
     pickled = contents_of([dataset / PICKLE])
     slices = read_slices(dataset / PICKLE, args.raters, args.num_classes)
-    train, test = read_split(dataset, slices)
+    train, test = with_all_masks(dataset / PICKLE, read_split(dataset, slices), args.raters, args.fewer_masks)
     # Before the hold-out, so that a slice's rater does not depend on it.
     read_by = zip(train, choose_raters(len(train), args.rater_policy, args.raters, args.seed), strict=True)
     kept, held_out = hold_out(read_by, [piece.patient for piece in train], args.val_fraction or 0, args.seed)

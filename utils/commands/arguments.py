@@ -194,6 +194,15 @@ def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raters", type=number(int, 1), default=4, help="raters per image (default: %(default)s)")
 
 
+def add_fewer_masks(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of sets in which some slices have fewer masks than there are raters."""
+    parser.add_argument(
+        "--fewer_masks",
+        choices=("empty", "leave_out"),
+        help="slices with fewer masks than --raters: add empty ones, or leave the slices out (default: an error)",
+    )
+
+
 def settings_of(
     args: argparse.Namespace, dataset: Mapping[str, Any], tau_table: float | None, clean: bool = False
 ) -> Settings:
