@@ -20,8 +20,8 @@ estimated mask, of rejected and unmarked ones the given mask. Images to look at 
 SAVE_ROOT/applied.csv says for each image which mask it got.
 
 Networks that were trained on these very masks have learned some of their errors. --folds K trains K pairs of networks
-in turn, each on the images that it will not judge; what follows -- goes to train_GSD-Net.py, except what the audit sets
-itself:
+in turn, each on the images that it will not judge; flags of train_GSD-Net.py follow after --, except those that the
+audit sets itself:
 
     python scripts/audit_labels.py ... --folds 5 -- --max_epochs 30
 
@@ -69,7 +69,7 @@ from utils.commands.files import (
     write_table,
 )
 from utils.commands.jobs import run_jobs
-from utils.commands.passed_flags import check_passed
+from utils.commands.passed_flags import take_passed
 from utils.masks.contours import EdgeContrast
 
 if TYPE_CHECKING:  # an audit without networks does without torch
@@ -131,7 +131,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 parser.error(f"--{name} {getattr(args, name)}: of no effect without {needed}; leave it out")
     args.refined_root = args.refined_root or args.save_root / "masks_refined"
     if not args.apply:
-        check_passed(args.training, before=SHARED, never=FIXED)
+        take_passed(args, parser, SHARED, FIXED)
         choose_folders(args)
     return args
 
@@ -346,6 +346,7 @@ def record_settings(args: argparse.Namespace, model: "Model | None", stems: list
         "masks": str(args.masks_root.resolve()),
         "num_classes": args.num_classes,
         "ignore_label": args.ignore_label,
+        "checkpoint": args.checkpoint and str(args.checkpoint),
         "checkpoint_sha256": model and model.sha256,
         "folds": args.folds
         and {"number": args.folds, "seed": args.seed, "image_size": args.image_size, "flags": args.training},

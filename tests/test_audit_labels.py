@@ -468,7 +468,7 @@ def test_stale_folds_are_refused(run, folder, monkeypatch):
 def test_flags_of_the_audit_are_not_passed_on(run, folder, flags):
     name = next(name for name in folds.FIXED if f"--{name}".startswith(flags[0].split("=")[0]))
     assert_refused(run("--folds", 2, "--", *flags), f"after --: --{name}", f"leave --{name} out")
-    assert_refused(run("--folds", 2, "--", "--image_size", 32), "give --image_size before --")
+    assert_refused(run("--folds", 2, "--image_size", 64, "--", "--image_size", 32), "--image_size: 64")
     assert not (folder / "audit").exists()
 
 
