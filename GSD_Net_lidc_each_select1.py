@@ -19,7 +19,7 @@ from utils.commands.arguments import (
     run_flags,
     settings_of,
 )
-from utils.commands.errors import UserError, run_main
+from utils.commands.errors import UserError, is_main_process, run_main
 from utils.method.settings import in_words
 
 
@@ -64,9 +64,12 @@ def main() -> None:
     from utils.engine.experiment import experiment_of
     from utils.engine.intensity import Intensity
     from utils.engine.report import print_result
-    from utils.engine.run_folder import Run
+    from utils.engine.run_folder import Run, check_free
     from utils.engine.training import fit
 
+    folder = Path(args.output_root) / f"lidc+{settings.exp}+{args.rater_policy}"
+    if is_main_process():
+        check_free(folder, args.resume, args.overwrite)
     dataset = Path(args.data_root) / "lidc"
     slic = superpixel_folder(dataset / LIDC.layout.segments, args.image_size, LIDC.image_size, args.slic_root)
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
@@ -113,7 +116,6 @@ def main() -> None:
         validation=as_test_cases(validation, args.image_size),
         start=start,
     )
-    folder = Path(args.output_root) / f"lidc+{settings.exp}+{args.rater_policy}"
     found = {
         "intensity": intensity.stated("0..255, as stored"),
         "data": digest,

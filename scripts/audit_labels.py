@@ -223,7 +223,7 @@ def predict_folds(args: argparse.Namespace, files: Sequence[tuple[Path, Path]], 
     """Write the logits of each (image, .npy file), of networks that were trained on the other folds' ``pairs``."""
     parts = fold_parts(len(pairs), args.folds, args.seed)
     root = args.save_root / "folds"
-    digests = {str(path.resolve()): contents_of([path]) for pair in pairs for path in pair}
+    digests = {path: contents_of([path]) for pair in pairs for path in pair}
     check_unchanged(root / "files.json", digests, args.overwrite)
     if args.overwrite:
         shutil.rmtree(root / "slic", ignore_errors=True)  # of images that may have changed, perhaps of another size

@@ -217,7 +217,8 @@ def predict(
     Raises `UserError` if a folder holds what another checkpoint or program made, unless --overwrite.
     """
     precision = "bf16" if model.bf16 else "fp32"
-    settings = {"checkpoint_sha256": model.sha256, "epochs": model.epochs, "tta": args.tta, "precision": precision}
+    settings = {"checkpoint": str(args.checkpoint), "checkpoint_sha256": model.sha256, "epochs": model.epochs}
+    settings |= {"tta": args.tta, "precision": precision}
     files = {folder: [folders.files(stem)[folder] for stem in images] for folder in filter(None, folders)}
     of_volumes = {volume.name: folders.volumes / f"{volume.name}.nii.gz" for volume in volumes}
     if volumes:

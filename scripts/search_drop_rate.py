@@ -100,8 +100,8 @@ def train(args: argparse.Namespace, tau: float) -> Path:
 
 
 def pixel_losses(model: Model, data: TrainingSet, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """-log p(label) and -log(1 - p(label)) of every pixel that has a label, float32 (pixels,), and whether another class
-    is more probable than the label, bool (pixels,)."""
+    """-log p(label) and -log(1 - p(label)) of every pixel with a label, float32 (pixels,), and whether another class is
+    more probable than the label, bool (pixels,)."""
     kept, dropped, wrong = [], [], []
     for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
         logits = model.logits(images).float().cpu()
