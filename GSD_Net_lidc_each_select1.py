@@ -43,18 +43,9 @@ def main() -> None:
     args = parse_arguments()
     settings = settings_of(args, LIDC.defaults("given"), LIDC.tau["given"])
 
+    from dataloaders import lidc
     from dataloaders.batches import epochs_of
     from dataloaders.files import contents_of
-    from dataloaders.lidc import (
-        PICKLE,
-        SPLIT,
-        as_test_cases,
-        read_slices,
-        read_split,
-        slic_sources,
-        training_source,
-        with_all_masks,
-    )
     from dataloaders.raters import choose_raters, hold_out
     from dataloaders.slic import find_maps, segments_in_words, superpixel_folder
     from dataloaders.training_set import load_training_set
@@ -74,9 +65,11 @@ def main() -> None:
     slic = superpixel_folder(dataset / LIDC.layout.segments, args.image_size, LIDC.image_size, args.slic_root)
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
     print(in_words(settings, superpixels))
-    pickled = contents_of([dataset / PICKLE])
-    slices = read_slices(dataset / PICKLE, args.raters, args.num_classes)
-    train, test = with_all_masks(dataset / PICKLE, read_split(dataset, slices), args.raters, args.fewer_masks)
+    pickled = contents_of([dataset / lidc.PICKLE])
+    slices = lidc.read_slices(dataset / lidc.PICKLE, args.raters, args.num_classes)
+    train, test = lidc.with_all_masks(
+        dataset / lidc.PICKLE, lidc.read_split(dataset, slices), args.raters, args.fewer_masks
+    )
     # Before the hold-out, so that a slice's rater does not depend on it.
     read_by = zip(train, choose_raters(len(train), args.rater_policy, args.raters, args.seed), strict=True)
     kept, held_out = hold_out(read_by, [piece.patient for piece in train], args.val_fraction or 0, args.seed)
@@ -84,14 +77,14 @@ def main() -> None:
     validation = [piece for piece, _ in held_out]
     maps = None
     if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
-        maps = find_maps(slic_sources(train), dataset / PICKLE, slic, args.image_size)
+        maps = find_maps(lidc.slic_sources(train), dataset / lidc.PICKLE, slic, args.image_size)
     start = read_start(Path(args.init)) if args.init else None
     device = choose_device(args.device, args.gpu)
     group = join_process_group(device)
-    source = training_source(dataset / PICKLE, train, raters, maps, args.image_size, args.num_classes)
-    digest = contents_of([*source.files, *(dataset / name for name in SPLIT)])
-    if contents_of([dataset / PICKLE]) != pickled:
-        raise UserError(f"{dataset / PICKLE}: has changed while it was read; start again when it is complete")
+    source = lidc.training_source(dataset / lidc.PICKLE, train, raters, maps, args.image_size, args.num_classes)
+    digest = contents_of([*source.files, *(dataset / name for name in lidc.SPLIT)])
+    if contents_of([dataset / lidc.PICKLE]) != pickled:
+        raise UserError(f"{dataset / lidc.PICKLE}: has changed while it was read; start again when it is complete")
     data, findings, _ = load_training_set(source, args.cache, device, settings.run.contours, settings.wants_tau)
     if settings.wants_tau and findings:
         settings = settings.with_tau(findings.tau, findings.tau_from)
@@ -112,8 +105,8 @@ def main() -> None:
         training_images=len(data),
         epoch_batches=epochs_of(data, args.batch_size, settings.run, intensity, device, group),
         intensity=intensity,
-        cases=as_test_cases(test, args.image_size),
-        validation=as_test_cases(validation, args.image_size),
+        cases=lidc.as_test_cases(test, args.image_size),
+        validation=lidc.as_test_cases(validation, args.image_size),
         start=start,
     )
     found = {

@@ -517,7 +517,7 @@ def test_folder_holds_the_masks_of_one_checkpoint(run, tmp_path):
     assert first["checkpoint_sha256"] not in refused[2]
     moved = shutil.copy(first["checkpoint"], tmp_path / "moved.pt")
     assert run("--checkpoint", moved)[0] == 0  # the same networks
-    checkpoint_of(tmp_path / "moved.pt", epoch=9)
+    checkpoint_of(tmp_path / "moved.pt", trained="longer")
     assert_refused(run("--checkpoint", moved), str(moved), "changed since")
     assert_refused(run("--tta"), str(tmp_path / "out"), "--overwrite")
     assert run("--checkpoint", other, "--overwrite")[0] == 0
