@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 from dataloaders.datasets import MMIS
-from utils.commands.arguments import add_rater_arguments, add_training_arguments, run_flags, settings_of
-from utils.commands.errors import run_main
+from utils.commands.arguments import add_rater_arguments, add_training_arguments, command_parser, run_flags, settings_of
+from utils.commands.errors import is_main_process, run_main
 from utils.method.settings import in_words
 
 READING = "each modality of each slice by itself, its percentiles 0.5 and 99.5 to 0 and 255"
@@ -20,7 +20,7 @@ READING = "each modality of each slice by itself, its percentiles 0.5 and 99.5 t
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument(
         "--rater_policy",
         help="rater whose mask a training slice gets: cycle, random (drawn from --seed), or the number of one rater, "
@@ -54,9 +54,12 @@ def main() -> None:
     from utils.engine.experiment import experiment_of
     from utils.engine.intensity import Intensity
     from utils.engine.report import print_result
-    from utils.engine.run_folder import Run
+    from utils.engine.run_folder import Run, check_free
     from utils.engine.training import fit
 
+    folder = Path(args.output_root) / f"MMIS2024+{settings.exp}+{args.rater_policy or 'select1'}"
+    if is_main_process():
+        check_free(folder, args.resume, args.overwrite)
     dataset = Path(args.data_root) / "MMIS2024TASK1"
     slic = superpixel_folder(dataset / MMIS.layout.segments, args.image_size, MMIS.image_size, args.slic_root)
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
@@ -103,7 +106,6 @@ def main() -> None:
         validation=mmis.validation_cases(held_out, args.raters, args.num_classes, args.image_size),
         start=start,
     )
-    folder = Path(args.output_root) / f"MMIS2024+{settings.exp}+{args.rater_policy or 'select1'}"
     found = {
         "intensity": intensity.stated(READING),
         "data": digest,

@@ -14,14 +14,14 @@ import argparse
 from pathlib import Path
 
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
-from utils.commands.arguments import add_ignore_label, add_training_arguments, run_flags, settings_of
-from utils.commands.errors import run_main
+from utils.commands.arguments import add_ignore_label, add_training_arguments, command_parser, run_flags, settings_of
+from utils.commands.errors import is_main_process, run_main
 from utils.method.settings import in_words
 
 
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--datasets", required=True, help="kvasir, shenzhen, BUSUC, or a folder in --data_root")
     masks = parser.add_mutually_exclusive_group(required=True)
     masks.add_argument("--noise_type", choices=NOISE_TYPES, help="training masks of the dataset; this or --masks")
@@ -68,14 +68,17 @@ def main() -> None:
     from utils.engine.experiment import experiment_of
     from utils.engine.intensity import Intensity
     from utils.engine.report import print_result
-    from utils.engine.run_folder import Run
+    from utils.engine.run_folder import Run, check_free
     from utils.engine.training import fit
 
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
+    masks = masks_folder(dataset, args.masks) if args.masks is not None else None
+    folder = Path(args.output_root) / f"{args.datasets}+{settings.exp}+{masks.absolute().name if masks else kind}"
+    if is_main_process():
+        check_free(folder, args.resume, args.overwrite)
     slic = superpixel_folder(dataset / layout.segments, args.image_size, known.image_size, args.slic_root)
     superpixels = segments_in_words(slic, args.image_size) if settings.superpixels_vote else ""
     print(in_words(settings, superpixels))
-    masks = masks_folder(dataset, args.masks) if args.masks is not None else None
     parts = find_parts(dataset, layout, kind, args.val_fraction, args.seed, masks, args.partial)
     maps = None
     if settings.superpixels_vote:  # made by forked processes, so before anything here starts threads
@@ -111,8 +114,6 @@ def main() -> None:
         scored_on=parts.scored_on,
         start=start,
     )
-    noise = masks.absolute().name if masks else kind
-    folder = Path(args.output_root) / f"{args.datasets}+{settings.exp}+{noise}"
     found = {"intensity": intensity.stated(reading), "data": digest, "channels": args.channels or known.channels}
     found |= {"val_fraction": parts.val_fraction, "amp": experiment.precision, "network": experiment.network}
     recorded = run_flags(args) | settings.recorded() | found

@@ -40,8 +40,10 @@ from dataloaders.datasets import Layout
 from dataloaders.files import list_images, pair_by_stem
 from dataloaders.noisy_folder import find_dataset
 from dataloaders.slic import usual_segments
+from utils.commands.arguments import command_parser
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import locked, write_atomically, write_table
+from utils.commands.jobs import processors
 from utils.engine.figures import png
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -308,7 +310,7 @@ def train_cells(args: argparse.Namespace) -> None:
         if args.split == "validation":
             places[name] = (args.work_root / "validation").resolve()
             validation_dataset(dataset, layout, args.noises, places[name] / dataset.name)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = max(1, processors() // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(waiting), unit="cell") as bar:
 
         def train(cell: Cell) -> None:
@@ -388,7 +390,7 @@ def draw(rows: list[Row], curves: Path) -> Figure:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; whatever follows -- goes to every training run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--data_root", type=Path, default=Path("data"), help="default: %(default)s")
     add("--work_root", type=Path, default=Path("model/accuracy"), help="runs and cached sets (%(default)s)")

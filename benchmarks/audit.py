@@ -38,7 +38,7 @@ from benchmarks.accuracy import NOISES as ALL_NOISES
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from scripts import audit_labels, generate_simulated_noise
-from utils.commands.arguments import number
+from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_table
 from utils.engine.metrics import case_scores
@@ -50,7 +50,7 @@ SPOILED = 0.2  # share of the masks in the sets where most are right
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--datasets", nargs="+", required=True, help="folders of --data_root with simulated noise")
     add("--data_root", type=Path, default="data", help="default: %(default)s")

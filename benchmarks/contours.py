@@ -22,6 +22,7 @@ from benchmarks.accuracy import NOISE_FLAGS, NOISES, make_noise
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.lidc import PICKLE, read_slices, read_split
 from dataloaders.noisy_folder import find_dataset
+from utils.commands.arguments import command_parser
 from utils.commands.errors import run_main
 from utils.masks.correction import EDGE_SIZE, findings_of, look_at, moved_label
 from utils.masks.geometry import resize_image, resize_label
@@ -82,7 +83,7 @@ def rows_of_raters(folder: Path, raters: int = 4) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--data_root", type=Path, default=Path("data"), help="default: %(default)s")
     parser.add_argument("--datasets", nargs="*", default=["shenzhen", "Kvasir"], metavar="NAME")
     parser.add_argument("--lidc", action="store_true", help="also the raters of data_root/lidc")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.machine import machine
 from benchmarks.speed import Material, Program, Setting, draw_material, readable, seconds_a_call
+from utils.commands.arguments import command_parser
 from utils.commands.errors import UserError, run_main
 from utils.engine.device import choose_device, keep_freed_memory, repeat_exactly, uses_bf16
 
@@ -45,7 +46,7 @@ def all_same(runs: Sequence[list[Tensor]]) -> bool:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--repetitions", type=int, default=5, help="runs of either kind (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10, help="of a run (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")

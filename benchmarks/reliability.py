@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import machine
 from benchmarks.mutations import KINDS, Kind, outcome, random_edits
+from utils.commands.arguments import command_parser
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically
 
@@ -399,7 +400,7 @@ def report(args: argparse.Namespace, work: Path) -> tuple[str, list[str]]:
 
 def main(argv: list[str] | None = None) -> None:
     """Kill, compare, feed; write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--kills", type=int, default=40, help="of each program (default: %(default)s)")
     parser.add_argument("--files", type=int, default=1000, help="broken files of each kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of moments and damage (default: %(default)s)")

@@ -47,6 +47,7 @@ from benchmarks.machine import machine
 from dataloaders.batches import training_batches
 from dataloaders.training_set import TrainingSet
 from networks.unet import two_unets
+from utils.commands.arguments import command_parser
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json
 from utils.engine.device import at_precision, choose_device, keep_freed_memory, set_allocator, uses_bf16
@@ -579,7 +580,7 @@ def profile_step(program: Program, path: Path) -> None:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     helps = {
         "image_size": "side in pixels",
         "batch_size": "images a step",

@@ -23,14 +23,14 @@ from benchmarks.accuracy import call
 from dataloaders.datasets import Layout
 from dataloaders.files import list_images, pair_by_stem, read_mask
 from dataloaders.noisy_folder import find_dataset
-from utils.commands.arguments import number
+from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import claimed, keep_settings, write_atomically
 from utils.engine.figures import as_png
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--data_root", type=Path, default=Path("data"), help="folder of the datasets (default: %(default)s)")
     add("--datasets", required=True, metavar="NAME", help="the dataset")

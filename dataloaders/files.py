@@ -28,7 +28,8 @@ from dataloaders.listing import (
     several_of_one,
     unread_kind,
 )
-from dataloaders.pixels import decode, format_of, load_array, read_stored, to_bytes
+from dataloaders.mask_advice import advice, as_classes, thresholded
+from dataloaders.pixels import decode, format_of, is_deep_tiff, load_array, read_stored, to_bytes
 from dataloaders.unread import unreadable
 from utils.commands.errors import UserError, listed
 from utils.masks.geometry import IGNORED
@@ -191,7 +192,7 @@ def read_mask(path: Path, num_classes: int = 2, ignore_label: int | None = None)
     Raises `UserError` if the file is unreadable or its values are ambiguous: a third grey level, colours, values
     above K-1.
     """
-    return classes_of(path, mask_values(path, num_classes), num_classes, ignore_label)
+    return classes_of(path, mask_values(path, num_classes, ignore_label), num_classes, ignore_label)
 
 
 def classes_of(path: Path, values: np.ndarray, num_classes: int, ignore_label: int | None = None) -> Mask:
@@ -221,14 +222,10 @@ def read_values(path: Path, values: np.ndarray, num_classes: int) -> Mask:
             return Mask((values >= 128).astype(np.uint8), True)
     shares = ", ".join(f"{level} ({count / values.size:.1%})" for level, count in zip(levels, counts, strict=True))
     found = shares if len(levels) <= 6 else f"{len(levels)} values from {levels[0]} to {levels[-1]}"
+    todo = advice(levels.tolist(), num_classes)
     if num_classes > 2:
-        more = "; if 255 is what has no label, give --ignore_label 255" if levels[-1] == 255 else ""
-        raise UserError(f"{path}: mask values {found}; expected classes 0..{num_classes - 1} (--num_classes){more}")
-    classes = int(levels[-1]) + 1
-    more = f"; if these are classes, give --num_classes {classes}" if len(levels) == classes else ""
-    if levels.tolist() == [0, 1, 255]:
-        more = "; if 255 is what has no label, give --ignore_label 255"
-    raise UserError(f"{path}: ambiguous mask: found {found}; expected 0/1 or 0/255{more}")
+        raise UserError(f"{path}: mask values {found}; expected classes 0..{num_classes - 1} (--num_classes); {todo}")
+    raise UserError(f"{path}: ambiguous mask: found {found}; expected 0/1 or 0/255; {todo}")
 
 
 def _has_artefacts(values: np.ndarray, levels: np.ndarray) -> bool:
@@ -280,19 +277,31 @@ def read_segments(path: Path, shape: tuple[int, int]) -> np.ndarray:
     return segments.astype(np.int32)
 
 
-def mask_values(path: Path, num_classes: int) -> np.ndarray:
+def mask_values(path: Path, num_classes: int, ignore_label: int | None = None) -> np.ndarray:
     """The stored values of a mask as (H,W) integers; a colour or alpha channel that says more is an error."""
+    return whole_numbers(grey_values(path, num_classes, ignore_label), path)
+
+
+def grey_values(path: Path, num_classes: int = 2, ignore_label: int | None = None) -> np.ndarray:
+    """As `mask_values`, (H,W) of whatever numbers are stored."""
     if path.suffix.lower() == ".npy":
         return _array_values(path)
+    if is_deep_tiff(path):
+        return _equal_channels(read_stored(path), path, num_classes)
     image = decode(path)
     values = np.asarray(image)
-    as_classes = ""
+    more = ""
     if image.mode == "P" and num_classes == 2:
         greys = _greys_of(image, path)
         if values.max() < len(greys):
             return greys[values]
-        if values.max() > 1:  # perhaps a palette of greys, 0 and 255
-            as_classes = f", or give --num_classes {int(values.max()) + 1} if the indices of its palette are classes"
+        unlabelled = values == ignore_label  # an index too
+        known = np.where(unlabelled, 0, values)
+        if known.max() < len(greys):
+            return np.where(unlabelled, values, greys[known] // 255)
+        if known.max() > 1:  # perhaps a palette of greys, 0 and 255
+            flags = as_classes(np.unique(values).tolist(), num_classes)
+            more = f"; its palette has indices: {flags}" if flags else ""
             image = image.convert("RGB")
             values = np.asarray(image)
     if image.mode in {"RGBA", "LA"}:
@@ -301,14 +310,20 @@ def mask_values(path: Path, num_classes: int) -> np.ndarray:
         values = values[..., :-1]
     if image.mode in {"RGB", "RGBA"} and not format_of(path).eight_bit:
         values = read_stored(path)  # Pillow keeps the upper 8 bits of deep colours only
-    if values.ndim == 3:
-        # Lossy compression shifts equal channels by a few levels; more means colours with a meaning of their own.
-        spread = int(np.ptp(values.astype(np.int64), axis=-1).max())
-        if spread > 16:
-            store = "store it as grey 0/255" if num_classes == 2 else "store the classes as grey or palette indices"
-            raise UserError(f"{path}: a colour mask (channels differ by up to {spread}); {store}{as_classes}")
-        values = values[..., 0]
-    return _whole_numbers(values, path)
+    return _equal_channels(values, path, num_classes, more)
+
+
+def _equal_channels(values: np.ndarray, path: Path, num_classes: int, more: str = "") -> np.ndarray:
+    """(H,W) or (H,W,C) -> (H,W). Raises `UserError`, with ``more`` advice, if channels say different things."""
+    if values.ndim == 2:
+        return values
+    # Lossy compression shifts equal channels by a few levels; more means colours with a meaning of their own, and so
+    # does any difference of small numbers, which are classes.
+    spread = float(np.ptp(values.astype(np.float64), axis=-1).max())
+    if spread > (LOSSY if values.max() >= 128 else 0):
+        store = "store it as grey 0/255" if num_classes == 2 else "store the classes as grey or palette indices"
+        raise UserError(f"{path}: a colour mask (channels differ by up to {spread:g}); {store}{more}")
+    return values[..., 0]
 
 
 def _greys_of(image: Image.Image, path: Path) -> np.ndarray:
@@ -335,12 +350,21 @@ def _array_values(path: Path) -> np.ndarray:
         values = values[..., 0]
     if values.ndim != 2 or not values.size:
         raise UserError(f"{path}: an array of shape {values.shape}; a mask is (H,W)")
-    if values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all():
+    return values
+
+
+def whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
+    """The stored values of the mask at ``path`` as integers from 0, be they of any type.
+
+    Raises `UserError` for negative values and others that are no whole numbers.
+    """
+    if values.dtype.kind == "f" and np.isfinite(values).all():
+        if (values != np.rint(values)).any() and values.min() >= 0:
+            found = f"{values.min():g} to {values.max():g}"
+            raise UserError(
+                f"{path}: mask values from {found} that are no whole numbers; {thresholded(float(values.max()))}"
+            )
         values = values.astype(np.int64)
-    return _whole_numbers(values, path)
-
-
-def _whole_numbers(values: np.ndarray, path: Path) -> np.ndarray:
     if values.dtype == bool:
         values = values.astype(np.uint8)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2 and set(np.unique(values).tolist()) <= {0, 65535}:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,14 +29,15 @@ class Slice(NamedTuple):
     name: str
     patient: str
     image: np.ndarray  # (H,W,1) uint8, 0..255
-    masks: np.ndarray  # (R,H,W) uint8 classes, one of each rater
+    masks: np.ndarray  # (R,H,W) uint8 classes, one of each rater who marked the nodule
 
 
 def read_slices(path: Path, num_raters: int, num_classes: int = 2) -> dict[str, Slice]:
     """Every slice of the pickle at ``path``, by name.
 
-    The pickle is a dict: name -> {"image": (H,W) numbers 0..255, "masks": ``num_raters`` arrays (H,W) of classes,
-    perhaps "series_uid"}; other keys are left alone. Images in [0, 1] throughout are scaled by 255, with a note.
+    The pickle is a dict: name -> {"image": (H,W) numbers 0..255, "masks": 1 to ``num_raters`` arrays (H,W) of classes,
+    or one array of them, (R,H,W) or (H,W,R), perhaps "series_uid"}; other keys are left alone. Slices with fewer masks
+    than others are left to `with_all_masks`. Images in [0, 1] throughout are scaled by 255, with a note.
     Raises `UserError` naming the slice for anything missing or of the wrong kind, and for a pickle that could run code.
     """
     entries = read_pickle(path)
@@ -71,17 +73,79 @@ def read_slice(where: str, name: str, entry: object, num_raters: int, num_classe
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 255):  # so written that NaN fails too
         raise UserError(f"{where}: image values from {low:g} to {high:g}, expected 0..255")
-    several = isinstance(masks, list | tuple) or (isinstance(masks, np.ndarray) and masks.ndim > 0)
-    if not several or len(masks) != num_raters:
-        found = len(masks) if several else kind_of(masks)
-        raise UserError(f"{where}: masks of {found} raters, expected {num_raters} (--raters)")
+    planes = mask_planes(masks, image.shape)
+    if planes is None:
+        raise UserError(f"{where}: the masks are {kind_of(masks)}, expected a list of arrays {image.shape}")
+    if not planes:
+        raise UserError(f"{where}: no mask in it; store an empty one where nobody marked anything")
+    if len(planes) > num_raters:
+        raise UserError(f"{where}: {len(planes)} masks, expected up to {num_raters}; give --raters {len(planes)}")
     labels = []
-    for rater, mask in enumerate(masks, 1):
+    for rater, mask in enumerate(planes, 1):
         if not isinstance(mask, np.ndarray) or mask.shape != image.shape:
             raise UserError(f"{where}: the mask of rater {rater} is {kind_of(mask)}, expected an array {image.shape}")
         labels.append(label_classes(mask, num_classes, f"{where}: the mask of rater {rater}"))
     patient = patient_of(name, entry.get("series_uid"))
     return Slice(name, patient, image[..., None], np.stack(labels))
+
+
+def mask_planes(masks: object, shape: tuple[int, ...]) -> list | None:
+    """The masks of an image of ``shape`` (H,W) one by one; None if they are no list and no array.
+
+    An array may be a single mask, or several along its first axis; along its last, where the other two are those of the
+    image and the last two are not.
+    """
+    if isinstance(masks, list | tuple):
+        return list(masks)
+    if not isinstance(masks, np.ndarray) or not masks.ndim:
+        return None
+    if masks.shape == shape:
+        return [masks]
+    if masks.ndim == 3 and masks.shape[:2] == shape and masks.shape[1:] != shape:
+        return list(np.moveaxis(masks, -1, 0))
+    return list(masks)
+
+
+def with_all_masks(
+    path: Path, parts: Sequence[Sequence[Slice]], num_raters: int, fewer: str | None
+) -> list[list[Slice]]:
+    """``parts``, the training and the test slices of the pickle at ``path``, each with ``num_raters`` masks.
+
+    fewer: what becomes of slices with fewer: "empty" adds empty masks behind those that are there, "leave_out" leaves
+    the slices out; a line on stdout says of how many. Raises `UserError`, with their number, if there are some and
+    ``fewer`` is None, and if a part has no slice left.
+    """
+    numbers = Counter(len(piece.masks) for part in parts for piece in part)
+    found = sum(count for number, count in numbers.items() if number < num_raters)
+    if not found:
+        return [list(part) for part in parts]
+    names = [piece.name for part in parts for piece in part if len(piece.masks) < num_raters]
+    if fewer is None:
+        counts = ", ".join(f"{count} with {number}" for number, count in sorted(numbers.items()))
+        remedy = "give --fewer_masks empty to add empty ones, --fewer_masks leave_out to leave those slices out"
+        if max(numbers) < num_raters:
+            remedy = f"give --raters {max(numbers)}, for no slice has more"
+        raise UserError(
+            f"{path}: {found} of {numbers.total()} slices have fewer than {num_raters} masks ({counts}): "
+            f"{listed(names)}; {remedy}"
+        )
+    done = "got empty masks to have" if fewer == "empty" else "were left out, having fewer than"
+    kept = [[_filled(piece, num_raters) for piece in part] for part in parts]
+    if fewer == "leave_out":
+        kept = [[piece for piece in part if len(piece.masks) == num_raters] for part in parts]
+    by_part = [sum(len(piece.masks) < num_raters for piece in part) for part in parts]
+    print(
+        f"{path}: --fewer_masks {fewer}: {by_part[0]} of {len(parts[0])} training and {by_part[1]} of {len(parts[1])} "
+        f"test slices {done} {num_raters}"
+    )
+    if not all(kept):
+        raise UserError(f"--fewer_masks leave_out: no slice with {num_raters} masks is left to train or to test on")
+    return kept
+
+
+def _filled(piece: Slice, num_raters: int) -> Slice:
+    lacking = np.zeros((num_raters - len(piece.masks), *piece.masks.shape[1:]), piece.masks.dtype)
+    return piece._replace(masks=np.concatenate([piece.masks, lacking]))
 
 
 def patient_of(name: str, series_uid: object) -> str:

@@ -48,7 +48,7 @@ def format_of(path: Path) -> Format:
         array = _image_array(path, mmap_mode="r")
         return Format(array.shape[2], array.dtype == np.uint8)
     start = _first_bytes(path)
-    if start.startswith(_TIFF) and not _is_plain_tiff(path):
+    if is_deep_tiff(path):
         layout = _tiff_layout(path)
         return Format(layout.channels, layout.dtype == np.uint8)
     try:
@@ -69,7 +69,7 @@ def orientation_of(path: Path) -> int:
     """
     if path.suffix.lower() == ".npy":
         return 1
-    if _first_bytes(path).startswith(_TIFF) and not _is_plain_tiff(path):
+    if is_deep_tiff(path):
         orientation = _tiff_layout(path).orientation
     else:
         try:
@@ -90,7 +90,7 @@ def read_stored(path: Path) -> np.ndarray:
     """
     if path.suffix.lower() == ".npy":
         values = _image_array(path)
-    elif _first_bytes(path).startswith(_TIFF) and not _is_plain_tiff(path):
+    elif is_deep_tiff(path):
         values = _read_tiff(path)
     else:
         values = _read_image(path)
@@ -230,6 +230,11 @@ def _read_image(path: Path) -> np.ndarray:
         image = image.convert("L" if image.mode in _GREY_MODES else "RGB")
     pixels = np.asarray(image)
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def is_deep_tiff(path: Path) -> bool:
+    """Whether a file is a TIFF of which Pillow does not read all: deep values, or several channels or pages."""
+    return _first_bytes(path).startswith(_TIFF) and not _is_plain_tiff(path)
 
 
 def _is_plain_tiff(path: Path) -> bool:

@@ -35,7 +35,10 @@ def split_by_patient(patients: Sequence[str], fraction: float, seed: int) -> tup
     """
     unique = sorted(set(patients))
     if len(unique) < 2:
-        raise UserError(f"only one patient or case ({unique[0]}): nothing can be held out")
+        raise UserError(
+            f"only one patient, case or image ({unique[0]}): nothing can be held out of it; at least two are needed, "
+            "or a test set and no --val_fraction"
+        )
     count = min(max(round(fraction * len(unique)), 1), len(unique) - 1)
     held_out = {unique[i] for i in np.random.default_rng(seed).permutation(len(unique))[:count]}
     sides: tuple[list[int], list[int]] = ([], [])

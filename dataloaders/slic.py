@@ -14,7 +14,7 @@ import numpy as np
 from dataloaders.files import read_image, read_segments
 from utils.commands.errors import UserError, listed
 from utils.commands.files import claimed, keep_settings, locked, read_json, write_array
-from utils.commands.jobs import run_jobs
+from utils.commands.jobs import processors, run_jobs
 from utils.masks.geometry import resize_image
 from utils.masks.superpixels import slic_segments
 
@@ -98,7 +98,7 @@ def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> 
             if lacking:
                 slic = settings_for_more(folder, origin, image_size)
                 print(f"{folder}: making superpixels of {len(lacking)} of {len(sources)} images", flush=True)
-                make_maps(origin, lacking, folder, image_size, slic, os.cpu_count() or 1)
+                make_maps(origin, lacking, folder, image_size, slic, processors())
     except OSError as error:
         raise UserError(
             f"{folder}: superpixels cannot be kept there ({error.strerror}); give another folder by --slic_root"

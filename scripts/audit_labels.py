@@ -20,8 +20,8 @@ estimated mask, of rejected and unmarked ones the given mask. Images to look at 
 SAVE_ROOT/applied.csv says for each image which mask it got.
 
 Networks that were trained on these very masks have learned some of their errors. --folds K trains K pairs of networks
-in turn, each on the images that it will not judge; what follows -- goes to train_GSD-Net.py, except what the audit sets
-itself:
+in turn, each on the images that it will not judge; flags of train_GSD-Net.py follow after --, except those that the
+audit sets itself:
 
     python scripts/audit_labels.py ... --folds 5 -- --max_epochs 30
 
@@ -58,7 +58,7 @@ from utils.audit.marks import read_audit, read_marks
 from utils.audit.page import Entry, audit_page
 from utils.audit.pictures import picture
 from utils.audit.report import doubt_of, notes, summary, worst_first
-from utils.commands.arguments import add_device, add_ignore_label, add_workers, number
+from utils.commands.arguments import add_device, add_ignore_label, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import (
     claimed,
@@ -69,7 +69,7 @@ from utils.commands.files import (
     write_table,
 )
 from utils.commands.jobs import run_jobs
-from utils.commands.passed_flags import check_passed
+from utils.commands.passed_flags import take_passed
 from utils.masks.contours import EdgeContrast
 
 if TYPE_CHECKING:  # an audit without networks does without torch
@@ -92,7 +92,7 @@ class Looked(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--images_root", type=Path, help="folder of the images")
     add("--masks_root", type=Path, help="folder of the masks to judge")
@@ -131,7 +131,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                 parser.error(f"--{name} {getattr(args, name)}: of no effect without {needed}; leave it out")
     args.refined_root = args.refined_root or args.save_root / "masks_refined"
     if not args.apply:
-        check_passed(args.training, before=SHARED, never=FIXED)
+        take_passed(args, parser, SHARED, FIXED)
         choose_folders(args)
     return args
 
@@ -223,7 +223,7 @@ def predict_folds(args: argparse.Namespace, files: Sequence[tuple[Path, Path]], 
     """Write the logits of each (image, .npy file), of networks that were trained on the other folds' ``pairs``."""
     parts = fold_parts(len(pairs), args.folds, args.seed)
     root = args.save_root / "folds"
-    digests = {str(path.resolve()): contents_of([path]) for pair in pairs for path in pair}
+    digests = {path: contents_of([path]) for pair in pairs for path in pair}
     check_unchanged(root / "files.json", digests, args.overwrite)
     if args.overwrite:
         shutil.rmtree(root / "slic", ignore_errors=True)  # of images that may have changed, perhaps of another size
@@ -346,6 +346,7 @@ def record_settings(args: argparse.Namespace, model: "Model | None", stems: list
         "masks": str(args.masks_root.resolve()),
         "num_classes": args.num_classes,
         "ignore_label": args.ignore_label,
+        "checkpoint": args.checkpoint and str(args.checkpoint),
         "checkpoint_sha256": model and model.sha256,
         "folds": args.folds
         and {"number": args.folds, "seed": args.seed, "image_size": args.image_size, "flags": args.training},

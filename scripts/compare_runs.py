@@ -15,7 +15,6 @@ The picture shows scored images of runs of train_GSD-Net.py: the image, its mask
 with the outline of the mask in colour.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.commands.arguments import number
+from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, listed, run_main, warn
 from utils.commands.files import write_atomically, write_table
 from utils.engine.comparison import (
@@ -57,7 +56,7 @@ class Table(NamedTuple):
 
 def main() -> None:
     """Read all runs, draw the figure, then print and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="run folders of the same dataset")
     parser.add_argument(
         "--baseline", type=Path, metavar="RUN", help="run that the others are compared with, image by image"

@@ -28,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, pair_by_stem, read_mask
-from utils.commands.arguments import add_ignore_label, add_workers, number
+from utils.commands.arguments import add_ignore_label, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main, warn
 from utils.commands.files import write_json, write_table
 from utils.commands.jobs import run_jobs
@@ -37,7 +37,7 @@ from utils.engine.scores import Row, all_empty, as_table, set_scores
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--predictions", type=Path, required=True, help="folder of predicted masks")
     add(

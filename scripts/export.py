@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils.commands.arguments import command_parser
 from utils.commands.errors import UserError, run_main
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="checkpoint.pt or best.pt of a run folder")
     parser.add_argument("--save", type=Path, required=True, metavar="FILE.onnx", help="where to write the model")
     parser.add_argument(

@@ -15,12 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images
 from dataloaders.slic import SETTINGS, Sources, image_sources, make_maps, usual_segments
-from utils.commands.arguments import add_workers
+from utils.commands.arguments import add_workers, command_parser
 from utils.commands.errors import UserError, run_main
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_parser(__doc__.split("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images_root", type=Path, help="folder of images (PNG, JPEG, BMP, TIFF, .npy)")
     source.add_argument("--lidc_pickle", type=Path, help="lidc_attributes.pkl in place of --images_root")

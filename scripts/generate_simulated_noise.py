@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import list_images, read_mask
-from utils.commands.arguments import add_workers
+from utils.commands.arguments import add_workers, command_parser
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import claimed, keep_settings, write_atomically
 from utils.commands.jobs import run_jobs
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_parser(__doc__.split("\n")[0])
     add = parser.add_argument
     add("--gts_root", type=Path, required=True, help="folder of clean masks (PNG, JPEG, BMP, TIFF, .npy)")
     add("--save_root", type=Path, required=True, help="folder to write the noisy masks to")

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils.commands.arguments import add_workers
+from utils.commands.arguments import add_workers, command_parser
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import claimed, keep_settings, write_atomically
 from utils.commands.jobs import run_jobs
@@ -167,7 +167,7 @@ def phantom(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, n
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_parser(__doc__.split("\n")[0])
     parser.add_argument(
         "--save_root", type=Path, required=True, help="folder to write the dataset to, such as data/phantom"
     )

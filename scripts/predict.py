@@ -43,7 +43,7 @@ from dataloaders.files import check_file, find_images, read_image
 from dataloaders.orientation import turned_images_in_words
 from dataloaders.pixels import format_of
 from dataloaders.prepare.volumes import Ready, Volume, complete, images_to_predict, write_volume
-from utils.commands.arguments import add_device, add_workers, number
+from utils.commands.arguments import add_device, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_array, write_atomically
 from utils.commands.jobs import progress
@@ -96,7 +96,7 @@ class Folders(NamedTuple):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="checkpoint.pt or best.pt of a run folder")
     add("--images_root", type=Path, required=True, help="folder of images, or one image")
@@ -224,7 +224,8 @@ def predict(
     Raises `UserError` if a folder holds what another checkpoint or program made, unless --overwrite.
     """
     precision = "bf16" if model.bf16 else "fp32"
-    settings = {"checkpoint_sha256": model.sha256, "epochs": model.epochs, "tta": args.tta, "precision": precision}
+    settings = {"checkpoint": str(args.checkpoint), "checkpoint_sha256": model.sha256, "epochs": model.epochs}
+    settings |= {"tta": args.tta, "precision": precision}
     files = {folder: [folders.files(stem)[folder] for stem in images] for folder in filter(None, folders)}
     of_volumes = {volume.name: folders.volumes / f"{volume.name}.nii.gz" for volume in volumes}
     if volumes:

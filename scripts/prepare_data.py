@@ -17,7 +17,6 @@ enters no file and no message. Volumes are cut in slices, which scripts/predict.
 """
 
 import argparse
-import os
 import sys
 from dataclasses import fields
 from functools import partial
@@ -32,7 +31,7 @@ from dataloaders.prepare.dataset import Prepared, check_places, folders_of, make
 from dataloaders.prepare.pairing import find
 from dataloaders.prepare.settings import ORIENTATIONS, PLANES, RECORD, Settings, read_record, settings_from
 from dataloaders.prepare.writing import Place
-from utils.commands.arguments import MOST_SEED, number
+from utils.commands.arguments import MOST_SEED, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 
 
@@ -49,7 +48,7 @@ def pair_of(text: str, low: int, key: type = str) -> tuple[Any, int]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--images_root", type=Path, required=True, help="folder of the downloaded images; subfolders are read too")
     add("--masks_root", type=Path, help="folder of the masks, with the same subfolders (default: beside the images)")
@@ -72,6 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="number of classes in the masks, background included (default: 2)",
     )
     add("--ignore_label", type=number(int, 1, 255), help="mask value of pixels without a label")
+    add("--threshold", type=number(float, 0), help="masks are probabilities: foreground from this stored value on")
     add("--orientation", choices=ORIENTATIONS, help="exif turns images as viewers do; stored does not (default: exif)")
     add("--slices", choices=PLANES, help="plane in which NIfTI volumes are cut (default: axial)")
     add(
@@ -93,7 +93,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--like", type=Path, metavar="FOLDER|FILE.pt", help="use the settings of this dataset or checkpoint")
     add("--link", action="store_true", help="link images instead of copying them, where they need no change")
     add("--dry_run", action="store_true", help="print what would be done and write nothing")
-    add("--workers", type=number(int, 1), default=os.cpu_count(), help="number of processes (default: one per core)")
+    add_workers(parser)
     add("--overwrite", action="store_true", help="replace a dataset that this script made")
     args = parser.parse_args(argv)
     if args.images_only and args.masks_root:

@@ -28,28 +28,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.noisy_folder import common_format, find_dataset, find_parts, training_source
 from dataloaders.training_set import TrainingSet, load_training_set
-from utils.commands.arguments import NO_CACHE, add_device, number
+from utils.commands.arguments import NO_CACHE, add_device, add_ignore_label, command_parser, number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json
 from utils.commands.jobs import run_child
-from utils.commands.passed_flags import check_passed
+from utils.commands.passed_flags import take_passed
 from utils.engine.device import choose_device
 from utils.engine.figures import png
 from utils.engine.inference import Model, load_model
+from utils.masks.geometry import IGNORED
 
 REPO = Path(__file__).resolve().parents[1]
 CANDIDATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 # Flags of the search that are every training's too.
 SHARED = (
     *("datasets", "noise_type", "data_root", "slic_root", "cache", "image_size", "num_classes", "channels"),
-    *("batch_size", "max_epochs", "contours", "seed", "device", "gpu"),
+    *("batch_size", "max_epochs", "contours", "seed", "device", "gpu", "amp", "ignore_label"),
 )
 # What the search sets for each training, or relies on: GSD-Net, trained on all the images that are then predicted.
 FIXED = ("tau", "method", "val_fraction", "exp", "output_root", "masks", "resume")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--datasets", required=True, help="dataset, named as in training")
     add("--noise_type", required=True, choices=NOISE_TYPES, help="training masks of the dataset")
@@ -83,11 +84,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--channels", type=int, choices=(1, 3), help="read grey images as colour (3) or colour images as grey (1)")
     add("--batch_size", type=number(int, 1), default=16, help="images per step (default: %(default)s)")
     add("--seed", type=number(int, 0), default=2024, help="random seed of every training (default: %(default)s)")
-    add_device(parser, amp=False)
+    add_ignore_label(parser)
+    add_device(parser)
     add("--overwrite", action="store_true", help="replace trainings that were made with other settings")
     add("training", nargs="*", metavar="FLAG", help="after --: more flags for train_GSD-Net.py")
     args = parser.parse_args(argv)
-    check_passed(args.training, before=(*SHARED, "overwrite"), never=FIXED)
+    take_passed(args, parser, (*SHARED, "overwrite"), FIXED)
     args.candidates = sorted(set(args.candidates))
     args.channels = args.channels or folder_dataset(args.datasets).channels
     return args
@@ -98,7 +100,7 @@ def load_data(args: argparse.Namespace) -> TrainingSet:
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
     parts = find_parts(dataset, layout, args.noise_type, seed=args.seed)
     channels, _ = common_format(parts.images, args.channels)
-    source = training_source(parts.train, None, args.image_size, channels, args.num_classes)
+    source = training_source(parts.train, None, args.image_size, channels, args.num_classes, args.ignore_label)
     return load_training_set(source, NO_CACHE, torch.device("cpu"), args.contours)[0]
 
 
@@ -116,17 +118,19 @@ def train(args: argparse.Namespace, tau: float) -> Path:
 
 
 def pixel_losses(model: Model, data: TrainingSet, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """-log p(label) and -log(1 - p(label)) of every pixel, float32 (pixels,), and whether another class is more
-    probable than the label, bool (pixels,)."""
+    """-log p(label) and -log(1 - p(label)) of every pixel with a label, float32 (pixels,), and whether another class is
+    more probable than the label, bool (pixels,)."""
     kept, dropped, wrong = [], [], []
     for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
         logits = model.logits(images).float().cpu()
-        own = logits.gather(1, labels[:, None].long())
-        others = logits.scatter(1, labels[:, None].long(), -torch.inf).logsumexp(dim=1, keepdim=True)
+        known = (labels != IGNORED)[:, None]
+        classes = torch.where(known, labels[:, None].long(), 0)
+        own = logits.gather(1, classes)
+        others = logits.scatter(1, classes, -torch.inf).logsumexp(dim=1, keepdim=True)
         total = logits.logsumexp(dim=1, keepdim=True)
-        kept.append((total - own).flatten().numpy())
-        dropped.append((total - others).flatten().numpy())
-        wrong.append((logits.amax(dim=1, keepdim=True) > own).flatten().numpy())
+        kept.append((total - own)[known].numpy())
+        dropped.append((total - others)[known].numpy())
+        wrong.append((logits.amax(dim=1, keepdim=True) > own)[known].numpy())
     return np.concatenate(kept), np.concatenate(dropped), np.concatenate(wrong)
 
 
@@ -158,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     values: dict[float, float] = {}
     disagree: dict[float, float] = {}
     for tau in args.candidates:
-        kept, dropped, wrong = pixel_losses(load_model(train(args, tau), device), data, args.batch_size)
+        kept, dropped, wrong = pixel_losses(load_model(train(args, tau), device, args.amp), data, args.batch_size)
         values[tau] = objective(kept, dropped, tau)
         disagree[tau] = float(wrong.mean())
     print_table(values, disagree)

@@ -5,7 +5,6 @@
 Writes train_idx.npy and test_idx.npy, arrays of slice names, beside the pickle: scripts/README.md.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,13 +13,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.lidc import read_slices
 from dataloaders.raters import split_by_patient
-from utils.commands.arguments import number
+from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import write_array
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--lidc_pickle", type=Path, required=True, help="file lidc_attributes.pkl")
     parser.add_argument("--save_root", type=Path, help="folder to write both arrays to (default: that of the pickle)")
     parser.add_argument(

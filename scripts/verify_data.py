@@ -21,18 +21,17 @@ from dataloaders.noisy_folder import find_dataset, masks_folder
 from dataloaders.verification.checks import Report
 from dataloaders.verification.several_raters import verify_lidc, verify_mmis
 from dataloaders.verification.verify import verify_folder
-from utils.commands.arguments import add_ignore_label, add_workers, number
+from utils.commands.arguments import add_fewer_masks, add_ignore_label, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import write_json
 
 # As the training scripts for these two sets look for them.
-SEVERAL_RATERS = {"lidc": ("lidc", verify_lidc)}
-SEVERAL_RATERS |= dict.fromkeys(("mmis", "mmis2024", "mmis2024task1"), ("MMIS2024TASK1", verify_mmis))
+SEVERAL_RATERS = {"lidc": "lidc", **dict.fromkeys(("mmis", "mmis2024", "mmis2024task1"), "MMIS2024TASK1")}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags; those with the names of training flags mean the same."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--datasets", required=True, help="dataset, named as in training; or LIDC, or MMIS")
     add("--data_root", type=Path, default=Path("data"), help="folder that contains the datasets (default: %(default)s)")
@@ -45,6 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_ignore_label(parser)
     add("--image_size", type=number(int, 16), help="training size in pixels (default: 256; 128 for LIDC and MMIS)")
     add("--raters", type=number(int, 1), help="number of raters of LIDC or MMIS (default: 4)")
+    add_fewer_masks(parser)
     add("--channels", type=int, choices=(1, 3), help="read grey images as colour (3) or colour images as grey (1)")
     add("--slic_root", type=Path, help="folder of the superpixels (default: the dataset's own)")
     add("--details", type=number(int, 0), default=5, help="number of findings printed per check (default: %(default)s)")
@@ -57,17 +57,23 @@ def verify(args: argparse.Namespace) -> Report:
     """Check the dataset that the flags name."""
     rest = {"num_classes": args.num_classes, "segment_folder": args.slic_root, "workers": args.workers}
     if args.datasets.lower() in SEVERAL_RATERS:
-        name, check = SEVERAL_RATERS[args.datasets.lower()]
+        name = SEVERAL_RATERS[args.datasets.lower()]
         folder = args.data_root / name
         for flag in ("noise_type", "masks", "channels", "ignore_label"):
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag} has no meaning for --datasets {args.datasets}: leave it out")
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; give --data_root, the folder that holds {name}")
-        return check(folder, args.raters or 4, args.image_size or 128, **rest)
+        sizes = (args.raters or 4, args.image_size or 128)
+        if name == "lidc":
+            return verify_lidc(folder, *sizes, **rest, fewer=args.fewer_masks)
+        if args.fewer_masks:
+            raise UserError(f"--fewer_masks has no meaning for --datasets {args.datasets}: leave it out")
+        return verify_mmis(folder, *sizes, **rest)
     folder, _ = find_dataset(args.data_root, args.datasets)
-    if args.raters:
-        raise UserError(f"--raters has no meaning for --datasets {args.datasets}, one mask an image: leave it out")
+    for flag in ("raters", "fewer_masks"):
+        if getattr(args, flag):
+            raise UserError(f"--{flag} has no meaning for --datasets {args.datasets}, one mask an image: leave it out")
     known = folder_dataset(args.datasets)
     rest |= {"channels": args.channels or known.channels, "ignore_label": args.ignore_label}
     rest |= {"masks": masks_folder(folder, args.masks) if args.masks is not None else None}

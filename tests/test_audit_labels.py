@@ -21,7 +21,7 @@ from networks.unet import two_unets
 from scripts import audit_labels
 from utils.audit import folds
 from utils.audit.judging import Contour
-from utils.commands.errors import run_main
+from utils.commands.errors import UserError, run_main
 from utils.commands.files import claimed
 from utils.engine.checkpoint import FORMAT
 from utils.masks.contours import edge_contrast, levels_of, move_contour, nearest_class, signed_distance
@@ -426,6 +426,16 @@ def test_folders_or_a_dataset(run, folder, names, found):
     assert outcome[2].rstrip().endswith(f"found {found}") and not (folder / "audit").exists()
 
 
+def test_files_of_folds_are_named_as_they_were_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record, files = Path("audit/files.json"), [Path("images/a.png"), Path("../b.png")]
+    folds.check_unchanged(record, dict.fromkeys(files, "before"), overwrite=False)
+    folds.check_unchanged(tmp_path / record, {tmp_path / path: "before" for path in files}, overwrite=False)
+    with pytest.raises(UserError) as refused:
+        folds.check_unchanged(record, dict.fromkeys(files, "now"), overwrite=False)
+    assert "(changed: images/a.png, ../b.png)" in str(refused.value) and str(tmp_path) not in str(refused.value)
+
+
 def test_stale_folds_are_refused(run, folder, monkeypatch):
     """Networks that were trained before an image or a mask was changed do not judge it, nor are they trained on."""
     last = ("--", "--batch_size", 4, "--max_epochs", 1)
@@ -468,7 +478,7 @@ def test_stale_folds_are_refused(run, folder, monkeypatch):
 def test_flags_of_the_audit_are_not_passed_on(run, folder, flags):
     name = next(name for name in folds.FIXED if f"--{name}".startswith(flags[0].split("=")[0]))
     assert_refused(run("--folds", 2, "--", *flags), f"after --: --{name}", f"leave --{name} out")
-    assert_refused(run("--folds", 2, "--", "--image_size", 32), "give --image_size before --")
+    assert_refused(run("--folds", 2, "--image_size", 64, "--", "--image_size", 32), "--image_size: 64")
     assert not (folder / "audit").exists()
 
 

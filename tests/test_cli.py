@@ -3,16 +3,19 @@
 import errno
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import REPO
+from conftest import REPO, run_script
 
+from utils.commands.arguments import add_workers, command_parser
 from utils.commands.errors import UserError, run_main, warn
 from utils.commands.files import claimed, keep_all_settings, keep_settings
-from utils.commands.jobs import run_jobs
+from utils.commands.jobs import processors, run_jobs
 
 
 def test_a_broken_record_of_settings_is_named(tmp_path):
@@ -162,3 +165,49 @@ def test_other_errors_of_the_program_are_not_hidden(error):
     with pytest.raises(type(error)) as found:
         run_main(main)
     assert found.value is error
+
+
+# --- Flags, processors, systems ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("script", ["train_GSD-Net.py", "scripts/predict.py", "scripts/prepare_data.py"])
+def test_a_wrong_flag_takes_one_line_and_the_help_that_it_names_is_there(script):
+    refused = run_script("--no_such_flag", script=REPO / script)
+    lines = refused.stderr.splitlines()
+    assert refused.returncode == 2 and len(lines) == 1 and lines[0].startswith(f"{Path(script).name}: error: ")
+    command = re.search("`python (.*)`", lines[0])[1]
+    helped = subprocess.run([sys.executable, *shlex.split(command)], capture_output=True, text=True)
+    assert helped.returncode == 0 and "--save_root" in helped.stdout.replace("--output_root", "--save_root")
+
+
+def test_every_program_has_such_errors():
+    """None makes a parser of its own."""
+    programs = [path for folder in ("", "scripts", "benchmarks", "utils") for path in (REPO / folder).glob("*.py")]
+    made = [path.name for path in programs if "argparse.ArgumentParser(" in path.read_text()]
+    assert len(programs) > 20 and not made
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="processes are not bound to processors here")
+def test_workers_are_counted_by_the_processors_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 7, 9})
+    parser = command_parser("")
+    add_workers(parser)
+    assert processors() == parser.parse_args([]).workers == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS
+    assert processors() == 64
+
+
+def test_windows_is_told_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: pytest.fail("the command has begun"))
+    assert stop.value.code == 2 and re.fullmatch(r"error: Windows: .*wsl --install.*\n", capsys.readouterr().err)
+
+
+def test_no_program_imports_what_windows_lacks_before_it_can_say_so():
+    lacking = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix"}
+    for path in (path for room in ("utils", "dataloaders", "networks", "scripts") for path in (REPO / room).rglob("*")):
+        if path.suffix == ".py":
+            imports = re.findall(r"^(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+            assert lacking.isdisjoint(imports), path

@@ -3,19 +3,30 @@
 import json
 import pickle
 import shutil
+import sys
 from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, loaded, run_script
+from conftest import REPO, load_program, loaded, run_script
 from lidc_files import entries, write_lidc
 from scipy.ndimage import distance_transform_edt
 
-from dataloaders.lidc import PICKLE, as_test_cases, patient_of, read_slices, read_split, slic_sources, training_source
+from dataloaders.lidc import (
+    PICKLE,
+    as_test_cases,
+    mask_planes,
+    patient_of,
+    read_slices,
+    read_split,
+    slic_sources,
+    training_source,
+    with_all_masks,
+)
 from dataloaders.raters import choose_raters, hold_out, label_classes, split_by_patient
 from dataloaders.slic import find_maps
-from utils.commands.errors import UserError
+from utils.commands.errors import UserError, run_main
 from utils.masks.geometry import resize_image
 from utils.masks.superpixels import slic_segments
 
@@ -90,9 +101,10 @@ PLANE = np.zeros((40, 40), np.uint8)
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"masks": [PLANE] * 3}, "masks of 3 raters, expected 4"),
-        ({"masks": [PLANE] * 5}, "masks of 5 raters, expected 4"),
-        ({"masks": None}, "masks of a NoneType raters"),
+        ({"masks": []}, "no mask in it"),
+        ({"masks": [PLANE] * 5}, "5 masks, expected up to 4; give --raters 5"),
+        ({"masks": None}, "the masks are a NoneType"),
+        ({"masks": np.zeros((4, 40, 39))}, "the mask of rater 1 is an array (40, 39)"),
         ({"masks": [PLANE] * 3 + [None]}, "the mask of rater 4 is a NoneType"),
         ({"masks": [PLANE] * 3 + [PLANE[:39]]}, "the mask of rater 4 is an array (39, 40)"),
         ({"masks": [PLANE] * 3 + [PLANE + 2]}, "the mask of rater 4: label values 2; expected 0/1 or 0/255"),
@@ -142,6 +154,121 @@ def test_more_classes_and_fewer_raters(folder, contents):
     rewrite(folder, contents)
     slices = read(folder, num_raters=2, num_classes=3)
     assert np.unique(slices[FIRST].masks).tolist() == [0, 1, 2] and slices[FIRST].masks.shape == (2, 40, 40)
+
+
+# --- Slices that not every rater marked -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda masks: np.stack(masks),
+        lambda masks: np.stack(masks, axis=-1),
+        lambda masks: np.stack(masks, axis=-1)[..., :1],
+        lambda masks: masks[0],
+        lambda masks: tuple(masks[:2]),
+    ],
+    ids=["(R,H,W)", "(H,W,R)", "(H,W,1)", "(H,W)", "tuple"],
+)
+def test_masks_may_be_stored_in_several_forms(folder, contents, stored):
+    masks = contents[FIRST]["masks"]
+    contents[FIRST]["masks"] = stored(masks)
+    rewrite(folder, contents)
+    found = read(folder)[FIRST].masks
+    assert len(found) in (1, 2, 4) and all(np.array_equal(mask, masks[i]) for i, mask in enumerate(found))
+
+
+def test_an_array_of_masks_that_could_lie_either_way_has_them_along_its_first_axis():
+    masks = np.arange(64).reshape(4, 4, 4)
+    assert np.array_equal(mask_planes(masks, (4, 4))[0], masks[0])
+
+
+@pytest.fixture
+def marked_by_some(folder, contents):
+    """One training and one test slice have two masks, another test slice one."""
+    for name, number in ((FIRST, 2), ("LIDC-IDRI-0005_nodule-0_slice-0", 2), ("LIDC-IDRI-0004_nodule-0_slice-1", 1)):
+        contents[name]["masks"] = contents[name]["masks"][:number]
+    rewrite(folder, contents)
+    return folder
+
+
+def completed(folder, fewer, num_raters=4):
+    slices = read(folder, num_raters)
+    return slices, with_all_masks(folder / PICKLE, read_split(folder, slices), num_raters, fewer)
+
+
+def test_slices_with_fewer_masks_are_counted_and_the_flag_is_named(marked_by_some):
+    with pytest.raises(UserError) as raised:
+        completed(marked_by_some, None)
+    for text in (
+        PICKLE,
+        "3 of 18 slices",
+        "1 with 1, 2 with 2",
+        FIRST,
+        "--fewer_masks empty",
+        "--fewer_masks leave_out",
+    ):
+        assert text in str(raised.value)
+    assert "--raters" not in str(raised.value)
+
+
+def test_slices_with_fewer_masks_get_empty_ones(marked_by_some, capsys):
+    stored, parts = completed(marked_by_some, "empty")
+    assert list(map(len, parts)) == [12, 6]
+    for piece in (piece for part in parts for piece in part):
+        own = stored[piece.name].masks
+        assert piece.masks.shape == (4, 40, 40) and piece.masks.dtype == own.dtype
+        assert np.array_equal(piece.masks[: len(own)], own) and not piece.masks[len(own) :].any()
+    assert "1 of 12 training and 2 of 6 test slices" in capsys.readouterr().out
+
+
+def test_slices_with_fewer_masks_are_left_out(marked_by_some, contents, capsys):
+    _, parts = completed(marked_by_some, "leave_out")
+    assert list(map(len, parts)) == [11, 4] and FIRST not in {piece.name for piece in parts[0]}
+    assert "1 of 12 training and 2 of 6 test slices" in capsys.readouterr().out
+    for name in np.load(marked_by_some / "test_idx.npy"):
+        contents[name]["masks"] = contents[name]["masks"][:1]
+    rewrite(marked_by_some, contents)
+    with pytest.raises(UserError, match="--fewer_masks leave_out"):
+        completed(marked_by_some, "leave_out")
+
+
+@pytest.mark.parametrize("numbers", [(2, 2), (1, 2)])
+def test_the_number_of_raters_is_named_where_no_slice_has_more(folder, contents, numbers, capsys):
+    for index, entry in enumerate(contents.values()):
+        entry["masks"] = entry["masks"][: numbers[index % 2]]
+    rewrite(folder, contents)
+    with pytest.raises(UserError, match="give --raters 2") as raised:
+        completed(folder, None)
+    assert "--fewer_masks" not in str(raised.value)
+    if numbers == (2, 2):
+        assert len(completed(folder, None, 2)[1][0]) == 12 and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("fewer", "train"), [("empty", 12), ("leave_out", 11)])
+def test_training_verification_and_superpixels_of_slices_with_fewer_masks(
+    marked_by_some, fewer, train, monkeypatch, capsys
+):
+    root = marked_by_some.parent
+    monkeypatch.chdir(root)
+    flags = ["--data_root", str(root), "--image_size", "32"]
+    script = load_program(REPO / "GSD_Net_lidc_each_select1.py")
+    shutil.rmtree(marked_by_some / "lidc_slic")
+    cut = load_program(REPO / "scripts" / "generate_SLIC.py")
+    cut.main(["--lidc_pickle", str(marked_by_some / PICKLE), "--image_size", "32", "--workers", "1"])
+    assert len(list((marked_by_some / "lidc_slic").glob("*.npy"))) == 18
+    check = load_program(REPO / "scripts" / "verify_data.py")
+    with pytest.raises(SystemExit):
+        check.main(["--datasets", "lidc", *flags, "--workers", "1"])
+    assert "--fewer_masks" in capsys.readouterr().out
+    check.main(["--datasets", "lidc", *flags, "--workers", "1", "--fewer_masks", fewer, "--json", "report.json"])
+    shares = json.loads((root / "report.json").read_text())["facts"]["class_shares"]
+    assert shares["train, rater 4"]["masks"] == train
+    quick = ["--cache", "none", "--batch_size", "4", "--max_epochs", "1", "--device", "cpu", "--fewer_masks", fewer]
+    monkeypatch.setattr(sys, "argv", ["GSD_Net_lidc_each_select1.py", *flags, *quick])
+    run_main(script.main)
+    assert len(json.loads((root / "model" / "lidc+gsd+cycle" / "raters.json").read_text())) == train
+    assert "1 of 12 training" in capsys.readouterr().out
 
 
 # --- Patients, splits and raters --------------------------------------------------------------------------------------

@@ -402,3 +402,12 @@ def test_volumes_are_scored_at_their_own_size(data_root, tmp_path, call):
                 continue
             dice = 2 * ((predicted == 1) & (mask == 1)).sum() / ((predicted == 1).sum() + mask.sum())
             assert float(case[f"dice_rater{rater}"]) == pytest.approx(dice, abs=2e-3)
+
+
+@BOTH
+def test_an_existing_run_is_named_before_anything_is_read(script, name, tmp_path, call):
+    """Of data, that is: none is there."""
+    (tmp_path / "model" / name).mkdir(parents=True)
+    (tmp_path / "model" / name / "checkpoint.pt").touch()
+    assert_refused(call(script, tmp_path / "nowhere", tmp_path / "model"), str(tmp_path / "model" / name), "--resume")
+    assert_refused(call(script, tmp_path / "nowhere", tmp_path / "model", "--overwrite"), str(tmp_path / "nowhere"))

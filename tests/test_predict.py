@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -510,7 +511,14 @@ def test_folder_holds_the_masks_of_one_checkpoint(run, tmp_path):
     (tmp_path / "out" / "a.png").write_bytes(b"spoilt")
     assert run()[0] == 0 and (tmp_path / "out" / "a.png").read_bytes() == first
     other = checkpoint_of(tmp_path / "other.pt", epoch=9)
-    assert_refused(run("--checkpoint", other), str(tmp_path / "out"), "--overwrite")
+    refused = run("--checkpoint", other)
+    first = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert_refused(refused, str(tmp_path / "out"), first["checkpoint"], str(other), "--overwrite")
+    assert first["checkpoint_sha256"] not in refused[2]
+    moved = shutil.copy(first["checkpoint"], tmp_path / "moved.pt")
+    assert run("--checkpoint", moved)[0] == 0  # the same networks
+    checkpoint_of(tmp_path / "moved.pt", trained="longer")
+    assert_refused(run("--checkpoint", moved), str(moved), "changed since")
     assert_refused(run("--tta"), str(tmp_path / "out"), "--overwrite")
     assert run("--checkpoint", other, "--overwrite")[0] == 0
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["epochs"] == 9

@@ -489,6 +489,7 @@ def test_settings_come_back():
     settings = Settings("_m", ("ok",), {}, {255: 1, 7: 2}, 3, 9, "stored", "coronal", (40.0, 400.0))
     assert settings_from(json.loads(json.dumps(settings.as_json())), "x") == settings
     assert settings_from(settings.as_json(), "x") == settings  # as a checkpoint has them
+    assert settings_from(Settings(threshold=0.5).as_json(), "x").threshold == 0.5
     for damaged in (None, {}, settings.as_json() | {"slices": "oblique"}, settings.as_json() | {"window": 3}):
         with pytest.raises(UserError, match="x: "):
             settings_from(damaged, "x")

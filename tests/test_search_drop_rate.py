@@ -12,9 +12,11 @@ import torch
 from conftest import run_script, write_dataset
 
 from dataloaders.training_set import TrainingSet
+from scripts import audit_labels
 from scripts import search_drop_rate as search
 from utils.commands.errors import UserError, run_main
 from utils.commands.passed_flags import training_parser
+from utils.masks.geometry import IGNORED
 
 
 @pytest.fixture
@@ -122,18 +124,48 @@ def test_training_that_fails_is_named(run):
         (("--output_root", "x"), "--output_root", "leave --output_root out"),
         (("--masks", "x"), "--masks", "leave --masks out"),
         (("--res",), "--resume", "leave --resume out"),
-        (("--overwrite",), "--overwrite", "give --overwrite before --"),
-        *(
-            ((f"--{name}", {"contours": "corrected", "device": "cpu"}.get(name, "16")), f"--{name}", f"--{name} before")
-            for name in search.SHARED
-        ),
-        (("--dev", "cpu"), "--device", "give --device before --"),
-        (("--amp", "fp32", "--seed=1", "--tau", "0"), "--seed, --tau", "give --seed before --, leave --tau out"),
+        (("--exp=x", "--tau", "0"), "--exp, --tau", "leave --exp, --tau out"),
     ],
 )
 def test_flags_of_the_search_are_not_passed_on(run, folder, flags, name, remedy):
     assert_refused(run("--", *flags), f"after --: {name}", remedy)
     assert not (folder / "out").exists()
+
+
+def test_flags_after_the_two_dashes_count_as_those_before_them(tmp_path):
+    """Flags that both the script and training have, for both scripts that train."""
+    (tmp_path / "images").mkdir()
+    values = {"image_size": "48", "num_classes": "3", "channels": "1", "ignore_label": "255", "device": "cpu"}
+    values |= {"gpu": "1", "amp": "fp32"}
+    own = {"cache": "none", "batch_size": "4", "max_epochs": "3", "contours": "corrected", "seed": "7"}
+    for parse, places, more, flags in (
+        (search.parse_args, ("datasets", "noise_type", "save_root"), (), values | own),
+        (audit_labels.parse_args, ("images_root", "masks_root", "save_root"), ("--folds", "2"), values),
+    ):
+        begin = [part for name in places for part in (f"--{name}", "02" if name == "noise_type" else str(tmp_path))]
+        begin += more
+        passed = [part for name, value in flags.items() for part in (f"--{name}", value)]
+        before, after = vars(parse([*begin, *passed])), vars(parse([*begin, "--", *passed, "--overwrite"]))
+        assert after.pop("training") == [*passed, "--overwrite"] and not before.pop("training")
+        assert after == before | {"overwrite": True}
+
+
+def test_a_flag_given_twice_with_two_values_is_refused(run):
+    assert_refused(run("--", "--image_size", "64"), "--image_size: 32 before --, and 64 after it")
+    assert_refused(run("--", "--datasets", "other"), "--datasets: mine")
+
+
+def test_pixels_without_a_label_are_left_out_of_the_objective():
+    labels = torch.tensor([[[0, 1], [IGNORED, IGNORED]]], dtype=torch.uint8)
+
+    class Known:
+        def logits(self, images):
+            return torch.tensor([2.0, 0.0])[None, :, None, None].expand(1, 2, 2, 2)
+
+    data = TrainingSet(("a",), torch.zeros(1, 1, 2, 2, dtype=torch.uint8), labels, labels, labels, 1)
+    kept, dropped, wrong = search.pixel_losses(Known(), data, batch_size=1)
+    assert kept == pytest.approx([np.log1p(np.exp(-2)), np.log1p(np.exp(2))]) and wrong.tolist() == [False, True]
+    assert dropped == pytest.approx(kept[::-1])
 
 
 @pytest.mark.parametrize("flags", [("--recipe", "none"), ("--unknown", "1"), ("--ma", "1"), ("stray",), ("--help",)])

@@ -585,7 +585,8 @@ def test_number_of_a_gpu_that_is_not_there(train, places):
 
 
 def test_batch_larger_than_the_training_set(train, places, tmp_path):
-    assert_refused(train(*GIVEN, *places, "--batch_size", 11), "--batch_size 11", "10 training images")
+    refused = train(*GIVEN, *places, "--batch_size", 11)
+    assert_refused(refused, "--batch_size 11", "10 training images", "give --batch_size 10")
     assert not list(tmp_path.iterdir())
 
 
@@ -638,7 +639,9 @@ def test_loss_that_becomes_nan_stops_the_run_and_spares_the_checkpoint(
     assert not (folder / "result.json").exists()
 
     # The checkpoint is as good as if nothing had happened: the run goes on to the end of an undisturbed one.
-    assert_succeeded(train(*GIVEN, *places, "--resume"))
+    outcome = train(*GIVEN, *places, "--resume")
+    assert_succeeded(outcome)
+    assert f"1 of {EPOCHS} epochs are done; goes on with epoch 2" in outcome.out
     assert_succeeded(train(*GIVEN, *places, "--output_root", tmp_path / "undisturbed"))
     assert log_rows(folder, *TIMES) == log_rows(tmp_path / "undisturbed" / folder.name, *TIMES)
 
@@ -682,6 +685,15 @@ def test_existing_run_is_not_touched_unasked(train, places, copied):
     assert contents(copied) == before
 
 
+def test_an_existing_run_is_named_before_anything_is_read(train, places, copied, tmp_path):
+    """However large the set is, and whatever is wrong with it."""
+    data = Path(shutil.copytree(places[places.index("--data_root") + 1], tmp_path / "data"))
+    for path in (data / "Kvasir" / "images").iterdir():
+        path.write_bytes(b"no image")
+    assert_refused(train(*GIVEN, *places, "--data_root", data), str(copied), "--resume", "--overwrite", "--exp")
+    assert "case0" not in train(*GIVEN, *places, "--data_root", data).err
+
+
 def test_overwrite_starts_again(train, places, copied):
     assert_succeeded(train(*GIVEN, *places, "--overwrite", "--max_epochs", 2))
     assert_complete(copied, 2, [f"case{i:02}" for i in range(4)])
@@ -704,7 +716,9 @@ def test_overwrite_starts_again(train, places, copied):
 def test_resume_with_changed_settings_is_refused(train, places, copied, flag, value, was):
     before = contents(copied)
     changed = (flag, "--exp", "gsd") if value is None else (flag, value, "--exp", "gsd")
-    assert_refused(train(*GIVEN, *places, "--resume", *changed), str(copied), "--resume", was, "--overwrite")
+    outcome = train(*GIVEN, *places, "--resume", *changed)
+    assert_refused(outcome, str(copied), "--resume", was, "--overwrite")
+    assert ("shares of --max_epochs" in outcome.err) == (flag == "--max_epochs")
     assert contents(copied) == before
 
 
@@ -832,7 +846,9 @@ def test_interruption_between_the_last_checkpoint_and_its_log(train, places, fin
         patch.setattr(Run, "write_table", interrupted)
         assert train(*GIVEN, *places).code == 130
     assert len(log_rows(folder)) == EPOCHS - 1
-    assert_succeeded(train(*GIVEN, *places, "--resume"))
+    outcome = train(*GIVEN, *places, "--resume")
+    assert_succeeded(outcome)
+    assert f"--resume: {EPOCHS} of {EPOCHS} epochs are done" in outcome.out
     assert_complete(folder, EPOCHS, [f"case{i:02}" for i in range(4)])
 
 

@@ -1,6 +1,5 @@
 """Parts of utils/engine/training.py that the runs of other tests do not reach."""
 
-import os
 from functools import partial
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from utils.commands.errors import UserError
+from utils.commands.jobs import processors
 from utils.engine.evaluation import _score, _scored
 from utils.engine.training import _check_finite
 from utils.method import gsd
@@ -16,7 +16,7 @@ from utils.method import gsd
 def test_scores_from_several_processes_are_those_of_one():
     """In the same order; and no more cases are read ahead than the processes have in hand."""
     generator = torch.Generator().manual_seed(0)
-    count, processes = 24, min(os.cpu_count() or 1, 8)
+    count, processes = 24, min(processors(), 8)
     masks = torch.randint(2, (count, 2, 1, 16, 16), generator=generator, dtype=torch.uint8)
     classes = torch.randint(2, (count, 1, 16, 16), generator=generator, dtype=torch.uint8)
     read = []

@@ -222,12 +222,20 @@ def read_nifti(path: Path, slices: str, window: Window) -> tuple[list[np.ndarray
     return [plane[..., None] for plane in planes], geometry
 
 
-def nifti_labels(path: Path, slices: str) -> tuple[list[np.ndarray], Geometry]:
-    """The slices of a volume of labels, integers (H,W), as `read_nifti` cuts them. Raises `UserError`."""
+def reached(values: np.ndarray, threshold: float | None) -> np.ndarray:
+    """0/1, whether values reach ``threshold``; the values themselves where there is none."""
+    return values if threshold is None else (values >= threshold).astype(np.uint8)
+
+
+def nifti_labels(path: Path, slices: str, threshold: float | None = None) -> tuple[list[np.ndarray], Geometry]:
+    """The slices of a volume of labels, integers (H,W), as `read_nifti` cuts them; with ``threshold`` 0/1, whether the
+    values reach it. Raises `UserError`."""
     volume, geometry, turn = _volume(path, slices)
+    volume = reached(volume, threshold)
     if volume.dtype.kind == "f":
         if not (volume == np.rint(volume)).all():
-            raise _unreadable(path, "labels that are no whole numbers")
+            reason = f"{path}: labels that are no whole numbers; if these are probabilities, add --threshold 0.5"
+            raise UserError(reason)
         volume = volume.astype(np.int64)
     return _cut(library("nibabel"), volume, turn, slices), geometry
 
@@ -276,7 +284,7 @@ def _volume(path: Path, slices: str) -> tuple[np.ndarray, Geometry, np.ndarray]:
             if len(shape) != 3 or 0 in shape:
                 raise _unreadable(path, f"of shape {tuple(image.shape)}; one volume of three axes is read")
             if math.prod(shape) > MOST_BYTES:
-                raise _unreadable(path, f"of shape {tuple(image.shape)}, which is too large")
+                raise _unreadable(path, f"of shape {tuple(image.shape)}, too large; cut it into pieces, with its label")
             values = np.asanyarray(image.dataobj).reshape(shape)
             turn = nib.io_orientation(image.affine)
             units = image.header.get_xyzt_units()[0]

@@ -31,11 +31,14 @@ class Settings:
     orientation: str = "exif"
     slices: str = "axial"
     window: tuple[float, float] | None = None  # centre and width
+    threshold: float | None = None  # stored value from which on masks are foreground
 
     def __post_init__(self) -> None:
         """Raises `UserError` for settings that contradict each other."""
         if self.class_of and (self.values or self.num_classes > 2):
             raise UserError("--class_of: goes with masks of two classes; leave out --values and --num_classes")
+        if self.threshold is not None and (self.values or self.num_classes > 2 or self.ignore_label is not None):
+            raise UserError("--threshold: makes two classes; leave out --values, --num_classes and --ignore_label")
         if self.window and not self.window[1] > 0:
             raise UserError(f"--window: the width must be above 0, got {self.window[1]:g}")
 
@@ -75,6 +78,7 @@ def settings_from(values: object, where: object) -> Settings:
             orientation=values["orientation"],
             slices=values["slices"],
             window=(centre, width) if values["window"] else None,
+            threshold=None if values["threshold"] is None else float(values["threshold"]),
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(

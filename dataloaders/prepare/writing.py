@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from dataloaders.files import classes_of, mask_values
+from dataloaders.files import classes_of, grey_values, mask_values
 from dataloaders.orientation import as_stored
 from dataloaders.pixels import orientation_of, read_stored
 from dataloaders.prepare.medical import (
@@ -19,6 +19,7 @@ from dataloaders.prepare.medical import (
     dicom_labels,
     is_dicom,
     nifti_labels,
+    reached,
     read_dicom,
     read_nifti,
     same_space,
@@ -114,16 +115,18 @@ def read_labels(
 
 def _stored_labels(path: Path, settings: Settings, geometry: Geometry | None) -> list[np.ndarray]:
     if path.name.lower().endswith(NIFTI_SUFFIXES):
-        planes, own = nifti_labels(path, settings.slices)
+        planes, own = nifti_labels(path, settings.slices, settings.threshold)
         if geometry and not same_space(geometry, own):
             raise UserError(f"{path}: does not lie where its image lies; resample it to the image's affine and shape")
         return planes
     if is_dicom(path):
-        return dicom_labels(path)
-    if settings.values:
-        values = mask_values(path, max(settings.classes_written, 2))
+        return [reached(values, settings.threshold) for values in dicom_labels(path)]
+    if settings.threshold is not None:
+        values = reached(grey_values(path), settings.threshold)
+    elif settings.values:
+        values = mask_values(path, max(settings.classes_written, 2), settings.ignore_label)
     else:
-        values = mask_values(path, settings.num_classes)
+        values = mask_values(path, settings.num_classes, settings.ignore_label)
     return [as_stored(values, path) if settings.orientation == "stored" else values]
 
 

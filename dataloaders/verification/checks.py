@@ -34,7 +34,7 @@ CHECKS = {
     "formats": "one pixel format",
     "segments": "superpixels usable",
     "stale_segments": "superpixels up to date",
-    "raters": "choice of raters",
+    "raters": "masks of all raters",
     "patients": "patients on one side",
     "exact_train": "equal images, training",
     "exact_test": "equal images, test",
@@ -45,7 +45,7 @@ CHECKS = {
 }
 _NOT_FOR = {
     "folder": {"raters", "patients"},
-    "lidc": {"orientation", "sizes", "values", "raters"},  # the pickle's reader judges a slice as a whole
+    "lidc": {"orientation", "sizes", "values"},  # the pickle's reader judges a slice as a whole
     "mmis": {"orientation", "values"},
 }
 # Share of pixels on which a superpixel map agrees with one made anew from its image and recorded settings. Measured on

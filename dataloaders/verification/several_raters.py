@@ -43,11 +43,17 @@ class _SliceItem(NamedTuple):
 
 
 def verify_lidc(
-    folder: Path, num_raters: int, image_size: int, num_classes: int, segment_folder: Path | None, workers: int
+    folder: Path,
+    num_raters: int,
+    image_size: int,
+    num_classes: int,
+    segment_folder: Path | None,
+    workers: int,
+    fewer: str | None = None,
 ) -> Report:
     """Check LIDC's pickle slice by slice, the two lists of names, and the superpixels of the training slices.
 
-    The pickle is read whole, as in training.
+    The pickle is read whole, as in training. fewer: what becomes of slices with fewer masks (`lidc.with_all_masks`).
     """
     settings = {"raters": num_raters, "image_size": image_size, "num_classes": num_classes}
     report = Report(str(folder), "lidc", settings)
@@ -67,6 +73,7 @@ def verify_lidc(
         if piece is not None:
             slices[name] = piece
     parts = _lidc_parts(report, folder, entries, slices)
+    slices = _with_all_masks(report, pickle, slices, parts, num_raters, fewer)
 
     train = [name for name, part in parts.items() if part == "train" and name in entries]
     segment_folder = segment_folder or superpixel_folder(folder / LIDC.layout.segments, image_size, LIDC.image_size)
@@ -87,6 +94,27 @@ def verify_lidc(
     job = partial(_look_at_slice, task=Task(folder, image_size, num_classes, num_raters, slic))
     examine(report, job, items, workers)
     return report
+
+
+def _with_all_masks(
+    report: Report,
+    pickle: Path,
+    slices: dict[str, lidc.Slice],
+    parts: dict[str, str],
+    num_raters: int,
+    fewer: str | None,
+) -> dict[str, lidc.Slice]:
+    """``slices`` as training has them, which is to be said; of those that are not used, as they are."""
+    sides = [[piece for name, piece in slices.items() if parts.get(name) == side] for side in ("train", "test")]
+    said = StringIO()
+    with redirect_stdout(said):
+        used = attempt(report.findings, "raters", lidc.PICKLE, lidc.with_all_masks, pickle, sides, num_raters, fewer)
+    if used is None:
+        return slices
+    if said.getvalue():
+        report.note("raters", lidc.PICKLE, said.getvalue().strip().removeprefix(f"{pickle}: "))
+    complete = {piece.name: piece for side in used for piece in side}
+    return {name: complete.get(name, piece) for name, piece in slices.items() if name in complete or name not in parts}
 
 
 def _lidc_parts(report: Report, folder: Path, entries: dict, slices: dict[str, lidc.Slice]) -> dict[str, str]:

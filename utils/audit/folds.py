@@ -25,12 +25,14 @@ def fold_parts(count: int, folds: int, seed: int) -> list[list[int]]:
     return [part.tolist() for part in np.array_split(np.random.default_rng(seed).permutation(count), folds)]
 
 
-def check_unchanged(record: Path, now: dict[str, str], overwrite: bool) -> None:
-    """Remember in ``record`` what the images and masks of the folds hold: path -> digest.
+def check_unchanged(record: Path, digests: dict[Path, str], overwrite: bool) -> None:
+    """Remember in ``record`` what the images and masks of the folds hold, ``digests``, by their resolved paths.
 
     Raises `UserError`, unless ``overwrite``, naming the files that are not what they were when it was written: networks
     of theirs are no judges of what is there now. Training refuses to go on with them too, but cannot say which file.
     """
+    written = {str(path.resolve()): str(path) for path in digests}
+    now = {str(path.resolve()): digest for path, digest in digests.items()}
     if record.is_file() and not overwrite:
         remedy = "add --overwrite to train all folds again"
         before = read_json(record, remedy)
@@ -41,7 +43,9 @@ def check_unchanged(record: Path, now: dict[str, str], overwrite: bool) -> None:
             "new": [name for name in now if name not in before],
             "gone": [name for name in before if name not in now],
         }
-        differ = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items() if names)
+        differ = "; ".join(
+            f"{kind}: {listed(written.get(name, name) for name in names)}" for kind, names in kinds.items() if names
+        )
         if differ:
             raise UserError(
                 f"--folds: {record.parent} has networks of other images or masks than are there now ({differ}); "
@@ -63,7 +67,6 @@ def train_fold(root: Path, pairs: Sequence[tuple[Path, Path]], held_out: set[int
     root: folder of all folds; fold: its name; flags: `training_flags`. Returns the checkpoint. Run again, it goes on
     where it was broken off. Raises `UserError` if training fails.
     """
-    root = root.resolve()
     dataset = root / "data" / fold
     shutil.rmtree(dataset, ignore_errors=True)  # links only, of an earlier audit
     for index, pair in enumerate(pairs):

@@ -2,13 +2,14 @@
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from typing import Any, NoReturn
 
 from utils.commands.errors import UserError, is_main_process, is_plain
+from utils.commands.jobs import processors
 from utils.method.settings import (
     FIDELITIES,
     METHODS,
@@ -27,6 +28,22 @@ EXTENDED = (
     "extended is gone: GSD-Net is the default now; add --recipe contour for contour correction, Dice loss and AdamW, "
     "which goes with every method, or write --method ce --recipe contour for what extended came close to"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors take one line and name the command that lists the flags; exit code 2."""
+
+    script: str | None = None  # whose --help lists the flags; None: the program that was started
+
+    def error(self, message: str) -> NoReturn:
+        """`argparse.ArgumentParser.error`, without the usage, which has a line for every flag."""
+        script = quote(self.script or sys.argv[0])
+        self.exit(2, f"{self.prog}: error: {message}; `python {script} --help` lists the flags\n")
+
+
+def command_parser(description: str | None) -> Parser:
+    """The parser of a program, whose --help begins with ``description`` as it stands."""
+    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def number(kind: type, low: float, high: float = float("inf"), below: bool = False) -> Callable[[str], float]:
@@ -192,7 +209,10 @@ def add_device(parser: argparse.ArgumentParser, amp: bool = True) -> None:
 def add_workers(parser: argparse.ArgumentParser, what: str = "number of processes") -> None:
     """Add the flag that says over how many processes, or whatever ``what`` says, the work is spread."""
     parser.add_argument(
-        "--workers", type=number(int, 1), default=os.cpu_count() or 1, help=f"{what} (default: one per core)"
+        "--workers",
+        type=number(int, 1),
+        default=processors(),
+        help=f"{what} (default: one per processor)",
     )
 
 
@@ -210,6 +230,15 @@ def add_rater_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the sets with several raters an image."""
     parser.add_argument(
         "--raters", type=number(int, 1), default=4, help="number of raters per image (default: %(default)s)"
+    )
+
+
+def add_fewer_masks(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of sets in which some slices have fewer masks than there are raters."""
+    parser.add_argument(
+        "--fewer_masks",
+        choices=("empty", "leave_out"),
+        help="slices with fewer masks than --raters: add empty ones, or leave the slices out (default: an error)",
     )
 
 

@@ -36,9 +36,11 @@ def run_main(main: Callable[[], None]) -> None:
     """Run a command's ``main``; a `UserError` becomes one line on stderr and exit code 2.
 
     So does memory that runs out. Of processes that train together only the main one prints more than errors.
-    Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file
-    half-written.
+    Ctrl-C (SIGINT) and SIGTERM end it with one line, exit code 130 and 143, and no file half-written. On Windows, where
+    the program was never run, it ends at once with exit code 2.
     """
+    if sys.platform == "win32":
+        _refuse("Windows: this program runs on Linux and macOS; `wsl --install` gives Windows a Linux to run it in")
     previous = signal.signal(signal.SIGTERM, _terminate)
     if not is_main_process():
         sys.stdout = None  # print() then does nothing

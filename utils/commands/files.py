@@ -169,17 +169,19 @@ def _check_settings(folder: Path, settings: dict, overwrite: bool, outputs: Sequ
             if not overwrite:
                 raise
     if overwrite:
-        others = _others(folder, outputs) if exclusive and before != settings else []
+        others = _others(folder, outputs) if exclusive and not _same(before, settings) else []
         if others:
             raise UserError(
                 f"{folder}: {len(others)} files there are not of these images, and would be taken for files of "
-                f"{settings}, as which nothing says they were made: {listed(others)}; move or remove them, or choose "
-                "another folder"
+                f"{_shown(settings)}, as which nothing says they were made: {listed(others)}; move or remove them, or "
+                "choose another folder"
             )
     elif os.path.isfile(record):
-        if before != settings:
+        if not _same(before, settings):
+            was, now = _shown(before), _shown(settings)
+            changed = ", whose checkpoint has changed since" if was == now else ""
             raise UserError(
-                f"{folder} was made with {before}, now asked for {settings}: {remedy} to make all its files again"
+                f"{folder} was made with {was}, now asked for {now}{changed}: {remedy} to make all its files again"
             )
     # Not Path.exists, which raises where a folder may not be looked into; writing to it will say so.
     elif present := [path.name for path in outputs if os.path.exists(path)]:
@@ -187,6 +189,21 @@ def _check_settings(folder: Path, settings: dict, overwrite: bool, outputs: Sequ
             f"{folder} holds {listed(present)} and no {record.name} that says how they were made: {remedy} to replace "
             "them"
         )
+
+
+def _same(before: object, now: dict) -> bool:
+    """Whether files of both settings are the same: a checkpoint may lie elsewhere since, its digest tells."""
+    named = {"checkpoint"} if "checkpoint_sha256" in now else set()
+    return isinstance(before, dict) and all(
+        before.get(name) == now.get(name) for name in (before.keys() | now.keys()) - named
+    )
+
+
+def _shown(settings: object) -> object:
+    """Settings for a message: digests, of what is named beside them, say nothing to a reader."""
+    if not isinstance(settings, dict):
+        return settings
+    return {name: value for name, value in settings.items() if not name.endswith("_sha256")}
 
 
 def _others(folder: Path, outputs: Iterable[Path]) -> list[str]:

@@ -19,6 +19,11 @@ from tqdm.contrib.concurrent import thread_map
 from utils.commands.errors import CHILD, UserError
 
 
+def processors() -> int:
+    """How many processors this process may use: of a machine that a scheduler or `taskset` shares out, its part."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_child(command: Sequence[str]) -> int:
     """Run another command of this project (`run_main`), which ends when this process does, however it does; returns its
     exit code."""
@@ -39,7 +44,9 @@ def progress(items: Iterable | None = None, hidden: bool = False, **options: Any
 
 def in_threads(work: Callable, items: Sequence, title: str, unit: str = "image") -> list:
     """``work`` of every item, several at a time: decoding, resizing and distances release the interpreter lock."""
-    return thread_map(work, items, desc=title, unit=unit, disable=None if items else True, tqdm_class=tqdm)
+    threads = processors() + 4  # some wait for files
+    hidden = None if items else True
+    return thread_map(work, items, max_workers=threads, desc=title, unit=unit, disable=hidden, tqdm_class=tqdm)
 
 
 class Workers(ProcessPoolExecutor):
@@ -51,8 +58,6 @@ class Workers(ProcessPoolExecutor):
 
     def submit(self, *job: object, **keywords: object) -> Future:
         """`Executor.submit`."""
-        if not hasattr(signal, "pthread_sigmask"):  # Windows
-            return super().submit(*job, **keywords)  # type: ignore[arg-type]
         # A process that is being started has the mask of this one: Ctrl-C, which reaches every process of a terminal,
         # must not end it in the midst of its imports with a traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

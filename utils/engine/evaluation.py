@@ -1,6 +1,5 @@
 """Predict and score: the same for every dataset."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.commands.jobs import Workers
+from utils.commands.jobs import Workers, processors
 from utils.engine.distributed import gather
 from utils.engine.experiment import Experiment
 from utils.engine.intensity import Intensity, to_unit
@@ -100,7 +99,7 @@ def _scored(
     following = next(predicted, None)
     if following is None:
         return
-    processes = min(os.cpu_count() or 1, 8)
+    processes = min(processors(), 8)
     # Fresh processes: a fork of one that has threads may hang.
     with Workers(processes, get_context("spawn"), partial(torch.set_num_threads, 1)) as pool:
         running: deque = deque()

@@ -115,7 +115,9 @@ def experiment_of(
     takes, if the processes cannot share a batch evenly, and as `networks_of`.
     """
     if training_images < args.batch_size:
-        raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images")
+        most = training_images - training_images % group.size
+        remedy = f"give --batch_size {most} or less" if most else f"{group.size} are needed, one a process"
+        raise UserError(f"--batch_size {args.batch_size}: there are only {training_images} training images; {remedy}")
     if args.batch_size % group.size:
         raise UserError(f"--batch_size {args.batch_size}: must be a multiple of the {group.size} processes")
     name, networks = networks_of(args, channels, args.batch_size // group.size, start)

@@ -14,7 +14,6 @@ from itertools import combinations
 
 import numpy as np
 import torch
-from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 
 from utils.engine.scores import set_scores
 from utils.method.losses import IGNORED
@@ -152,6 +151,9 @@ def surface_scores(predicted: np.ndarray, marked: np.ndarray) -> dict[str, np.nd
     predicted, marked: (N,*S) bool. Of two empty masks all three are NaN; of one empty mask the distances are the
     diagonal of S, and the surface Dice is 0.
     """
+    # Here, since importing MONAI takes as long as importing PyTorch, and not every command measures distances.
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
+
     in_prediction, in_mask = (m.reshape(len(m), -1).any(axis=1) for m in (predicted, marked))
     worst = {"hd95": float(np.linalg.norm(predicted.shape[1:])), "nsd": 0.0}
     worst["assd"] = worst["hd95"]

@@ -26,6 +26,7 @@ FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # neve
 PLACE_SETTINGS = {"data_root", "slic_root", "output_root", "device", "gpu", "cache"}
 # Not set: found in the data, its last digits may depend on the machine; and in words, where tau comes from.
 FOUND = {"intensity", "tau_from"}
+SCHEDULES = "the schedules of drop rate, distance weights, transfer and learning rate"
 PROCESSES = "processes"  # the setting that is the number of processes that train together
 DATA = "data"  # the setting that is a digest of the files that are read
 
@@ -42,6 +43,25 @@ def _writing(folder: Path) -> Iterator[None]:
 def _close(writer: SummaryWriter) -> None:
     with _writing(Path(writer.get_logdir())):
         writer.close()
+
+
+def check_free(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Raises `UserError` if there is a run in ``folder``, or what is left of one, and neither flag says what becomes of
+    it."""
+    there = (folder / "checkpoint.pt").is_file()
+    if overwrite or (there and resume):
+        return
+    if there:
+        raise UserError(
+            f"{folder}: a run is there already; --resume continues it, --overwrite starts it again, "
+            "--exp NAME keeps both"
+        )
+    left = [name for name in FROM_CHECKPOINT if (folder / name).is_file()]
+    if left:  # somebody made room, or copied the results alone
+        raise UserError(
+            f"{folder}: {listed(left)} of a run whose checkpoint.pt is gone, without which it cannot go on; "
+            "--overwrite removes them and starts it again, --exp NAME begins another run beside it"
+        )
 
 
 class Run:
@@ -97,22 +117,14 @@ class Run:
             if flags:
                 names = {k: flag_of(k) if k != PROCESSES else "torchrun --nproc_per_node" for k in flags}
                 was = ", ".join(f"{names[k]} {before.get(k)} (now {settings[k]})" for k in flags)
+                reason = f"; a run cannot be made longer or shorter, for {SCHEDULES} are shares of --max_epochs"
+                reason = reason if "max_epochs" in flags else ""
                 raise UserError(
-                    f"{path}: --resume needs the settings of the run, which had {was}; --exp NAME begins another run "
-                    "beside it, --overwrite in place of it"
+                    f"{path}: --resume needs the settings of the run, which had {was}{reason}; --exp NAME begins "
+                    "another run beside it, --overwrite in place of it"
                 )
-        elif path.is_file() and not overwrite and self.writes:
-            raise UserError(
-                f"{folder}: a run is there already; --resume continues it, --overwrite starts it again, "
-                "--exp NAME keeps both"
-            )
-        elif not overwrite and self.writes:
-            left = [name for name in FROM_CHECKPOINT if (folder / name).is_file()]
-            if left:  # somebody made room, or copied the results alone
-                raise UserError(
-                    f"{folder}: {listed(left)} of a run whose {path.name} is gone, without which it cannot go on; "
-                    "--overwrite removes them and starts it again, --exp NAME begins another run beside it"
-                )
+        elif self.writes:
+            check_free(folder, resume, overwrite)
         if self.writes:
             self._tidy()
             self.write_json("args.json", settings)

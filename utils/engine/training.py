@@ -51,6 +51,9 @@ def fit(experiment: Experiment, run: Run) -> dict:
     _check_references(experiment)
     method = experiment.settings.method
     epochs = method.max_epochs
+    if run.epochs_done:
+        following = f"goes on with epoch {run.epochs_done + 1}" if run.epochs_done < epochs else "scores again"
+        print(f"--resume: {run.epochs_done} of {epochs} epochs are done; {following}")
     silent = not experiment.group.is_main
     with progress(total=epochs, initial=run.epochs_done, desc="epochs", unit="epoch", hidden=silent) as bar:
         for epoch in range(run.epochs_done, epochs):

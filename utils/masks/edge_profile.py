@@ -48,9 +48,7 @@ def level_probabilities(images: Sequence[EdgeContrast], levels: np.ndarray, side
     return found
 
 
-def _fitted(
-    evidence: np.ndarray, possible: np.ndarray, start: np.ndarray, levels: np.ndarray, side: int
-) -> np.ndarray:
+def _fitted(evidence: np.ndarray, possible: np.ndarray, start: np.ndarray, levels: np.ndarray, side: int) -> np.ndarray:
     """P(level) of each image, (N,L), by expectation maximisation of profile, noise and prior from ``start`` (N,L)."""
     reach, habit = max(2, round(PROFILE * side)), max(1, round(HABIT * side))
     images, width = len(evidence), 2 * reach + 1
@@ -89,8 +87,9 @@ def _profile(evidence: np.ndarray, posterior: np.ndarray, reach: int) -> np.ndar
 
 
 def _moved(profile: np.ndarray, side: int, free: int | None) -> np.ndarray:
-    """The profile (2 reach + 1,), mean 0, with the edge at its middle; or, given ``free``, with its peak no further than
-    that from the middle.
+    """The profile (2 reach + 1,), mean 0, with the edge at its middle.
+
+    Given ``free``, it is moved only until its peak is no further than that from the middle.
 
     Inside an object its margin differs from the core, so the profile falls off slowly and unevenness of the masks
     draws its peak inwards. Its outer flank does not follow: the edge is taken to lie in the middle between the peak and
