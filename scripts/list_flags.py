@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from utils.commands.arguments import command_parser
 from utils.commands.errors import run_main
 from utils.commands.files import write_atomically
 from utils.method.settings import help_of_set, settable
@@ -97,7 +98,7 @@ def page() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--save", type=Path, required=True, help="where to write the page, such as docs/flags.md")
     args = parser.parse_args(argv)
     write_atomically(args.save, page().encode())
