@@ -8,7 +8,9 @@
 A cell is one run of train_GSD-Net.py: 100 epochs of SGD 0.005, batches of 16; Dice and IoU are means over the last ten
 epochs. Its result is a row of benchmarks/results/accuracy.csv, and its curve a file of benchmarks/results/curves/, as
 soon as it is there. Broken off, the same command goes on with the cell, and the epoch, where it stopped. Noisy masks
-that are missing are made by scripts/generate_simulated_noise.py with seed 0, superpixels by training.
+that are missing are made by scripts/generate_simulated_noise.py with seed 0, superpixels by training. Of --noises, 02,
+08 and DE are the paper's; the others have a label noise rate of 8 %, and weak, the masks of a weak network, are made by
+benchmarks/weak_masks.py first.
 
 With --split validation nothing is scored on the test images: a fifth of the training images, drawn with a fixed seed
 and not trained on, takes their place, with clean masks. By these a setting may be chosen.
@@ -26,7 +28,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -49,8 +51,29 @@ from utils.engine.figures import png
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy.csv"
 CURVE = ("epoch", "loss", "kept", "drop_rate", "weight_cap", "dice", "iou")  # what is kept of each run's log.csv
-NOISES = {"02": "S_R", "08": "S_E", "DE": "S_DE", "clean": "clean"}
-NOISE_FLAGS = {"02": ("--theta1", "0.2"), "08": ("--theta1", "0.8"), "DE": ("--noisetype", "DE")}
+
+
+class Noise(NamedTuple):
+    """One kind of training masks."""
+
+    name: str  # in tables
+    made: tuple[str, ...] = ()  # flags of generate_simulated_noise.py; none: they must be there
+    folder: str | None = None  # in the dataset's; None: the layout's for --noise_type
+
+
+RATE_OF_KINDS = "0.08"  # label noise rate of the kinds that are not the paper's
+NOISES = {
+    "02": Noise("S_R", ("--theta1", "0.2")),
+    "08": Noise("S_E", ("--theta1", "0.8")),
+    "DE": Noise("S_DE", ("--noisetype", "DE")),
+    "clean": Noise("clean"),
+    **{
+        kind: Noise(kind, ("--noisetype", kind, "--target_rate", RATE_OF_KINDS), f"masks_{kind}")
+        for kind in ("polygon", "affine", "elastic", "missing", "added", "box", "alphabeta")
+    },
+    "weak": Noise("weak", (), "masks_weak"),  # benchmarks/weak_masks.py
+}
+PAPERS = ("02", "08", "DE")  # its own kinds of noise
 PROTOCOLS = {  # flags of train_GSD-Net.py
     "schedule": ("--max_epochs", "100", "--batch_size", "16"),
     "half": ("--max_epochs", "50", "--batch_size", "16"),
@@ -99,7 +122,7 @@ class Cell:
     """One training run."""
 
     dataset: str  # the folder's name
-    noise: str  # S_R, S_E, S_DE, clean or the name of a folder of masks
+    noise: str  # its name in `NOISES`
     method: str  # its name in a grid
     seed: int
     protocol: str
@@ -197,11 +220,15 @@ def call(*command: object, log: Path, threads: int = 1) -> None:
         raise UserError(f"{' '.join(map(str, command))} ended with code {done.returncode}: {words} ({log})")
 
 
+def masks_of(layout: Layout, noise: str) -> str:
+    """The folder of the training masks of a kind of noise, in the dataset's folder."""
+    return NOISES[noise].folder or layout.training_masks(noise)
+
+
 def make_noise(dataset: Path, layout: Layout, noise: str, log: Path) -> None:
     """Make the noisy masks that are not there yet."""
-    folder = dataset / layout.training_masks(noise)
-    roots = ("--gts_root", dataset / layout.masks, "--save_root", folder)
-    call("scripts/generate_simulated_noise.py", *roots, *NOISE_FLAGS[noise], "--seed", 0, log=log)
+    roots = ("--gts_root", dataset / layout.masks, "--save_root", dataset / masks_of(layout, noise))
+    call("scripts/generate_simulated_noise.py", *roots, *NOISES[noise].made, "--seed", 0, log=log)
 
 
 def validation_dataset(dataset: Path, layout: Layout, noises: list[str], target: Path) -> None:
@@ -216,7 +243,7 @@ def validation_dataset(dataset: Path, layout: Layout, noises: list[str], target:
         test = stem in held_out
         _link(image, target / (layout.images_test if test else layout.images))
         _link(mask, target / (layout.masks_test if test else layout.masks))
-    for folder in {layout.training_masks(noise) for noise in noises} - {layout.masks}:
+    for folder in {masks_of(layout, noise) for noise in noises} - {layout.masks}:
         for stem, path in list_images(dataset / folder).items():
             if stem not in held_out:
                 _link(path, target / folder)
@@ -235,7 +262,9 @@ def _link(source: Path, folder: Path) -> None:
 def cells_of(args: argparse.Namespace) -> list[Cell]:
     """The cells that the flags ask for: one seed of all before the next."""
     return [
-        Cell(dataset, NOISES[noise], method, seed, args.protocol, args.image_size, args.split, " ".join(args.flags))
+        Cell(
+            dataset, NOISES[noise].name, method, seed, args.protocol, args.image_size, args.split, " ".join(args.flags)
+        )
         for seed in args.seeds or [0]
         for dataset in args.datasets
         for noise in args.noises
@@ -252,9 +281,10 @@ def flags_of(cell: Cell, grid: str) -> list[str]:
         except KeyError as error:
             raise UserError(f"--grid {grid}: RATE has no noise rate of {cell.dataset} {cell.noise}") from error
         flags[-1] = format(rate * float(flags[-1][1:]), ".3g")
-    noise = {effect: kind for kind, effect in NOISES.items()}[cell.noise]
-    common = ("--noise_type", noise, "--image_size", str(cell.image_size), "--seed", str(cell.seed))
-    return [*flags, *PROTOCOLS[cell.protocol], *common, *cell.flags.split()]
+    noise, kind = next((noise, kind) for noise, kind in NOISES.items() if kind.name == cell.noise)
+    masks = ("--masks", kind.folder) if kind.folder else ("--noise_type", noise)
+    common = ("--image_size", str(cell.image_size), "--seed", str(cell.seed))
+    return [*flags, *PROTOCOLS[cell.protocol], *masks, *common, *cell.flags.split()]
 
 
 def name_of(cell: Cell) -> str:
@@ -304,7 +334,7 @@ def train_cells(args: argparse.Namespace) -> None:
     places: dict[str, Path] = {}
     for name in dict.fromkeys(cell.dataset for cell in waiting):
         dataset, layout = find_dataset(args.data_root, name)
-        for noise in set(args.noises) & set(NOISE_FLAGS):
+        for noise in (noise for noise in args.noises if NOISES[noise].made):
             make_noise(dataset, layout, noise, args.work_root / "prepare.log")
         places[name] = args.data_root.resolve()
         if args.split == "validation":
@@ -340,7 +370,7 @@ def asked_for(row: Row, args: argparse.Namespace) -> bool:
         (row.protocol, row.image_size, row.split, row.flags, row.scored_at)
         == (args.protocol, args.image_size, args.split, " ".join(args.flags), SCORED_AT)
         and row.dataset in args.datasets
-        and row.noise in {NOISES[noise] for noise in args.noises}
+        and row.noise in {NOISES[noise].name for noise in args.noises}
         and row.method in (args.methods or GRIDS[args.grid])
         and (not args.seeds or row.seed in args.seeds)
     )
@@ -352,7 +382,7 @@ def table(rows: list[Row], dataset: str, methods: list[str]) -> str:
     for row in rows:
         if row.dataset == dataset:
             found.setdefault((row.method, row.noise), []).append(row.dice)
-    noises = [noise for noise in NOISES.values() if any(noise == key[1] for key in found)]
+    noises = [noise.name for noise in NOISES.values() if any(noise.name == key[1] for key in found)]
     lines = [f"| {dataset} | {' | '.join(noises)} |", "|---" * (len(noises) + 1) + "|"]
     for method in methods:
         if any(method == key[0] for key in found):
@@ -400,7 +430,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--grid", choices=tuple(GRIDS), default="methods", help="default: %(default)s")
     add("--split", choices=("test", "validation"), default="test", help="what is scored on (default: %(default)s)")
     add("--datasets", nargs="+", default=["shenzhen", "Kvasir"], metavar="NAME", help="folders of --data_root")
-    add("--noises", nargs="+", default=["02", "08", "DE"], choices=tuple(NOISES), metavar="NOISE")
+    add("--noises", nargs="+", default=list(PAPERS), choices=tuple(NOISES), metavar="NOISE")
     add("--methods", nargs="+", metavar="METHOD", help="of the grid; default: all")
     add("--seeds", nargs="+", type=int, metavar="SEED", help="default: 0 to train, all to print")
     add("--jobs", type=int, default=1, help="cells at a time (default: %(default)s)")

@@ -33,8 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.accuracy import NOISE_FLAGS
-from benchmarks.accuracy import NOISES as ALL_NOISES
+from benchmarks.accuracy import NOISES, PAPERS
 from dataloaders.files import list_images, read_image, read_mask
 from dataloaders.noisy_folder import find_dataset
 from scripts import audit_labels, generate_simulated_noise
@@ -45,7 +44,6 @@ from utils.engine.metrics import case_scores
 from utils.masks.correction import findings_of, look_at, moved_label
 from utils.masks.geometry import resize_label
 
-NOISES = {kind: ALL_NOISES[kind] for kind in NOISE_FLAGS}
 SPOILED = 0.2  # share of the masks in the sets where most are right
 
 
@@ -55,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--datasets", nargs="+", required=True, help="folders of --data_root with simulated noise")
     add("--data_root", type=Path, default="data", help="default: %(default)s")
     add("--held_out", action="store_true", help="judge the test images, with noise of seed 1")
-    add("--noise_types", nargs="+", choices=tuple(NOISES), default=list(NOISES), help="default: all three")
+    add("--noise_types", nargs="+", choices=PAPERS, default=list(PAPERS), help="default: all three")
     add("--checkpoints", nargs="*", default=[], metavar="NOISE=FILE", help="judge with these networks, of one dataset")
     add("--save", type=Path, required=True, metavar="FILE.csv", help="the table; rows of another kind in it are kept")
     add("--image_size", type=number(int, 16), default=128, help="of the audit (default: %(default)s)")
@@ -63,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=number(int, 0), default=0, help="which masks are spoiled (default: %(default)s)")
     args = parser.parse_args(argv)
     args.checkpoints = dict(item.split("=", 1) for item in args.checkpoints)
-    if not args.checkpoints.keys() <= NOISES.keys() or (args.checkpoints and len(args.datasets) > 1):
+    if not args.checkpoints.keys() <= set(PAPERS) or (args.checkpoints and len(args.datasets) > 1):
         raise UserError("--checkpoints: give NOISE=FILE, NOISE one of 02, 08 and DE, for one dataset")
     return args
 
@@ -140,7 +138,7 @@ def rows_of(dataset: str, noise_type: str, args: argparse.Namespace) -> list[dic
         return compared(dataset, noise_type, folder / layout.images, noisy, clean, args)
     clean = folder / layout.masks_test
     with tempfile.TemporaryDirectory() as noisy_root:
-        flags = ["--gts_root", str(clean), "--save_root", noisy_root, "--seed", "1", *NOISE_FLAGS[noise_type]]
+        flags = ["--gts_root", str(clean), "--save_root", noisy_root, "--seed", "1", *NOISES[noise_type].made]
         generate_simulated_noise.main(flags)
         return compared(dataset, noise_type, folder / layout.images_test, Path(noisy_root), clean, args)
 
@@ -152,7 +150,7 @@ def compared(
     noisy, clean = list_images(noisy_masks), list_images(clean_masks)
     truth, given = ({stem: read_mask(path).labels for stem, path in paths.items()} for paths in (clean, noisy))
     checkpoint = args.checkpoints.get(noise_type)
-    kind = {"dataset": dataset, "noise": NOISES[noise_type], "networks": "yes" if checkpoint else "no"}
+    kind = {"dataset": dataset, "noise": NOISES[noise_type].name, "networks": "yes" if checkpoint else "no"}
     rows: list[dict] = [
         {**kind, "noisy_masks": "all", **compare(audit(images, noisy_masks, checkpoint, args), given, truth)}
     ]

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.accuracy import NOISE_FLAGS, NOISES, make_noise
+from benchmarks.accuracy import NOISES, PAPERS, make_noise
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.lidc import PICKLE, read_slices, read_split
 from dataloaders.noisy_folder import find_dataset
@@ -54,7 +54,7 @@ def noise_like(image: np.ndarray, rng: np.random.Generator, sigma: float) -> np.
 def rows_of(name: str, data_root: Path, log: Path) -> None:
     """The rows of one dataset, its images and masks at `EDGE_SIZE`."""
     dataset, layout = find_dataset(data_root, name)
-    for noise in NOISE_FLAGS:
+    for noise in PAPERS:
         make_noise(dataset, layout, noise, log)
     paths = list_images(dataset / layout.images)
     images = [resize_image(read_image(path), EDGE_SIZE) for path in paths.values()]
@@ -65,8 +65,8 @@ def rows_of(name: str, data_root: Path, log: Path) -> None:
         return [resize_label(read_mask(mask).labels, EDGE_SIZE) for _, mask in pairs]
 
     clean = masks("clean")
-    for kind, effect in NOISES.items():
-        row(f"{name} {effect}", images, masks(kind), clean)
+    for kind in (*PAPERS, "clean"):
+        row(f"{name} {NOISES[kind].name}", images, masks(kind), clean)
     rng = np.random.default_rng(0)
     for sigma, words in ((0, "independent noise"), (4, "smoothed noise")):
         row(f"{name} clean, {words}", [noise_like(image, rng, sigma) for image in images], clean, clean)
