@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,17 +14,18 @@ from utils.engine.diagnostics import Diagnostics, empty_predictions
 from utils.engine.distributed import average, average_buffers, average_gradients, gather
 from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
-from utils.engine.figures import method_panels
+from utils.engine.figures import Figure
+from utils.engine.pictures import examples, method_panels, predictions_beside_references
 from utils.engine.report import report
 from utils.engine.run_folder import Run
-from utils.engine.scores import SCORED_AT, set_scores
+from utils.engine.scores import SCORED_AT, Row, set_scores
 from utils.method.gsd import Batch, Step, drop_rate, weight_cap
 from utils.method.losses import added_dice_loss
 from utils.method.settings import MethodSettings
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
-PICTURES = 10  # times in a run that panels and curves are drawn
+PICTURES = 10  # times in a run that its pictures are drawn
 
 
 def fit(experiment: Experiment, run: Run) -> dict:
@@ -89,13 +91,23 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "intensity": {"mean": experiment.intensity.mean, "std": experiment.intensity.std},
             }
             run.close_epoch(row, experiment.networks, experiment.optimiser, experiment.generator, model)
-            if epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1:
-                run.draw(method_panels(trained.batch, trained.step.maps, experiment.intensity))
+            if epoch * PICTURES // epochs < (epoch + 1) * PICTURES // epochs:  # after every tenth of the run
+                run.draw(partial(pictures_of, experiment, trained, scores))
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice="-" if row["dice"] is None else f"{row['dice']:.4f}")
             if bar.disable:  # no terminal
                 print(epoch_in_words(row, epochs), flush=True)
     return report(experiment, run)
+
+
+def pictures_of(experiment: Experiment, trained: "EpochResult", scores: dict[str, Row]) -> dict[str, Figure]:
+    """The pictures of an epoch by name: what the method did with the last batch, and predictions of scored cases."""
+    batch, maps, settings = trained.batch, trained.step.maps, experiment.settings
+    classes = experiment.num_classes
+    return {
+        "panels": method_panels(batch, maps, trained.names, settings, classes, experiment.intensity),
+        "predictions": predictions_beside_references(examples(experiment, scores), classes),
+    }
 
 
 def epoch_in_words(row: dict, epochs: int) -> str:
@@ -127,6 +139,7 @@ class EpochResult(NamedTuple):
     # be busy with the step before, and small copies to it wait for that.
     waited: float
     batch: Batch  # the last one, for pictures
+    names: Sequence[str]  # of its images
     step: Step  # on it
     warnings: dict[str, str]  # what went wrong without an error (`utils.engine.diagnostics.Diagnostics.warnings`)
 
@@ -168,7 +181,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
         raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
     mean = dict(zip(("loss", *step.parts), average(torch.stack(values).mean(dim=0)).tolist(), strict=True))
     losses = {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}
-    return EpochResult(losses, waited, batch, step, diagnostics.warnings())
+    return EpochResult(losses, waited, batch, names[-1], step, diagnostics.warnings())
 
 
 def with_dice_loss(step: Step, label: Tensor, weight: float) -> Step:
