@@ -126,35 +126,35 @@ def as_png(stored: np.ndarray) -> bytes:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, num_classes: int, reference: np.ndarray | None = None) -> np.ndarray:
-    """An image, uint8 (H,W,C), with the outlines of labels (H,W), below them those of a reference (H,W), and a legend:
-    uint8 (H',W',3). Small images are enlarged by a whole number, so that lines and legend can be read."""
-    times = math.ceil(SMALLEST / max(labels.shape))
-    large = [part.repeat(times, 0).repeat(times, 1) for part in (as_colour(image), labels)]
-    layers, legend = [(large[1], "")], legend_of("prediction", num_classes)
+    """An image, uint8 (H,W,C), with the outlines of labels (H,W), below them those of a reference (H,W), and a legend
+    at its foot: uint8 (H',W',3)."""
+    layers, legend = [(labels, "")], legend_of("prediction", num_classes)
     if reference is not None:
-        layers.insert(0, (reference.repeat(times, 0).repeat(times, 1), WHITE))
-        legend = (("reference", WHITE), *legend)
-    drawn = outlined(large[0], layers)
+        layers, legend = [(reference, WHITE), *layers], (("reference", WHITE), *legend)
+    drawn = outlined(as_colour(image), layers)
     strip = _legend_strip(legend, drawn.shape[1], max(drawn.shape))
     missing = strip.shape[1] - drawn.shape[1]
     return np.vstack([np.pad(drawn, ((0, 0), (0, missing), (0, 0)), constant_values=255), strip])
 
 
 def outlined(picture: np.ndarray, layers: Iterable[tuple[np.ndarray, str]]) -> np.ndarray:
-    """A picture, uint8 (H,W,3), with the outlines of each class of labels (H,W) in its colour, or in that of the layer;
-    those that come later lie above. The lines have the width of a 400th of the longer side, inside of the class."""
-    width = max(1, round(max(picture.shape) / 400))
+    """A picture, uint8 (H,W,3), with the outlines of each class of labels (H,W), in its colour or in that of the layer;
+    those that come later lie above. Pictures smaller than `SMALLEST` are enlarged by a whole number before. The lines
+    lie inside of their class and have the width of a 300th of the longer side."""
+    times = math.ceil(SMALLEST / max(picture.shape))
+    picture = picture.repeat(times, 0).repeat(times, 1)
+    width = max(2, round(max(picture.shape) / 300))
     brush = np.ones((3, 3), np.uint8)
     lines = np.zeros(picture.shape[:2], np.int16)  # numbers of colours, 0 for none
     colours = [RIM]
     for labels, colour in layers:
         for value in np.unique(labels):
             if value not in (0, IGNORED):
-                mask = (labels == value).astype(np.uint8)
+                mask = (labels == value).astype(np.uint8).repeat(times, 0).repeat(times, 1)
                 inside = cv2.erode(mask, brush, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=0)
                 colours.append(colour or colour_of(int(value)))
                 lines[mask > inside] = len(colours)
-    rim = cv2.dilate((lines > 0).astype(np.uint8), brush, iterations=math.ceil(width / 2)) > 0
+    rim = cv2.dilate((lines > 0).astype(np.uint8), brush, iterations=width // 2) > 0
     lines[rim & (lines == 0)] = 1
     table = np.array([[0, 0, 0], *(np.multiply(to_rgb(colour), 255) for colour in colours)]).round().astype(np.uint8)
     return np.where(lines[..., None] > 0, table[lines], picture)

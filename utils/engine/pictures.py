@@ -27,7 +27,7 @@ from utils.engine.figures import (
 )
 from utils.engine.intensity import Intensity
 from utils.engine.scores import Row, set_scores
-from utils.masks.geometry import DISTANCE_CAP, crop_around
+from utils.masks.geometry import DISTANCE_CAP, IGNORED, crop_around, foreground
 from utils.method.gsd import Batch, TestCase
 from utils.method.settings import METHODS, Settings
 
@@ -47,9 +47,9 @@ def method_panels(
     num_classes: int,
     intensity: Intensity,
 ) -> Figure:
-    """A row for each of the first images of a batch: the image with the mask as given and where it differs the
-    corrected one; then, of what is active in this run, the pixels that are dropped, the weights, the superpixels around
-    the object, and once they have begun the refined label and the mixed image.
+    """A row for each of four images of a batch, those with foreground first: the image with the mask as given and where
+    it differs the corrected one; then, of what is active in this run, the pixels that are dropped, the weights, the
+    superpixels around the object, and once they have begun the refined label and the mixed image.
 
     maps: of the step on this batch (`utils.method.gsd.Step`). names: of its images.
     """
@@ -64,12 +64,15 @@ def method_panels(
         "mixed image": method.has("kt") and "mixed" in maps,
     }
     titles = [title for title, is_active in active.items() if is_active]
-    rows = min(ROWS, len(batch.image))
+    empty = [not ((label > 0) & (label < num_classes)).any() for label in batch.label]
+    first = sorted(range(len(empty)), key=empty.__getitem__)[:ROWS]
+    maps = {name: values[first] for name, values in maps.items()}
+    rows = len(first)
     figure = Figure(figsize=(max(2 * len(titles), 3), 2 * rows + 0.6), layout="constrained", dpi=DPI)
     axes = dict(zip(titles, figure.subplots(rows, len(titles), squeeze=False).T, strict=True))
-    images = displayed(batch.image[:rows], intensity)
-    labels = array(batch.label[:rows]).astype(int)
-    given = labels if batch.given is None else array(batch.given[:rows]).astype(int)
+    images = displayed(batch.image[first], intensity)
+    labels = array(batch.label[first]).astype(int)
+    given = labels if batch.given is None else array(batch.given[first]).astype(int)
     for title, column in axes.items():
         column[0].set_title(title + f": 1 dark, {DISTANCE_CAP} bright" * (title == "weight"), fontsize=9)
     for row, axis in enumerate(axes["image"]):
@@ -77,7 +80,7 @@ def method_panels(
         draw_outlines(axis, given[row], WHITE)
         if (given[row] != labels[row]).any():
             draw_outlines(axis, labels[row])
-        axis.set_ylabel(name_of(names[row]), fontsize=7, parse_math=False)
+        axis.set_ylabel(name_of(names[first[row]]), fontsize=7, parse_math=False)
     for row, axis in enumerate(axes.get("kept pixels", ())):
         kept = array(maps["kept"][row])
         show(axis, filled(images[row], {DROPPED: kept == 0, BY_ONE: (kept > 0) & (kept < 1)}, 0.8))
@@ -85,9 +88,9 @@ def method_panels(
         show(axis, array(maps["weight"][row]), cmap="viridis", vmin=1, vmax=DISTANCE_CAP)
     for row, axis in enumerate(axes.get("superpixels", ())):
         show(axis, images[row])
-        draw_borders(axis, array(batch.segments[row]))
+        draw_borders(axis, array(batch.segments[first[row]]))
         draw_outlines(axis, given[row], WHITE)
-        look_at(axis, (labels[row] > 0) & (labels[row] < num_classes))
+        look_at(axis, crop_around(foreground(labels[row])))
     for row, axis in enumerate(axes.get("refined label", ())):
         refined = array(maps["refined"][row])
         show(axis, filled(images[row], {colour_of(k): refined == k for k in range(1, num_classes)}, 0.5))
@@ -113,9 +116,9 @@ def draw_borders(axis: Axes, regions: np.ndarray) -> None:
     axis.plot(np.stack(across, 1).ravel(), np.stack(down, 1).ravel(), color=colour_of(2), linewidth=0.5)
 
 
-def look_at(axis: Axes, shown: np.ndarray) -> None:
-    """Limit an axis to the part of the image around the pixels ``shown``, bool (H,W)."""
-    rows, columns = crop_around(shown)
+def look_at(axis: Axes, part: tuple[slice, slice]) -> None:
+    """Limit an axis to the rows and columns of a part of the image."""
+    rows, columns = part
     axis.set(xlim=(columns.start - 0.5, columns.stop - 0.5), ylim=(rows.stop - 0.5, rows.start - 0.5))
 
 
@@ -165,14 +168,17 @@ def examples(experiment: Experiment, scores: dict[str, Row]) -> list[Example]:
         number = fullest_slice(case.masks)
         cases.append(TestCase(case.name, case.image[number : number + 1], case.masks[:, number : number + 1]))
         told = "no foreground in the reference" if score is None else f"Dice {score:.3f}"
-        titles.append(told + f", slice {number} of {slices} shown" * (slices > 1))
+        titles.append(told + f", slice {number + 1} of {slices}" * (slices > 1))
     predicted = [classes[0].numpy() for _, classes in predictions(experiment, cases)]
+    titles = [
+        title + ", nothing predicted" * (not classes.any()) for title, classes in zip(titles, predicted, strict=True)
+    ]
     return [Example(*one) for one in zip(cases, predicted, titles, strict=True)]
 
 
 def fullest_slice(masks: Tensor) -> int:
     """Of masks (R,S,H,W) the slice with most foreground, over all raters; the middle one where there is none."""
-    counts = ((masks > 0) & (masks < 255)).sum(dim=(0, 2, 3))
+    counts = ((masks != 0) & (masks != IGNORED)).sum(dim=(0, 2, 3))
     return int(counts.argmax()) if counts.any() else len(counts) // 2
 
 
@@ -180,17 +186,22 @@ def predictions_beside_references(shown: Sequence[Example], num_classes: int) ->
     """The part of each image around the objects, with the outlines of every rater's reference and of the prediction."""
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2.6 * columns + 0.2, 2.95 * rows + 0.5), layout="constrained", dpi=DPI)
+    crops = [
+        crop_around((predicted > 0) | foreground(case.masks[:, 0].numpy()).any(axis=0)) for case, predicted, _ in shown
+    ]
+    tallest = max((down.stop - down.start) / (across.stop - across.start) for down, across in crops)
+    height = 2.6 * min(max(tallest, 0.4), 1.4) + 0.5
+    figure = Figure(figsize=(2.6 * columns + 0.2, height * rows + 0.4), layout="constrained", dpi=DPI)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
-    for axis, (case, predicted, score) in zip(axes, shown, strict=False):
+    for axis, (case, predicted, score), crop in zip(axes, shown, crops, strict=False):
         references = case.masks[:, 0].numpy()
         show(axis, as_colour(case.image[0].movedim(0, -1).numpy()) / 255, predicted.shape)
         for reference in references:
             draw_outlines(axis, reference, WHITE)
         draw_outlines(axis, predicted)
-        look_at(axis, (predicted > 0) | ((references > 0) & (references < 255)).any(axis=0))
+        look_at(axis, crop)
         axis.set_title(f"{name_of(case.name)}\n{score}", fontsize=8, parse_math=False)
     raters = len(shown[0].case.masks)
     reference = "reference" if raters == 1 else f"references of {raters} raters"
@@ -252,6 +263,10 @@ def learning_curves(history: Sequence[dict], tau: float | None = None) -> Figure
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.grid(alpha=0.3)
-        if any(curves.values()):
+        if title == "loss" and len(curves) > 2:  # room for the legend above the curves
+            low, high = axis.get_ylim()
+            axis.set_ylim(low, high + 0.08 * len(curves) * (high - low))
+            axis.legend(fontsize=7, loc="upper center", ncols=2)
+        elif any(curves.values()):
             axis.legend(fontsize=7)
     return figure
