@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dataloaders.files import read_image, read_segments
-from utils.commands.errors import UserError, is_main_process, listed
+from utils.commands.errors import UserError, counted, is_main_process, listed
 from utils.commands.files import claimed, keep_settings, locked, read_json, write_array
 from utils.commands.jobs import processors, run_jobs
 from utils.masks.geometry import resize_image
@@ -222,7 +222,8 @@ def summary(outcomes: list[Outcome]) -> str:
     actions = Counter(o.action for o in outcomes)
     damaged = [f"{o.name}.npy" for o in outcomes if o.action == "made again"]
     counts = [o.segments for o in outcomes]
-    lines = [f"{len(outcomes)} images: {actions['written']} written, {actions['skipped']} already there and skipped"]
+    images = counted(len(outcomes), "image")
+    lines = [f"{images}: {actions['written']} written, {actions['skipped']} already there and skipped"]
     if damaged:
         lines.append(f"made again, the file there was not valid: {len(damaged)} ({listed(damaged)})")
     lines.append(f"superpixels an image: mean {np.mean(counts):.0f}, fewest {min(counts)}, most {max(counts)}")

@@ -1,6 +1,7 @@
 """Training batches: what moves with the image, what is drawn, and the colour jitter against torchvision's."""
 
 import hashlib
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -280,6 +281,15 @@ def test_a_batch_of_which_no_image_is_rotated():
         for rotated in (rotate_half(*parts, max_rotation=20.0, generator=seeded(seed)) for seed in range(20))
     ]
     assert 4 < sum(changed) < 16
+
+
+@pytest.mark.parametrize("angle", [0.0, 20.0])
+def test_given_labels_move_with_the_corrected_ones(angle):
+    data = disc_set(8)
+    data = replace(data, given=data.labels)
+    for batch, _ in epoch_of(data, seeded(1), 4, max_rotation=angle):
+        assert torch.equal(batch.given, batch.label.byte())
+    assert next(iter(epoch_of(disc_set(8), seeded(1), 4)))[0].given is None
 
 
 def test_rotated_batches_stay_aligned_through_turns_flips_and_both_views():

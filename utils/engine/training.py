@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from utils.commands.errors import UserError, listed, warn
+from utils.commands.errors import UserError, counted, listed, warn
 from utils.commands.jobs import progress
 from utils.engine.diagnostics import Diagnostics, empty_predictions
 from utils.engine.distributed import average, average_buffers, average_gradients, gather
@@ -41,8 +41,8 @@ def fit(experiment: Experiment, run: Run) -> dict:
         run.close()
         return result
     print(
-        f"{experiment.steps_per_epoch} steps an epoch, {experiment.device}, {experiment.precision}; "
-        f"{len(experiment.cases)} cases scored on {experiment.scored_on}; writing {run.folder}"
+        f"{counted(experiment.steps_per_epoch, 'step')} an epoch, {experiment.device}, {experiment.precision}; "
+        f"{counted(len(experiment.cases), 'case')} scored on {experiment.scored_on}; writing {run.folder}"
     )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
     if any(row.get("scored_at") != SCORED_AT for row in run.history):
@@ -91,13 +91,18 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "intensity": {"mean": experiment.intensity.mean, "std": experiment.intensity.std},
             }
             run.close_epoch(row, experiment.networks, experiment.optimiser, experiment.generator, model)
-            if epoch * PICTURES // epochs < (epoch + 1) * PICTURES // epochs:  # after every tenth of the run
+            if is_drawn(epoch, epochs):
                 run.draw(partial(pictures_of, experiment, trained, scores))
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice="-" if row["dice"] is None else f"{row['dice']:.4f}")
             if bar.disable:  # no terminal
                 print(epoch_in_words(row, epochs), flush=True)
     return report(experiment, run)
+
+
+def is_drawn(epoch: int, epochs: int) -> bool:
+    """Whether the pictures are drawn after ``epoch``: after each tenth of the run, and so after the last."""
+    return epoch * PICTURES // epochs < (epoch + 1) * PICTURES // epochs
 
 
 def pictures_of(experiment: Experiment, trained: "EpochResult", scores: dict[str, Row]) -> dict[str, Figure]:
@@ -111,9 +116,9 @@ def pictures_of(experiment: Experiment, trained: "EpochResult", scores: dict[str
 
 
 def epoch_in_words(row: dict, epochs: int) -> str:
-    """A row of log.csv as a line of a log file."""
+    """A row of log.csv as a line of a log file. Epochs count from 0, as there and in the first line of a run."""
     dice = "-" if row["dice"] is None else f"{row['dice']:.3f}"
-    head = f"epoch {row['epoch'] + 1}/{epochs}  loss {row['loss']:.4g}  Dice {dice}"
+    head = f"epoch {row['epoch']} ({row['epoch'] + 1} of {epochs})  loss {row['loss']:.4g}  Dice {dice}"
     return f"{head}  lr {row['learning_rate']:.3g}  {row['seconds']:.1f} s"
 
 
@@ -154,7 +159,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
     waited, asked = 0.0, time.perf_counter()
     batches = experiment.epoch_batches(experiment.generator)
     steps, silent, settings = experiment.steps_per_epoch, not experiment.group.is_main, experiment.settings
-    with progress(batches, total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False, hidden=silent) as bar:
+    with progress(batches, total=steps, desc=f"epoch {epoch}", unit="step", leave=False, hidden=silent) as bar:
         for index, (batch, batch_names) in enumerate(bar):
             waited += time.perf_counter() - asked
             mixing = float(torch.rand((), generator=experiment.generator))
