@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import REPO, TRAIN_SCRIPT, assert_plain_log, load_program, run_script, script_process, write_dataset
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataloaders import training_set
 from utils.commands.errors import run_main
@@ -907,7 +908,10 @@ def test_chain_of_the_scripts_on_phantoms(tmp_path):
     assert_plain_log(outcome, 3)
     names = sorted(path.stem for path in (phantom / "images_test").glob("*.png"))
     assert len(names) == 4
-    assert_complete(tmp_path / "model" / "phantom+gsd+02", 3, names)
+    folder = tmp_path / "model" / "phantom+gsd+02"
+    assert_complete(folder, 3, names)
+    events = EventAccumulator(str(folder / "tensorboard"), {"images": 0}).Reload()
+    assert [[image.step for image in events.Images(name)] for name in ("panels", "predictions")] == [[0, 1, 2]] * 2
 
 
 @pytest.mark.parametrize(
