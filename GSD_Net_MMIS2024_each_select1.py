@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dataloaders.datasets import MMIS
 from utils.commands.arguments import add_rater_arguments, add_training_arguments, command_parser, run_flags, settings_of
-from utils.commands.errors import is_main_process, run_main
+from utils.commands.errors import counted, is_main_process, run_main
 from utils.method.settings import in_words
 
 READING = "each modality of each slice by itself, its percentiles 0.5 and 99.5 to 0 and 255"
@@ -85,11 +85,13 @@ def main() -> None:
         settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     for name, part in (("training", train), ("validation", held_out)):
-        print(f"{dataset}: {len(part)} {name} slices of {len({mmis.case_of(stem) for stem in part})} cases")
+        cases_of_part = counted(len({mmis.case_of(stem) for stem in part}), "case")
+        if part:
+            print(f"{dataset}: {counted(len(part), f'{name} slice')} of {cases_of_part}")
     shares = ", ".join(
         f"{count} of rater {rater + 1}" for rater, count in sorted(Counter(raters[stem] for stem in train).items())
     )
-    print(f"{dataset}: {len(test)} test volumes; training masks: {shares}")
+    print(f"{dataset}: {counted(len(test), 'test volume')}; training masks: {shares}")
     print(f"tau {settings.method.tau:g}: {settings.tau_from}")
 
     experiment = experiment_of(

@@ -19,7 +19,7 @@ from utils.commands.arguments import (
     run_flags,
     settings_of,
 )
-from utils.commands.errors import UserError, is_main_process, run_main
+from utils.commands.errors import UserError, counted, is_main_process, run_main
 from utils.method.settings import in_words
 
 
@@ -90,7 +90,9 @@ def main() -> None:
         settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
     for name, part in (("training", train), ("validation", validation), ("test", test)):
-        print(f"{dataset}: {len(part)} {name} slices of {len({piece.patient for piece in part})} patients")
+        patients = counted(len({piece.patient for piece in part}), "patient")
+        if part:
+            print(f"{dataset}: {counted(len(part), f'{name} slice')} of {patients}")
     shares = ", ".join(f"{count} of rater {rater + 1}" for rater, count in sorted(Counter(raters).items()))
     print(f"training masks, --rater_policy {args.rater_policy}: {shares}")
     print(f"tau {settings.method.tau:g}: {settings.tau_from}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from utils.commands.arguments import add_ignore_label, add_training_arguments, command_parser, run_flags, settings_of
-from utils.commands.errors import is_main_process, run_main
+from utils.commands.errors import counted, is_main_process, run_main
 from utils.method.settings import in_words
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     if settings.wants_tau and findings:
         settings = settings.with_tau(findings.tau, findings.tau_from)
     intensity = start.intensity if start else Intensity.chosen(settings.run.inputs, data.images)
-    print(f"{dataset}: {len(data)} training images; tau {settings.method.tau:g}: {settings.tau_from}")
+    print(f"{dataset}: {counted(len(data), 'training image')}; tau {settings.method.tau:g}: {settings.tau_from}")
     print(f"images: channels {channels}, {reading}; masks: {class_shares(data.labels, args.num_classes, vanished)}")
 
     experiment = experiment_of(

@@ -31,30 +31,38 @@ def move_square(values: Tensor, symmetry: Tensor) -> Tensor:
 
 
 def rotate_half(
-    images: Tensor, labels: Tensor, squared: Tensor, segments: Tensor, max_rotation: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    images: Tensor,
+    labels: Tensor,
+    squared: Tensor,
+    segments: Tensor,
+    *others: Tensor,
+    max_rotation: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, ...]:
     """Rotate each image with probability 0.5, by an angle uniform in +-``max_rotation`` degrees.
 
-    images (B,C,S,S) uint8, bilinear; labels and segments (B,S,S), nearest, move with them. The squared distances
-    (B,S,S) of rotated images are those of the rotated label. All on the CPU; images that are not rotated stay as they
-    are. Source: docs/method.md sections 2 and 5.
+    images (B,C,S,S) uint8, bilinear; labels, segments and others (B,S,S), nearest, move with them. The squared
+    distances (B,S,S) of rotated images are those of the rotated label. All on the CPU; images that are not rotated stay
+    as they are. Source: docs/method.md sections 2 and 5.
     """
     chosen = torch.rand(len(images), generator=generator) < 0.5
     angles = max_rotation * (2 * torch.rand(len(images), generator=generator) - 1)
+    parts = (images, labels, squared, segments, *others)
     if not chosen.any():
-        return images, labels, squared, segments
+        return parts
     angles = angles[chosen]
-    # Label and superpixels by one call: they take the same way.
-    rotated_maps = rotate(torch.stack([labels[chosen], segments[chosen]], dim=1), angles, InterpolationMode.NEAREST)
+    # Labels and superpixels by one call: they take the same way.
+    maps = torch.stack([part[chosen] for part in (labels, segments, *others)], dim=1)
+    rotated_labels, *rotated_maps = rotate(maps, angles, InterpolationMode.NEAREST).unbind(dim=1)
     rotated = (
         rotate(images[chosen], angles, InterpolationMode.BILINEAR),
-        rotated_labels := rotated_maps[:, 0].to(labels.dtype),
-        torch.from_numpy(np.stack([squared_boundary_distance(label) for label in rotated_labels.numpy()])),
-        rotated_maps[:, 1].to(segments.dtype),
+        rotated_labels,
+        torch.from_numpy(
+            np.stack([squared_boundary_distance(label) for label in rotated_labels.to(labels.dtype).numpy()])
+        ),
+        *rotated_maps,
     )
-    parts = (images, labels, squared, segments)
-    images, labels, squared, segments = (a.index_put((chosen,), b) for a, b in zip(parts, rotated, strict=True))
-    return images, labels, squared, segments
+    return tuple(a.index_put((chosen,), b.to(a.dtype)) for a, b in zip(parts, rotated, strict=True))
 
 
 def rotate(images: Tensor, angles: Tensor, interpolation: InterpolationMode) -> Tensor:

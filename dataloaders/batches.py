@@ -67,12 +67,12 @@ def training_batches(
         generator = torch.Generator().manual_seed(seed)
     for start in range(group.rank * size, len(data) // batch_size * batch_size, batch_size):
         index = order[start : start + size]
-        parts = tuple(values[index.to(values.device)] for values in data.parts)
+        arrays = data.parts if data.given is None else (*data.parts, data.given)
+        parts = tuple(values[index.to(values.device)] for values in arrays)
         if max_rotation > 0:
-            image, label, squared, segments = (part.cpu() for part in parts)
-            parts = rotate_half(image, label, squared, segments, max_rotation, generator)
+            parts = rotate_half(*(part.cpu() for part in parts), max_rotation=max_rotation, generator=generator)
         symmetry = torch.randint(8, (size,), generator=generator).to(device)
-        image, label, squared, segments = (move_square(to_device(part, device), symmetry) for part in parts)
+        image, label, squared, segments, *given = (move_square(to_device(part, device), symmetry) for part in parts)
         unit = to_unit(image)
         if noise_sigma > 0:
             unit = noise_half(unit, noise_sigma, generator)
@@ -85,6 +85,7 @@ def training_batches(
             segments=segments.long(),
             num_segments=data.num_segments,
             labelled=label != IGNORED if data.ignores else None,
+            given=given[0] if given else None,
         )
         yield batch, [data.names[i] for i in index.tolist()]
 

@@ -21,7 +21,7 @@ from utils.commands.arguments import NO_CACHE
 from utils.commands.errors import UserError
 from utils.commands.files import locked, read_json, write_json
 
-VERSION = 7  # of what is stored; a change makes every cache again
+VERSION = 8  # of what is stored; a change makes every cache again
 
 Allocate = Callable[[str, tuple[int, ...], DTypeLike], np.ndarray]  # an array of a name, shape and dtype
 

@@ -1,8 +1,9 @@
 """The superpixel maps of a set of images: made over several processes, kept as .npy files, found again for training."""
 
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 
 from dataloaders.files import read_image, read_segments
-from utils.commands.errors import UserError, listed
+from utils.commands.errors import UserError, counted, is_main_process, listed
 from utils.commands.files import claimed, keep_settings, locked, read_json, write_array
 from utils.commands.jobs import processors, run_jobs
 from utils.masks.geometry import resize_image
@@ -82,14 +83,17 @@ def segments_in_words(folder: Path, image_size: int) -> str:
 def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> dict[str, Path]:
     """The superpixel map of each of ``sources``, by name; those that ``folder`` lacks are made, and said so.
 
-    origin: the folder or file of the images. Another process that makes them is waited for. Raises `UserError` if the
-    folder is that of the images, cannot be written, or lacks maps and has those of other images or of another size, or
-    if an image is not readable.
+    origin: the folder or file of the images. Another process that makes them is waited for; of processes that train
+    together the main one makes them. Raises `UserError` if the folder is that of the images, cannot be written, or
+    lacks maps and has those of other images or of another size, or if an image is not readable.
     """
     if folder.resolve() == origin.resolve():  # .npy images would be read as their own superpixels
         raise UserError(f"{folder}: the folder of the images, not of superpixels; give another by --slic_root")
     maps = {name: folder / f"{name}.npy" for name in sources}
     if all(path.is_file() for path in maps.values()):
+        return maps
+    if not is_main_process():
+        _wait_for(maps.values())
         return maps
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,14 @@ def find_maps(sources: Sources, origin: Path, folder: Path, image_size: int) -> 
             f"{folder}: superpixels cannot be kept there ({error.strerror}); give another folder by --slic_root"
         ) from error
     return maps
+
+
+def _wait_for(files: Iterable[Path]) -> None:
+    """Return when all files are there. They appear whole (`write_array`); if the process that makes them fails,
+    torchrun ends this one."""
+    for path in files:
+        while not path.is_file():
+            time.sleep(0.1)
 
 
 def settings_for_more(folder: Path, origin: Path, image_size: int) -> dict:
@@ -210,7 +222,8 @@ def summary(outcomes: list[Outcome]) -> str:
     actions = Counter(o.action for o in outcomes)
     damaged = [f"{o.name}.npy" for o in outcomes if o.action == "made again"]
     counts = [o.segments for o in outcomes]
-    lines = [f"{len(outcomes)} images: {actions['written']} written, {actions['skipped']} already there and skipped"]
+    images = counted(len(outcomes), "image")
+    lines = [f"{images}: {actions['written']} written, {actions['skipped']} already there and skipped"]
     if damaged:
         lines.append(f"made again, the file there was not valid: {len(damaged)} ({listed(damaged)})")
     lines.append(f"superpixels an image: mean {np.mean(counts):.0f}, fewest {min(counts)}, most {max(counts)}")

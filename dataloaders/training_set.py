@@ -60,6 +60,7 @@ class TrainingSet:
     squared_distances: Tensor  # (N,H,W) uint8
     segments: Tensor  # (N,H,W) int16 or int32 superpixel ids
     num_segments: int  # above every id
+    given: Tensor | None = None  # (N,H,W) uint8 classes before their contours were corrected; None: as ``labels``
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,12 +78,13 @@ class TrainingSet:
     @property
     def nbytes(self) -> int:
         """Size of all arrays in bytes."""
-        return sum(part.nbytes for part in self.parts)
+        return sum(part.nbytes for part in (*self.parts, *([] if self.given is None else [self.given])))
 
     def to(self, device: torch.device) -> "TrainingSet":
         """The same set with its arrays on ``device``."""
         images, labels, squared, segments = (part.to(device) for part in self.parts)
-        return TrainingSet(self.names, images, labels, squared, segments, self.num_segments)
+        given = None if self.given is None else self.given.to(device)
+        return TrainingSet(self.names, images, labels, squared, segments, self.num_segments, given)
 
 
 class LoadedSet(NamedTuple):
@@ -136,6 +138,7 @@ def _make(source: TrainingSource, look: bool, correct: bool, allocate: Allocate)
     labels = allocate("labels", (count, size, size), np.uint8)
     squared = allocate("squared_distances", (count, size, size), np.uint8)
     segments = allocate("segments", (count, size, size), np.int32)
+    given = {"given": allocate("given", (count, size, size), np.uint8)} if correct else {}
 
     def read(index: int) -> tuple[str, Look | None, list[int]]:
         sample = source.read(index)
@@ -149,10 +152,12 @@ def _make(source: TrainingSource, look: bool, correct: bool, allocate: Allocate)
     findings = findings_of(looks, source.num_classes, correct) if look else None
 
     def finish(index: int) -> int:
-        given = labels[index].copy()
-        label = moved_label(given, findings.shifts[index]) if findings else given
+        before = labels[index].copy()
+        label = moved_label(before, findings.shifts[index]) if findings else before
         labels[index], squared[index] = label, squared_boundary_distance(label)
-        return int(np.count_nonzero(label != given))
+        if correct:
+            given["given"][index] = before
+        return int(np.count_nonzero(label != before))
 
     changed = in_threads(finish, range(count), "correcting labels" if correct else "measuring distances")
     num_segments = 1 + max(int(ids.max()) for ids in segments)
@@ -165,7 +170,8 @@ def _make(source: TrainingSource, look: bool, correct: bool, allocate: Allocate)
         "findings": findings and findings._asdict(),
         "share_moved": sum(changed) / (count * size * size),
     }
-    return Kept({"images": images, "labels": labels, "squared_distances": squared, "segments": segments}, facts)
+    arrays = {"images": images, "labels": labels, "squared_distances": squared, "segments": segments}
+    return Kept(arrays | given, facts)
 
 
 def _narrow(wide: np.ndarray, allocate: Allocate) -> np.ndarray:

@@ -324,7 +324,7 @@ def draw(runs: Sequence[Finished], count: int) -> bytes:
 
     from dataloaders.files import read_image, read_mask
     from utils.engine.evaluation import classes_at
-    from utils.engine.figures import contoured, image_grid, png
+    from utils.engine.figures import as_colour, image_grid, outlined, png
     from utils.masks.geometry import longest_side, resize_image
 
     models = load_models(runs)
@@ -339,8 +339,8 @@ def draw(runs: Sequence[Finished], count: int) -> bytes:
         greys = [(labels.astype(np.uint16) * 255 // (classes - 1)).astype(np.uint8) for labels in (mask, *predicted)]
         for title, picture in zip(columns, (image, *(grey[..., None] for grey in greys)), strict=True):
             # Drawn at the mask's size, and then made smaller by area: a small object stays in sight.
-            outlined = contoured(picture, mask, classes)
-            columns[title].append(resize_image(outlined, longest_side(outlined.shape, SHOWN)) / 255)
+            drawn = outlined(as_colour(picture), [(mask, "")])
+            columns[title].append(resize_image(drawn, longest_side(drawn.shape, SHOWN)) / 255)
     return png(image_grid(columns, stems))
 
 

@@ -26,7 +26,7 @@ import argparse
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -39,7 +39,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dataloaders.files import channels_in_words as in_words
-from dataloaders.files import check_file, find_images, read_image
+from dataloaders.files import check_file, find_images, list_images, read_image, read_mask
+from dataloaders.noisy_folder import check_size
 from dataloaders.orientation import turned_images_in_words
 from dataloaders.pixels import format_of
 from dataloaders.prepare.volumes import Ready, Volume, complete, images_to_predict, write_volume
@@ -49,7 +50,7 @@ from utils.commands.files import claimed, keep_all_settings, name_others, remove
 from utils.commands.jobs import progress
 from utils.engine.device import choose_device
 from utils.engine.evaluation import resized
-from utils.engine.figures import as_png, contoured
+from utils.engine.figures import as_png, overlay
 from utils.engine.inference import Model, load_model
 from utils.masks.geometry import resize_image
 
@@ -105,6 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--probabilities_root", type=Path, help="also write the probability of each class there: .npy, float16, (K,H,W)"
     )
     add("--overlays_root", type=Path, help="also write the images with the predicted outlines there, as PNG")
+    add("--masks_root", type=Path, help="with --overlays_root: folder of known masks, whose outlines are drawn too")
     add(
         "--tta",
         action="store_true",
@@ -114,7 +116,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_workers(parser, "number of threads that read and write")
     add_device(parser)
     add("--overwrite", action="store_true", help="replace what another checkpoint or program wrote there")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.masks_root and not args.overlays_root:
+        parser.error("--masks_root: masks are drawn on overlays; give --overlays_root too, or leave it out")
+    return args
 
 
 def check_folders(root: Path, folders: Folders) -> None:
@@ -187,8 +192,20 @@ def predictions(
         yield from predicted()
 
 
-def write(prediction: Prediction | Unread, folders: Folders, model: Model) -> Unread | None:
-    """Write all files of one prediction. What was not read stays what it is, and loses those of an earlier time."""
+def read_reference(mask: Path, path: Path, image: np.ndarray, model: Model) -> np.ndarray:
+    """The mask (H,W) of the image (H,W,C) at ``path``. Raises `UserError` if it cannot be read or has another size."""
+    labels = read_mask(mask, model.num_classes).labels
+    check_size(mask, labels, path, image)
+    return labels
+
+
+def write(
+    prediction: Prediction | Unread, folders: Folders, model: Model, references: Mapping[str, Path]
+) -> Unread | None:
+    """Write all files of one prediction. What was not read stays what it is, and loses those of an earlier time.
+
+    references: masks to draw on overlays, by stem.
+    """
     if isinstance(prediction, Unread):
         remove(folders.files(prediction.path.stem).values())
         return prediction
@@ -198,8 +215,13 @@ def write(prediction: Prediction | Unread, folders: Folders, model: Model) -> Un
         write_array(files[folders.probabilities], probabilities)
     if folders.overlays:
         # Read again, so that no image of full size waits in memory for its batch.
-        picture = contoured(read_image(path, model.channels), classes, model.num_classes)
-        write_atomically(files[folders.overlays], as_png(picture[..., ::-1]))  # OpenCV has blue first
+        image = read_image(path, model.channels)
+        try:
+            reference = read_reference(references[path.stem], path, image, model) if path.stem in references else None
+        except UserError as error:
+            return write(Unread(path, str(error)), folders, model, {})
+        drawn = overlay(image, classes, model.num_classes, reference)
+        write_atomically(files[folders.overlays], as_png(drawn[..., ::-1]))
     write_atomically(files[folders.masks], as_png(classes * 255 if model.num_classes == 2 else classes))
     return None
 
@@ -239,6 +261,7 @@ def predict(
         f"{in_words(model.channels)}, {model.num_classes} classes; {len(images)} images, {model.device}, {precision}"
     )
 
+    references = list_images(args.masks_root) if args.masks_root else {}
     unread = []
     with ThreadPoolExecutor(args.workers) as pool:
         samples = in_turn(
@@ -248,7 +271,8 @@ def predict(
             args.batch_size + args.workers,
         )
         predicted = predictions(model, samples, args.batch_size, args.tta, args.probabilities_root is not None)
-        written = in_turn(pool, partial(write, folders=folders, model=model), predicted, args.workers + 1)
+        write_one = partial(write, folders=folders, model=model, references=references)
+        written = in_turn(pool, write_one, predicted, args.workers + 1)
         for outcome in progress(written, total=len(images), desc="predicting", unit="image"):
             if outcome:
                 unread.append(outcome)

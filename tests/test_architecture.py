@@ -75,7 +75,7 @@ MAY_IMPORT = {
     # Of masks their sizes alone, to bring arrays to the networks' size.
     "utils/engine": {
         *{"networks", "utils.method", "utils.masks.geometry", *COMMANDS},
-        *{"torch", "monai", "matplotlib", "onnx", "onnxscript", *ARRAYS},
+        *{"torch", "torchvision", "monai", "matplotlib", "onnx", "onnxscript", *ARRAYS},
     },
     "utils/commands": {"utils.method.settings", "numpy", "tqdm", "filelock"},
     "utils/audit": {"utils.masks", "utils.engine", "torch"} | ARRAYS | COMMANDS,

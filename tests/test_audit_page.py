@@ -13,7 +13,8 @@ import pytest
 from utils.audit.judging import Judged
 from utils.audit.marks import Audit, read_marks
 from utils.audit.page import Entry, audit_page
-from utils.audit.pictures import LARGEST, crop_around, outline, picture
+from utils.audit.pictures import LARGEST, outline, picture
+from utils.masks.geometry import crop_around
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

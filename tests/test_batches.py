@@ -1,6 +1,7 @@
 """Training batches: what moves with the image, what is drawn, and the colour jitter against torchvision's."""
 
 import hashlib
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -242,7 +243,7 @@ def test_half_of_the_images_are_rotated_together_with_their_label_and_segments()
     squared = torch.full_like(labels, 55)  # no distance of any label: tells which ones were taken anew
     parts = (images, labels, squared, segments)
     kept = [part.clone() for part in parts]
-    new_images, new_labels, new_squared, new_segments = rotate_half(*parts, 20.0, seeded())
+    new_images, new_labels, new_squared, new_segments = rotate_half(*parts, max_rotation=20.0, generator=seeded())
     assert all(torch.equal(part, copy) for part, copy in zip(parts, kept, strict=True))  # a pure function
     rotated = (new_squared != 55).any(dim=(1, 2))  # by a small angle, no id need change
     assert 20 < rotated.sum() < 44  # 32 +- 4
@@ -264,7 +265,7 @@ def test_angles_are_uniform_within_the_range(monkeypatch):
     parts = [torch.zeros(40, *shape, dtype=torch.uint8) for shape in ((1, 2, 2), (2, 2), (2, 2), (2, 2))]
     generator = seeded()
     for _ in range(50):
-        rotate_half(*parts, 20.0, generator)
+        rotate_half(*parts, max_rotation=20.0, generator=generator)
     angles = torch.cat(seen[::2])  # of labels and segments together, then of images
     assert all(torch.equal(a, b) for a, b in zip(seen[::2], seen[1::2], strict=True))
     assert abs(len(angles) / 2000 - 0.5) < 0.05
@@ -276,10 +277,19 @@ def test_angles_are_uniform_within_the_range(monkeypatch):
 def test_a_batch_of_which_no_image_is_rotated():
     parts = [part[:1] for part in (*discs(1), torch.zeros(1, 48, 48, dtype=torch.uint8), torch.zeros(1, 48, 48))]
     changed = [
-        not all(torch.equal(a, b) for a, b in zip(rotate_half(*parts, 20.0, seeded(seed)), parts, strict=True))
-        for seed in range(20)
+        not all(torch.equal(a, b) for a, b in zip(rotated, parts, strict=True))
+        for rotated in (rotate_half(*parts, max_rotation=20.0, generator=seeded(seed)) for seed in range(20))
     ]
     assert 4 < sum(changed) < 16
+
+
+@pytest.mark.parametrize("angle", [0.0, 20.0])
+def test_given_labels_move_with_the_corrected_ones(angle):
+    data = disc_set(8)
+    data = replace(data, given=data.labels)
+    for batch, _ in epoch_of(data, seeded(1), 4, max_rotation=angle):
+        assert torch.equal(batch.given, batch.label.byte())
+    assert next(iter(epoch_of(disc_set(8), seeded(1), 4)))[0].given is None
 
 
 def test_rotated_batches_stay_aligned_through_turns_flips_and_both_views():

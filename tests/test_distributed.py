@@ -6,8 +6,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -16,8 +19,10 @@ from conftest import REPO, write_dataset
 from torch import nn
 
 from dataloaders.batches import training_batches
+from dataloaders.slic import find_maps
 from dataloaders.training_set import TrainingSet
 from networks.unet import two_unets
+from utils.commands.files import write_array
 from utils.engine.distributed import ProcessGroup, average, average_buffers, gather, shared
 from utils.engine.intensity import Intensity
 from utils.method.gsd import Batch, gsd_step
@@ -129,6 +134,23 @@ def test_each_process_takes_its_part_of_every_batch():
     assert not torch.equal(first[0][0].jittered.mean((1, 2, 3)), second[0][0].jittered.mean((1, 2, 3)))
 
 
+def test_other_processes_wait_for_the_superpixels_of_the_main_one(tmp_path, monkeypatch):
+    """Made by another process, nothing would say so: only the main process prints."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setenv("RANK", "1")
+    waited = []
+
+    def sleep(seconds: float) -> None:  # meanwhile the main process makes one
+        waited.append(f"{len(waited)}.npy")
+        write_array(tmp_path / "slic" / waited[-1], np.zeros((4, 4), np.int32))
+
+    (tmp_path / "slic").mkdir()
+    monkeypatch.setattr(time, "sleep", sleep)
+    sources = {name: partial(pytest.fail, "read by a process that only waits") for name in "012"}
+    maps = find_maps(sources, tmp_path / "images", tmp_path / "slic", 4)
+    assert waited == ["0.npy", "1.npy", "2.npy"] and all(path.is_file() for path in maps.values())
+
+
 def torchrun(*args: object, processes: int = 2, cwd: Path) -> subprocess.CompletedProcess:
     """train_GSD-Net.py, started as so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -156,8 +178,7 @@ def test_a_run_of_two_processes(tmp_path):
     # At the start and at the end, of one process only.
     for line in ("5 cases scored on", "4 epochs, 5 cases"):
         assert outcome.stdout.count(line) == 1
-    # The process that comes first makes them; only the first process speaks.
-    assert outcome.stdout.count("making superpixels") <= 1
+    assert outcome.stdout.count("making superpixels") == 1  # by the main process, which is the one that speaks
     assert outcome.stdout.startswith("GSD-Net: ") and outcome.stdout.count("GSD-Net: ") == 2
     folder = tmp_path / "model" / "kvasir+gsd+given"
     result = json.loads((folder / "result.json").read_text())

@@ -109,7 +109,7 @@ def test_scores_by_hand(run, tmp_path):
     assert (summary["mean"]["specificity_class1"], summary["mean"]["false_pixels_class1"]) == (1, 0)
     [line] = [line for line in out.splitlines() if line.strip().startswith("Dice")]
     assert line.split() == ["Dice", "0.5000", "0.4082", "0.5000", "3"]
-    assert "1 references without class 1" in out and "100.0% of their predictions" in out
+    assert "1 reference without class 1" in out and "100.0% of their predictions" in out
 
 
 def test_no_mask_has_foreground(run, tmp_path):

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, load_program, run_script, script_process
+from conftest import REPO, assert_plain_log, load_program, run_script, script_process
 from lidc_files import entries, write_lidc
 from mmis_files import write_mmis
 from test_train_script import assert_same_run, log_rows
@@ -102,6 +102,7 @@ def assert_refused(outcome, *parts: str) -> None:
 def test_a_run_scores_against_every_rater(script, name, test_names, data_root, tmp_path):
     outcome = run(script, data_root, tmp_path)
     assert outcome.returncode == 0, outcome.stderr
+    assert_plain_log(outcome, 4)
     told = [line for line in outcome.stderr.splitlines() if "warning" in line.lower()]
     assert "Traceback" not in outcome.stderr
     assert all("scored predictions are empty" in line for line in told), told  # nodules are small, the run is short
@@ -138,7 +139,7 @@ def test_a_run_scores_against_every_rater(script, name, test_names, data_root, t
         "count 1",
     ):
         assert title in outcome.stdout
-    for file in ("args.json", "checkpoint.pt", "curves.png", "panels.png"):
+    for file in ("args.json", "checkpoint.pt", "curves.png", "panels.png", "predictions.png"):
         assert (folder / file).is_file()
 
 

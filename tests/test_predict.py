@@ -246,19 +246,35 @@ def test_batches_and_workers_change_nothing(run, tmp_path):
         assert differs.mean() < 0.01  # sums may be taken in another order
 
 
-def test_overlay_is_the_image_with_a_line(run, images, tmp_path):
-    assert run("--overlays_root", tmp_path / "overlays")[0] == 0
-    assert names(tmp_path / "overlays") == ["a.png", "b.two.png", "c.png", "settings.json"]
-    drawn, image = pixels(tmp_path / "overlays" / "a.png"), pixels(images / "a.png")
-    mask = pixels(tmp_path / "out" / "a.png") == 255
-    changed = (drawn != image).any(axis=-1)
-    assert drawn.shape == image.shape and (drawn[changed] == (255, 230, 26)).all()
-    # The line takes the pixels of the foreground that touch the background, and no others; beyond the image is none.
-    padded = np.pad(mask, 1)
-    around = np.stack([padded[i : i + 40, j : j + 48] for i in range(3) for j in range(3)])
-    beside = around[1::2].all(axis=0)  # above, left, right, below
-    assert (mask & ~beside).any() and changed[mask & ~beside].all()
-    assert not changed[~mask].any() and not changed[around.all(axis=0)].any()
+def test_overlays_show_the_outlines_of_the_prediction_and_of_known_masks(run, images, tmp_path):
+    """Enlarged, with a legend below; masks that are not there are not drawn."""
+    save(tmp_path / "masks" / "a.png", np.eye(40, 48, dtype=np.uint8) * 255)
+    white = []
+    for flags in ((), ("--masks_root", tmp_path / "masks")):
+        assert run("--overlays_root", tmp_path / "overlays", *flags)[0] == 0
+        assert names(tmp_path / "overlays") == ["a.png", "b.two.png", "c.png", "settings.json"]
+        drawn, image = pixels(tmp_path / "overlays" / "a.png"), pixels(images / "a.png")
+        times = drawn.shape[1] // image.shape[1]
+        part = drawn[: image.shape[0] * times]
+        assert len(drawn) > len(part) and part.shape[:2] == (40 * times, 48 * times)
+        large = image.repeat(times, 0).repeat(times, 1)
+        mask = (pixels(tmp_path / "out" / "a.png") == 255).repeat(times, 0).repeat(times, 1)
+        yellow = (part == (255, 230, 26)).all(axis=-1)
+        assert yellow.any() and not yellow[~mask].any()
+        assert (part == large).all(axis=-1).mean() > 0.5
+        white.append(((part == 255).all(axis=-1) & (large != 255).any(axis=-1)).any())
+    assert white == [False, True]
+
+
+def test_masks_for_overlays_that_do_not_fit(run, images, tmp_path):
+    """The image is left out and named, and so is the mask; the flag without overlays has no effect."""
+    save(tmp_path / "masks" / "a.png", np.zeros((9, 9), np.uint8))
+    flags = ("--masks_root", tmp_path / "masks")
+    code, _, err = run("--overlays_root", tmp_path / "overlays", *flags)
+    assert code == 1 and str(tmp_path / "masks" / "a.png") in err and "Traceback" not in err
+    assert names(tmp_path / "out") == ["b.two.png", "c.png", "settings.json"]
+    code, _, err = run(*flags)
+    assert code == 2 and "--masks_root" in err and "--overlays_root" in err
 
 
 def test_grey_images(run, tmp_path):
@@ -267,7 +283,7 @@ def test_grey_images(run, tmp_path):
     flags = ("--checkpoint", checkpoint, "--images_root", tmp_path / "grey", "--overlays_root", tmp_path / "overlays")
     assert run(*flags)[0] == 0
     assert pixels(tmp_path / "out" / "x.png").shape == (40, 48)
-    assert pixels(tmp_path / "overlays" / "x.png").shape == (40, 48, 3)
+    assert pixels(tmp_path / "overlays" / "x.png").shape[1:] == (48 * 9, 3)  # enlarged until it is 400 pixels long
 
 
 def test_grey_among_colour(run, images, tmp_path):
@@ -303,7 +319,7 @@ def test_arrays_of_many_channels(run, tmp_path):
     flags = ("--checkpoint", checkpoint, "--images_root", tmp_path / "arrays", "--overlays_root", tmp_path / "overlays")
     assert run(*flags)[0] == 0
     assert pixels(tmp_path / "out" / "x.png").shape == (40, 48)
-    assert pixels(tmp_path / "overlays" / "x.png").shape == (40, 48, 3)
+    assert pixels(tmp_path / "overlays" / "x.png").shape[1:] == (48 * 9, 3)  # enlarged until it is 400 pixels long
 
 
 def test_turned_views_are_turned_back(checkpoint):

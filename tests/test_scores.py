@@ -169,7 +169,7 @@ def test_titles_and_foot_name_the_classes():
     assert class_labels(means, ("liver", "tumour")) == {1: "liver", 2: "tumour"}
     titles = titles_of(means, ("liver", "tumour"))
     assert titles["dice_class2"] == "Dice, tumour" and titles_of(means)["dice_class2"] == "Dice, class 2"
-    assert [line for line in foot(means, cases, ("liver", "tumour")) if "1 references without liver" in line]
+    assert [line for line in foot(means, cases, ("liver", "tumour")) if "1 reference without liver" in line]
     assert "dice_class1" not in titles_of(set_scores(rows_of([(mask(), mask())], 2)).means)  # it is Dice itself
 
 

@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, load_program, run_script, script_process, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, assert_plain_log, load_program, run_script, script_process, write_dataset
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dataloaders import training_set
 from utils.commands.errors import run_main
@@ -31,7 +32,8 @@ script = load_program(TRAIN_SCRIPT)
 EPOCHS = 5
 QUICK = ("--device", "cpu", "--image_size", 32, "--batch_size", 4, "--max_epochs", EPOCHS, "--cache", "none")
 GIVEN = ("--datasets", "kvasir", "--noise_type", "given", "--tau", 0.1)
-RUN_FILES = ("args.json", "log.csv", "checkpoint.pt", "result.json", "per_image.csv", "curves.png", "panels.png")
+PICTURES = ("curves.png", "panels.png", "predictions.png")
+RUN_FILES = ("args.json", "log.csv", "checkpoint.pt", "result.json", "per_image.csv", *PICTURES)
 
 
 class Outcome(NamedTuple):
@@ -148,7 +150,7 @@ def assert_complete(folder: Path, epochs: int, test_names: list[str]) -> None:
     assert checkpoint["epoch"] == epochs and checkpoint["args"] == args
     assert all(value.isfinite().all() for value in checkpoint["networks"].values())
     assert list((folder / "tensorboard").glob("events.*"))
-    for name in ("curves.png", "panels.png"):
+    for name in PICTURES:
         with Image.open(folder / name) as image:
             image.load()
             assert min(image.size) > 100
@@ -903,9 +905,13 @@ def test_chain_of_the_scripts_on_phantoms(tmp_path):
     quick = (*size, "--batch_size", 4, "--max_epochs", 3, "--device", "cpu")
     outcome = run_script(*flags, *quick, "--output_root", tmp_path / "model")
     assert outcome.returncode == 0, outcome.stderr
+    assert_plain_log(outcome, 3)
     names = sorted(path.stem for path in (phantom / "images_test").glob("*.png"))
     assert len(names) == 4
-    assert_complete(tmp_path / "model" / "phantom+gsd+02", 3, names)
+    folder = tmp_path / "model" / "phantom+gsd+02"
+    assert_complete(folder, 3, names)
+    events = EventAccumulator(str(folder / "tensorboard"), {"images": 0}).Reload()
+    assert [[image.step for image in events.Images(name)] for name in ("panels", "predictions")] == [[0, 1, 2]] * 2
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,17 @@ def audit_page(title: str, notes: Sequence[str], entries: Sequence[Entry], ident
         title=html.escape(title),
         notes="\n".join(f"<p>{html.escape(note)}</p>" for note in notes),
         heads=heads,
+        legend=", ".join(_legend(max((len(entry.picture.given) for entry in entries), default=1))),
         rows="\n".join(map(_row, entries)),
         style=_STYLE,
         script=_SCRIPT,
     )
+
+
+def _legend(foreground: int) -> list[str]:
+    """What the colours of the outlines mean, of so many foreground classes."""
+    names = ["the mask"] if foreground == 1 else [f"class {k}" for k in range(1, foreground + 1)]
+    return [f'<span class="swatch class{k % _COLOURS}"></span> {name}' for k, name in enumerate(names, start=1)]
 
 
 def _row(entry: Entry) -> str:

@@ -6,11 +6,9 @@ import cv2
 import numpy as np
 from skimage.measure import approximate_polygon, find_contours
 
-from utils.masks.geometry import longest_side, resize_image, resize_label
+from utils.masks.geometry import crop_around, longest_side, resize_image, resize_label
 
 LARGEST = 800  # pixels of the longer side of a picture; the page shows it smaller, or enlarged
-MARGIN = 1.8  # side of the crop, in lengths of what it is to show
-SMALLEST = 32  # pixels of the image that a crop shows at least
 
 
 class Picture(NamedTuple):
@@ -43,26 +41,6 @@ def picture(image: np.ndarray, given: np.ndarray, estimated: np.ndarray, num_cla
         outline(given_part != estimated_part),
         " of ".join(f"{mask.shape[1]} x {mask.shape[0]}" for mask in (given[part], given)) + " pixels",
     )
-
-
-def crop_around(shown: np.ndarray) -> tuple[slice, slice]:
-    """The part of an image, rows and columns, in which to look at the pixels ``shown``, bool (H,W): a square with a
-    margin around them, as far as the image goes; all of it where there is nothing to show."""
-    if not shown.any():
-        return slice(0, shown.shape[0]), slice(0, shown.shape[1])
-    ends = [np.flatnonzero(shown.any(axis=axis))[[0, -1]] for axis in (1, 0)]
-    side = max(SMALLEST, round(MARGIN * max(last - first + 1 for first, last in ends)))
-    rows, columns = (
-        _around((first + last + 1) / 2, side, available)
-        for (first, last), available in zip(ends, shown.shape, strict=True)
-    )
-    return rows, columns
-
-
-def _around(middle: float, length: int, available: int) -> slice:
-    length = min(length, available)
-    start = min(max(round(middle - length / 2), 0), available - length)
-    return slice(start, start + length)
 
 
 def outline(mask: np.ndarray) -> str:

@@ -116,6 +116,11 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(texts[:most]) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are: 1 image, 2 images."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
 def is_plain(name: str) -> bool:
     """Whether a name can be printed and written to tables: no control characters, and no bytes that are not UTF-8."""
     return not any(unicodedata.category(character) in ("Cc", "Cs") for character in name)

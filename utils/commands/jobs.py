@@ -37,16 +37,17 @@ def run_child(command: Sequence[str]) -> int:
             raise
 
 
-def progress(items: Iterable | None = None, hidden: bool = False, **options: Any) -> tqdm:
+def progress(items: Iterable | None = None, unit: str = "image", hidden: bool = False, **options: Any) -> tqdm:
     """A progress bar of tqdm on a terminal; elsewhere nothing, so that a log file has no control characters."""
-    return tqdm(items, disable=True if hidden else None, **options)
+    # tqdm writes "3.2image/s" where the unit does not begin with a space.
+    return tqdm(items, unit=f" {unit}", disable=True if hidden else None, **options)
 
 
 def in_threads(work: Callable, items: Sequence, title: str, unit: str = "image") -> list:
     """``work`` of every item, several at a time: decoding, resizing and distances release the interpreter lock."""
     threads = processors() + 4  # some wait for files
     hidden = None if items else True
-    return thread_map(work, items, max_workers=threads, desc=title, unit=unit, disable=hidden, tqdm_class=tqdm)
+    return thread_map(work, items, max_workers=threads, desc=title, unit=f" {unit}", disable=hidden, tqdm_class=tqdm)
 
 
 class Workers(ProcessPoolExecutor):

@@ -6,7 +6,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from utils.commands.errors import listed
+from utils.commands.errors import counted, listed
 from utils.engine.distributed import gather
 from utils.engine.scores import Row, all_empty
 from utils.method.gsd import Batch, Network, Step
@@ -87,13 +87,15 @@ class Diagnostics:
         for number, value in collapsed.items() if low < high else ():
             found[f"network {number} predicts class {value}"] = (
                 f"network {number} predicts class {value} on every pixel. Early in a run of small objects this may "
-                "pass; if it stays, try a smaller --learning_rate, a smaller --tau or more epochs"
+                "pass; if it stays, try a smaller --learning_rate, more epochs or, where pixels are selected, a "
+                "smaller --tau"
             )
         if uncut_names := sorted(chain.from_iterable(uncut)):
             found["one segment"] = (
-                f"one superpixel covers all of {_images(uncut_names)}, so refinement gives the whole image one class: "
-                f"{listed(uncut_names)}. Look at the image; make the superpixels again with a smaller --compactness or "
-                "more --n_segments (scripts/generate_SLIC.py --overwrite), or try --set vote=rings"
+                f"one superpixel covers all of {counted(len(uncut_names), 'image')}, so refinement gives the whole "
+                f"image one class: {listed(uncut_names)}. Look at the image; make the superpixels again with a "
+                "smaller --compactness or more --n_segments (scripts/generate_SLIC.py --overwrite), or try "
+                "--set vote=rings"
             )
         fitting, failing = map(sum, _transposed(fits))
         compared = fitting + failing
@@ -106,8 +108,9 @@ class Diagnostics:
             )
         if lost_names := sorted(chain.from_iterable(dropped)):
             found["foreground dropped"] = (
-                f"the selection drops every foreground pixel of {_images(lost_names)}: {listed(lost_names)}. Try a "
-                "smaller --tau: it should stay well below the share of the foreground, unless these masks are wrong"
+                f"the selection drops every foreground pixel of {counted(len(lost_names), 'image')}: "
+                f"{listed(lost_names)}. Try a smaller --tau: it should stay well below the share of the foreground, "
+                "unless these masks are wrong"
             )
         return found
 
@@ -121,9 +124,9 @@ def empty_predictions(rows: Sequence[Row]) -> dict[str, str]:
         return {}
     return {
         "all predictions empty": (
-            f"all {len(rows)} scored predictions are empty: nothing but background. Early in a run of small objects "
-            "this may pass; if it stays, the networks find no object at this size: try a larger --image_size, a "
-            "smaller --tau, or more epochs"
+            f"all scored predictions are empty ({len(rows)} of {len(rows)}): nothing but background. Early in a run "
+            "of small objects this may pass; if it stays, the networks find no object at this size: try a larger "
+            "--image_size, more epochs or, where pixels are selected, a smaller --tau"
         )
     }
 
@@ -152,7 +155,3 @@ def _limits(ranges: Sequence[Tensor]) -> tuple[int, int]:
 
 def _transposed(rows: Iterable[Iterable]) -> list[tuple]:
     return list(zip(*rows, strict=True))
-
-
-def _images(names: Sequence[str]) -> str:
-    return f"{len(names)} image{'s' * (len(names) > 1)}"

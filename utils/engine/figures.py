@@ -1,90 +1,108 @@
-"""Pictures of a run: what the method does with each pixel, learning curves, and predictions side by side."""
+"""Drawing that the pictures of a run, overlays and comparisons share: outlines, legends, grids, PNG.
 
-import io
-from collections.abc import Mapping, Sequence
+The reference, or the mask as given, is white; what is predicted, or trained on, has the colours of its classes. Every
+line has a dark rim, so that it shows on bright images too.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from threading import Lock
+from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from skimage.segmentation import find_boundaries
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from torch import Tensor
 
-from utils.engine.intensity import Intensity
-from utils.method.gsd import Batch
+from utils.masks.geometry import IGNORED, longest_side, resize_label
+
+DPI = 120
+WHITE = "#ffffff"
+COLOURS = ("#ffe61a", "#00c8ff", "#ff5050", "#78e65a", "#e678ff", "#ffa028")  # of classes; the audit's page has them
+RIM = "#101010"
+RIMMED: list[AbstractPathEffect] = [withStroke(linewidth=2.6, foreground=RIM)]
+LEGEND = "#b8bec6"  # its background, on which white shows
+LARGEST = 640  # pixels of the longer side of a mask whose outline a figure shows
+SMALLEST = 400  # pixels of the longer side of an overlay; smaller images are enlarged
+
+Legend = tuple[tuple[str, str], ...]  # what lines mean, and their colours
+_fonts = Lock()  # overlays are drawn by several threads, and matplotlib's fonts are for one at a time
 
 
-def method_panels(batch: Batch, maps: dict[str, Tensor], intensity: Intensity, most: int = 4) -> Figure:
-    """One row for each of the first images of a batch: image, noisy label, kept pixels, weight, superpixels, refined
-    label, mixed image; of the last five those that the method has in this epoch."""
-    images = displayed(batch.image[:most], intensity)
-    columns = {"image": images, "noisy label": array(batch.label[:most])}
-    if "kept" in maps:
-        columns["kept pixels"] = array(maps["kept"][:most])
-    if "weight" in maps:
-        columns["weight"] = array(maps["weight"][:most])
-        columns["superpixels"] = np.stack(
-            [outlined(image, ids) for image, ids in zip(images, array(batch.segments[:most]), strict=True)]
-        )
-    if "refined" in maps:
-        columns["refined label"] = array(maps["refined"][:most])
-        columns["mixed image"] = displayed(maps["mixed"][:most], intensity)
-    return image_grid(columns)
+def colour_of(value: int) -> str:
+    """The colour of a foreground class; from seven classes on colours repeat."""
+    return COLOURS[(value - 1) % len(COLOURS)]
 
 
-def image_grid(columns: Mapping[str, Sequence[np.ndarray] | np.ndarray], row_names: Sequence[str] = ()) -> Figure:
-    """A figure with a titled column for each entry; values (N,H,W,3) in [0, 1], or (N,H,W) drawn from 0 to their
-    largest value in viridis; of several sizes, a list of N arrays."""
-    rows = len(next(iter(columns.values())))
-    figure = Figure(figsize=(1.7 * len(columns), 1.7 * rows + 0.3), layout="constrained", dpi=110)
+def legend_of(title: str, num_classes: int) -> Legend:
+    """What the outlines of foreground classes mean: ``title``, and if there are several the class."""
+    if num_classes == 2:
+        return ((title, colour_of(1)),)
+    return tuple((f"{title}, class {k}", colour_of(k)) for k in range(1, num_classes))
+
+
+# --- Figures ----------------------------------------------------------------------------------------------------------
+
+
+def show(axis: Axes, image: np.ndarray, size: tuple[int, int] | None = None, **options: Any) -> None:
+    """Show an image, (H,W,3) in [0, 1] or (H,W), without ticks; ``size``: the height and width of the masks that are
+    drawn on it, if they are not its own."""
+    height, width = size or image.shape[:2]
+    axis.imshow(image, extent=(-0.5, width - 0.5, height - 0.5, -0.5), **options)
+    axis.set(xticks=[], yticks=[], autoscale_on=False)
+
+
+def draw_outlines(axis: Axes, labels: np.ndarray, colour: str = "") -> None:
+    """Draw the outline of each foreground class of labels (H,W) in its colour, or all in ``colour``. The line has the
+    same width whatever the size of the labels."""
+    height, width = labels.shape
+    if max(height, width) > LARGEST:
+        labels = resize_label(labels, longest_side(labels.shape, LARGEST))
+    # Padded, so that objects at the border of the image are closed; a pixel's coordinates are those of its centre.
+    padded = np.pad(labels, 1)
+    rows, columns = (
+        (np.arange(-1, count + 1) + 0.5) * (full / count) - 0.5
+        for count, full in zip(labels.shape, (height, width), strict=True)
+    )
+    for value in np.unique(labels):
+        if value not in (0, IGNORED):
+            line = axis.contour(
+                columns, rows, padded == value, [0.5], colors=[colour or colour_of(int(value))], linewidths=1.2
+            )
+            line.set_path_effects(RIMMED)
+
+
+def explain(figure: Figure, legend: Legend) -> None:
+    """Say below a figure what its lines mean."""
+    lines = [Line2D([], [], color=colour, linewidth=1.6, path_effects=RIMMED, label=name) for name, colour in legend]
+    columns = max(1, min(len(lines), int(figure.get_figwidth() / 1.9)))
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=8, facecolor=LEGEND)
+
+
+def name_of(name: str, most: int = 26) -> str:
+    """The name of an image, cut in the middle where it is too long for a picture."""
+    half = (most - 3) // 2
+    return name if len(name) <= most else f"{name[:half]}...{name[-half:]}"
+
+
+def image_grid(columns: Mapping[str, Sequence[np.ndarray]], row_names: Sequence[str]) -> Figure:
+    """A figure with a titled column for each entry, values (H,W,3) in [0, 1] of any size, and a name for each row."""
+    rows = len(row_names)
+    figure = Figure(figsize=(1.7 * len(columns), 1.7 * rows + 0.3), layout="constrained", dpi=DPI)
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for column, (title, values) in enumerate(columns.items()):
-        highest = max(1, *(float(value.max()) for value in values))
-        for row, value in enumerate(values):
-            axis = axes[row, column]
-            axis.imshow(value, cmap="viridis", vmin=0, vmax=highest, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            if row == 0:
-                axis.set_title(title, fontsize=9)
-            if column == 0 and row_names:
-                axis.set_ylabel(row_names[row], fontsize=7)
+        axes[0, column].set_title(title, fontsize=9, parse_math=False)
+        for axis, value in zip(axes[:, column], values, strict=True):
+            show(axis, value)
+    for axis, name in zip(axes[:, 0], row_names, strict=True):
+        axis.set_ylabel(name_of(name), fontsize=7, parse_math=False)
     return figure
-
-
-def learning_curves(history: list[dict]) -> Figure:
-    """Losses, test Dice, and the shares of dropped and kept pixels against the epoch."""
-    figure = Figure(figsize=(11, 3.2), layout="constrained", dpi=110)
-    losses, dice, selection = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in history]
-
-    def curve(axis: Axes, name: str, label: str) -> None:
-        if any(row.get(name) is not None for row in history):
-            axis.plot(epochs, [np.nan if row.get(name) is None else row[name] for row in history], label=label)
-
-    for name in ("loss", "gda", "transfer1", "transfer2", "agreement"):
-        curve(losses, name, name)
-    curve(dice, "dice", "Dice")
-    curve(dice, "iou", "IoU")
-    curve(selection, "drop_rate", "drop rate")
-    curve(selection, "kept", "share of pixels kept")
-    for axis, title in ((losses, "training losses"), (dice, history[-1]["scored_on"]), (selection, "selection")):
-        axis.set(title=title, xlabel="epoch")
-        if axis.lines:
-            axis.legend(fontsize=7)
-    return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def as_png(stored: np.ndarray) -> bytes:
-    """uint8 (H,W) or (H,W,3), blue first as OpenCV has it, as a PNG file's bytes."""
-    return cv2.imencode(".png", stored)[1].tobytes()
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -94,34 +112,78 @@ def pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def displayed(inputs: Tensor, intensity: Intensity) -> np.ndarray:
-    """Network inputs (N,C,H,W) -> pictures (N,H,W,3) in [0, 1]; of other than 3 channels the first, as grey."""
-    unit = array(inputs).transpose(0, 2, 3, 1) * np.array(intensity.std) + np.array(intensity.mean)
-    if unit.shape[-1] != 3:
-        unit = np.repeat(unit[..., :1], 3, axis=-1)
-    return unit.clip(0, 1)
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file's bytes."""
+    return as_png(pixels(figure)[..., ::-1])
 
 
-def outlined(image: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """A picture (H,W,3) with the borders between the regions ``ids`` (H,W) drawn in yellow."""
-    return np.where(find_boundaries(ids, mode="inner")[..., None], np.array([1.0, 0.9, 0.1]), image)
+def as_png(stored: np.ndarray) -> bytes:
+    """uint8 (H,W) or (H,W,3), blue first as OpenCV has it, as a PNG file's bytes."""
+    return cv2.imencode(".png", stored)[1].tobytes()
 
 
-OUTLINES = ((255, 230, 26), (0, 200, 255), (255, 80, 80), (120, 230, 90), (230, 120, 255), (255, 160, 40))
+# --- Overlays: images at their own size ---------------------------------------------------------------------------
 
 
-def contoured(image: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
-    """An image at its own size, uint8 (H,W,C), with the outline of each foreground class drawn on it: uint8 (H,W,3).
+def overlay(image: np.ndarray, labels: np.ndarray, num_classes: int, reference: np.ndarray | None = None) -> np.ndarray:
+    """An image, uint8 (H,W,C), with the outlines of labels (H,W), below them those of a reference (H,W), and a legend
+    at its foot: uint8 (H',W',3)."""
+    layers, legend = [(labels, "")], legend_of("prediction", num_classes)
+    if reference is not None:
+        layers, legend = [(reference, WHITE), *layers], (("reference", WHITE), *legend)
+    drawn = outlined(as_colour(image), layers)
+    strip = _legend_strip(legend, drawn.shape[1], max(drawn.shape))
+    missing = strip.shape[1] - drawn.shape[1]
+    return np.vstack([np.pad(drawn, ((0, 0), (0, missing), (0, 0)), constant_values=255), strip])
 
-    classes: (H,W). Of other than 3 channels the first is shown, as grey. The lines are thicker on larger images; from
-    seven classes on colours repeat.
-    """
-    picture = image.copy() if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
-    thickness = max(1, round(max(classes.shape) / 400))
-    for k in range(1, num_classes):
-        outlines, _ = cv2.findContours((classes == k).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, OUTLINES[(k - 1) % len(OUTLINES)], thickness)
-    return picture
+
+def outlined(picture: np.ndarray, layers: Iterable[tuple[np.ndarray, str]]) -> np.ndarray:
+    """A picture, uint8 (H,W,3), with the outlines of each class of labels (H,W), in its colour or in that of the layer;
+    those that come later lie above. Pictures smaller than `SMALLEST` are enlarged by a whole number before. The lines
+    lie inside of their class and have the width of a 300th of the longer side."""
+    times = math.ceil(SMALLEST / max(picture.shape))
+    picture = picture.repeat(times, 0).repeat(times, 1)
+    width = max(2, round(max(picture.shape) / 300))
+    brush = np.ones((3, 3), np.uint8)
+    lines = np.zeros(picture.shape[:2], np.int16)  # numbers of colours, 0 for none
+    colours = [RIM]
+    for labels, colour in layers:
+        for value in np.unique(labels):
+            if value not in (0, IGNORED):
+                mask = (labels == value).astype(np.uint8).repeat(times, 0).repeat(times, 1)
+                inside = cv2.erode(mask, brush, iterations=width, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+                colours.append(colour or colour_of(int(value)))
+                lines[mask > inside] = len(colours)
+    rim = cv2.dilate((lines > 0).astype(np.uint8), brush, iterations=width // 2) > 0
+    lines[rim & (lines == 0)] = 1
+    table = np.array([[0, 0, 0], *(np.multiply(to_rgb(colour), 255) for colour in colours)]).round().astype(np.uint8)
+    return np.where(lines[..., None] > 0, table[lines], picture)
+
+
+def _legend_strip(legend: Legend, width: int, side: int) -> np.ndarray:
+    with _fonts:
+        return _drawn_legend(legend, width, side)
+
+
+@cache
+def _drawn_legend(legend: Legend, width: int, side: int) -> np.ndarray:
+    """The legend of a picture of ``width`` whose longer side is ``side`` pixels: uint8 (H,W,3), W >= ``width``."""
+    dpi = max(100.0, side / 8)
+    inches = max(width / dpi, 1.9)
+    columns = max(1, min(len(legend), int(inches / 1.8)))
+    figure = Figure(figsize=(inches, 0.2 + 0.2 * math.ceil(len(legend) / columns)), dpi=dpi, facecolor=LEGEND)
+    lines = [Line2D([], [], color=colour, linewidth=2, path_effects=RIMMED, label=name) for name, colour in legend]
+    figure.legend(handles=lines, loc="center", ncols=columns, fontsize=9, frameon=False)
+    strip = pixels(figure)
+    return np.pad(strip, ((0, 0), (0, max(0, width - strip.shape[1])), (0, 0)), mode="edge")
+
+
+# --- Arrays -----------------------------------------------------------------------------------------------------------
+
+
+def as_colour(image: np.ndarray) -> np.ndarray:
+    """An image (H,W,C) as (H,W,3); of other than 3 channels the first, as grey."""
+    return image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
 
 
 def array(values: Tensor) -> np.ndarray:

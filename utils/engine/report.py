@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from utils.commands.errors import UserError
+from utils.commands.errors import UserError, counted
 from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
 from utils.engine.run_folder import Run
@@ -84,7 +84,7 @@ def print_result(result: dict, folder: Path, class_names: Sequence[str] = ()) ->
 def _result_lines(result: dict, class_names: Sequence[str]) -> Iterator[str]:
     last, cases = result["last_epoch"], result["cases"]
     yield result["description"]
-    yield f"{result['epochs']} epochs, {result['test_cases']} cases, {result['scored_on']}"
+    yield f"{counted(result['epochs'], 'epoch')}, {counted(result['test_cases'], 'case')}, {result['scored_on']}"
     yield f"  {'':<32}{'last epoch':>12}{'cases':>8}{'mean of the last ' + str(result['averaged_epochs']):>24}"
     for name, title in titles_of(last, class_names).items():
         value = "-" if last[name] is None else f"{last[name]:.4f}"

@@ -1,7 +1,7 @@
 """One training run on disk: its folder, log, checkpoints and pictures."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from utils.commands.errors import UserError, listed
 from utils.commands.files import claimed, read_json, write_atomically, write_json, write_table
 from utils.engine.checkpoint import FORMAT, _read_history, read_checkpoint
 from utils.engine.distributed import ALONE, ProcessGroup, wait_for_all
-from utils.engine.figures import Figure, learning_curves, pixels, png
+from utils.engine.figures import Figure, as_png, pixels, png
+from utils.engine.pictures import learning_curves
 from utils.method.settings import ESTIMATED, flag_of
 
 RUN_FILES = (
     *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
-    *("curves.png", "panels.png"),
+    *("curves.png", "panels.png", "predictions.png"),
 )
 TENSORBOARD = "tensorboard"
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
@@ -66,7 +67,7 @@ def check_free(folder: Path, resume: bool, overwrite: bool) -> None:
 
 class Run:
     """A run folder: args.json, log.csv, checkpoint.pt, result.json, per_image.csv, curves.png, panels.png,
-    tensorboard/; with validation cases best.pt too.
+    predictions.png, tensorboard/; with validation cases best.pt too.
 
     ``history`` holds one row an epoch; it travels in the checkpoint, so that log.csv never says more or less than the
     checkpoint beside it.
@@ -264,18 +265,23 @@ class Run:
         torch.save(contents, buffer)
         write_atomically(self.folder / name, buffer.getvalue())
 
-    def draw(self, panels: Figure) -> None:
-        """Draw panels.png for the epoch just closed, and curves.png up to it."""
+    def draw(self, pictures: Callable[[], Mapping[str, Figure]]) -> None:
+        """Draw the pictures of the epoch just closed, each as NAME.png and into TensorBoard, and curves.png up to it.
+
+        pictures: makes them, with their names; only the main process asks for them.
+        """
         if not self.writes:
             return
         self.draw_curves()
-        write_atomically(self.folder / "panels.png", png(panels))
-        with _writing(self.folder / TENSORBOARD):
-            self.writer.add_image("panels", pixels(panels), self.epochs_done - 1, dataformats="HWC")
+        for name, figure in pictures().items():
+            drawn = pixels(figure)
+            write_atomically(self.folder / f"{name}.png", as_png(drawn[..., ::-1]))
+            with _writing(self.folder / TENSORBOARD):
+                self.writer.add_image(name, drawn, self.epochs_done - 1, dataformats="HWC")
 
     def draw_curves(self) -> None:
         """Draw curves.png from the history."""
-        write_atomically(self.folder / "curves.png", png(learning_curves(self.history)))
+        write_atomically(self.folder / "curves.png", png(learning_curves(self.history, self.settings.get("tau"))))
 
     def write_table(self, name: str, rows: Sequence[dict]) -> None:
         """Write ``rows`` as a CSV file of the run folder (`utils.commands.files.write_table`)."""

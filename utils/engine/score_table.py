@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from utils.commands.errors import UserError
+from utils.commands.errors import UserError, counted
 from utils.engine.scores import FORMER
 
 SCORES = {  # what each score is called in a table
@@ -51,7 +51,8 @@ def foot(means: Mapping[str, float | None], cases: Mapping[str, int], class_name
     for k, label in class_labels(means, class_names).items():
         share, pixels = means[f"specificity_class{k}"], means[f"false_pixels_class{k}"]
         if share is not None and pixels is not None:
+            references = counted(cases[f"specificity_class{k}"], "reference")
             yield (
-                f"  {cases[f'specificity_class{k}']} references without {label} are not in its scores: {share:.1%} of "
+                f"  {references} without {label}, not in its scores: {share:.1%} of "
                 f"their predictions lack it too (specificity), {pixels:.1f} false pixels in the mean"
             )

@@ -2,28 +2,30 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from utils.commands.errors import UserError, listed, warn
+from utils.commands.errors import UserError, counted, listed, warn
 from utils.commands.jobs import progress
 from utils.engine.diagnostics import Diagnostics, empty_predictions
 from utils.engine.distributed import average, average_buffers, average_gradients, gather
 from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
-from utils.engine.figures import method_panels
+from utils.engine.figures import Figure
+from utils.engine.pictures import examples, method_panels, predictions_beside_references
 from utils.engine.report import report
 from utils.engine.run_folder import Run
-from utils.engine.scores import SCORED_AT, set_scores
+from utils.engine.scores import SCORED_AT, Row, set_scores
 from utils.method.gsd import Batch, Step, drop_rate, weight_cap
 from utils.method.losses import added_dice_loss
 from utils.method.settings import MethodSettings
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
-PICTURES = 10  # times in a run that panels and curves are drawn
+PICTURES = 10  # times in a run that its pictures are drawn
 
 
 def fit(experiment: Experiment, run: Run) -> dict:
@@ -39,8 +41,8 @@ def fit(experiment: Experiment, run: Run) -> dict:
         run.close()
         return result
     print(
-        f"{experiment.steps_per_epoch} steps an epoch, {experiment.device}, {experiment.precision}; "
-        f"{len(experiment.cases)} cases scored on {experiment.scored_on}; writing {run.folder}"
+        f"{counted(experiment.steps_per_epoch, 'step')} an epoch, {experiment.device}, {experiment.precision}; "
+        f"{counted(len(experiment.cases), 'case')} scored on {experiment.scored_on}; writing {run.folder}"
     )
     run.restore(experiment.networks, experiment.optimiser, experiment.generator)
     if any(row.get("scored_at") != SCORED_AT for row in run.history):
@@ -89,8 +91,8 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "intensity": {"mean": experiment.intensity.mean, "std": experiment.intensity.std},
             }
             run.close_epoch(row, experiment.networks, experiment.optimiser, experiment.generator, model)
-            if epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1:
-                run.draw(method_panels(trained.batch, trained.step.maps, experiment.intensity))
+            if is_drawn(epoch, epochs):
+                run.draw(partial(pictures_of, experiment, trained, scores))
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice="-" if row["dice"] is None else f"{row['dice']:.4f}")
             if bar.disable:  # no terminal
@@ -98,10 +100,25 @@ def fit(experiment: Experiment, run: Run) -> dict:
     return report(experiment, run)
 
 
+def is_drawn(epoch: int, epochs: int) -> bool:
+    """Whether the pictures are drawn after ``epoch``: after each tenth of the run, and so after the last."""
+    return epoch * PICTURES // epochs < (epoch + 1) * PICTURES // epochs
+
+
+def pictures_of(experiment: Experiment, trained: "EpochResult", scores: dict[str, Row]) -> dict[str, Figure]:
+    """The pictures of an epoch by name: what the method did with the last batch, and predictions of scored cases."""
+    batch, maps, settings = trained.batch, trained.step.maps, experiment.settings
+    classes = experiment.num_classes
+    return {
+        "panels": method_panels(batch, maps, trained.names, settings, classes, experiment.intensity),
+        "predictions": predictions_beside_references(examples(experiment, scores), classes),
+    }
+
+
 def epoch_in_words(row: dict, epochs: int) -> str:
-    """A row of log.csv as a line of a log file."""
+    """A row of log.csv as a line of a log file. Epochs count from 0, as there and in the first line of a run."""
     dice = "-" if row["dice"] is None else f"{row['dice']:.3f}"
-    head = f"epoch {row['epoch'] + 1}/{epochs}  loss {row['loss']:.4g}  Dice {dice}"
+    head = f"epoch {row['epoch']} ({row['epoch'] + 1} of {epochs})  loss {row['loss']:.4g}  Dice {dice}"
     return f"{head}  lr {row['learning_rate']:.3g}  {row['seconds']:.1f} s"
 
 
@@ -127,6 +144,7 @@ class EpochResult(NamedTuple):
     # be busy with the step before, and small copies to it wait for that.
     waited: float
     batch: Batch  # the last one, for pictures
+    names: Sequence[str]  # of its images
     step: Step  # on it
     warnings: dict[str, str]  # what went wrong without an error (`utils.engine.diagnostics.Diagnostics.warnings`)
 
@@ -141,7 +159,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
     waited, asked = 0.0, time.perf_counter()
     batches = experiment.epoch_batches(experiment.generator)
     steps, silent, settings = experiment.steps_per_epoch, not experiment.group.is_main, experiment.settings
-    with progress(batches, total=steps, desc=f"epoch {epoch + 1}", unit="step", leave=False, hidden=silent) as bar:
+    with progress(batches, total=steps, desc=f"epoch {epoch}", unit="step", leave=False, hidden=silent) as bar:
         for index, (batch, batch_names) in enumerate(bar):
             waited += time.perf_counter() - asked
             mixing = float(torch.rand((), generator=experiment.generator))
@@ -168,7 +186,7 @@ def train_one_epoch(experiment: Experiment, epoch: int) -> EpochResult:
         raise _diverged(f"the weights became non-finite in epoch {epoch}, step {len(values) - 1}", names[-1])
     mean = dict(zip(("loss", *step.parts), average(torch.stack(values).mean(dim=0)).tolist(), strict=True))
     losses = {name: mean.get(name) for name in ("loss", *LOSS_PARTS)}
-    return EpochResult(losses, waited, batch, step, diagnostics.warnings())
+    return EpochResult(losses, waited, batch, names[-1], step, diagnostics.warnings())
 
 
 def with_dice_loss(step: Step, label: Tensor, weight: float) -> Step:

@@ -6,6 +6,8 @@ from scipy.ndimage import distance_transform_edt
 
 IGNORED = 255  # the label of a pixel without one, as in utils/method/losses.py
 DISTANCE_CAP = 10  # pixels; docs/method.md section 2
+MARGIN = 1.8  # side of a crop, in lengths of what it is to show
+SMALLEST = 32  # pixels of the image that a crop shows at least
 
 
 def foreground(label: np.ndarray) -> np.ndarray:
@@ -71,6 +73,26 @@ def longest_side(shape: tuple[int, ...], size: int) -> tuple[int, int]:
     """Height and width of an image (H,W,...) resized so that the longer of them is ``size``."""
     height, width = (max(1, round(side * size / max(shape[:2]))) for side in shape[:2])
     return height, width
+
+
+def crop_around(shown: np.ndarray) -> tuple[slice, slice]:
+    """The part of an image, rows and columns, in which to look at the pixels ``shown``, bool (H,W): a square with a
+    margin around them, as far as the image goes; all of it where there is nothing to show."""
+    if not shown.any():
+        return slice(0, shown.shape[0]), slice(0, shown.shape[1])
+    ends = [np.flatnonzero(shown.any(axis=axis))[[0, -1]] for axis in (1, 0)]
+    side = max(SMALLEST, round(MARGIN * max(last - first + 1 for first, last in ends)))
+    rows, columns = (
+        _around((first + last + 1) / 2, side, available)
+        for (first, last), available in zip(ends, shown.shape, strict=True)
+    )
+    return rows, columns
+
+
+def _around(middle: float, length: int, available: int) -> slice:
+    length = min(length, available)
+    start = min(max(round(middle - length / 2), 0), available - length)
+    return slice(start, start + length)
 
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -40,6 +40,7 @@ class Batch(NamedTuple):
     segments: Tensor  # (B,*S) superpixel ids, each in 0..num_segments-1
     num_segments: int
     labelled: Tensor | None = None  # (B,*S) bool: where the label is none of `IGNORED`; None: everywhere
+    given: Tensor | None = None  # (B,*S) the label before its contours were corrected, for pictures; None: as ``label``
 
 
 class TestCase(NamedTuple):
