@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
+import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import blob
+from conftest import Outcome, assert_refused, blob, call, load_program
 from PIL import Image
 
 from networks.unet import two_unets
 from scripts import audit_labels
 from utils.audit import folds
 from utils.audit.judging import Contour
-from utils.commands.errors import UserError, run_main
+from utils.commands.errors import UserError
 from utils.commands.files import claimed
 from utils.engine.checkpoint import FORMAT
 from utils.masks.contours import edge_contrast, levels_of, move_contour, nearest_class, signed_distance
@@ -64,21 +64,15 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(folder, capsys):
+def run(folder):
     """audit_labels.py on these, into folder/audit, with more flags; later flags win: exit code, stdout, stderr."""
 
-    def call(*flags, places=("--images_root", folder / "images", "--masks_root", folder / "masks")):
+    def audit(*flags, places=("--images_root", folder / "images", "--masks_root", folder / "masks")):
         places = (*places, "--save_root", folder / "audit")
         more = ("--image_size", SIZE, "--workers", 1, "--device", "cpu")
-        code = 0
-        capsys.readouterr()
-        try:
-            run_main(lambda: audit_labels.main(list(map(str, (*places, *more, *flags)))))
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return call(audit_labels.main, *places, *more, *flags)
 
-    return call
+    return audit
 
 
 def rows(path):
@@ -102,13 +96,6 @@ def checkpoint_of(path, channels=3, num_classes=2):
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(contents, path)
     return path
-
-
-def assert_refused(outcome, *parts):
-    code, _, err = outcome
-    assert code == 2 and "Traceback" not in err, outcome
-    for part in parts:
-        assert str(part) in err[err.rindex("error: ") :]
 
 
 def dice(a, b):
@@ -349,6 +336,21 @@ def test_run_again_and_with_other_settings(run, folder):
     assert run("--ignore_label", 7, "--overwrite")[0] == 0
 
 
+@pytest.fixture
+def trained_here(monkeypatch, without_pictures) -> list[Outcome]:
+    """Folds are trained in this process, which costs no imports; returns how each training ended."""
+    ended = []
+
+    def train(command: list[str]) -> int:
+        assert command[0] == sys.executable
+        ended.append(call(load_program(Path(command[1])).main, *command[2:]))
+        return ended[-1].code
+
+    monkeypatch.setattr(folds, "run_child", train)
+    return ended
+
+
+@pytest.mark.usefixtures("trained_here")
 def test_folds_judge_what_they_did_not_see(run, folder):
     """Each image is predicted by the networks of the fold that held it out."""
     flags = ("--folds", 2, "--image_size", 32, "--", "--batch_size", 4, "--max_epochs", 1)
@@ -436,7 +438,7 @@ def test_files_of_folds_are_named_as_they_were_written(tmp_path, monkeypatch):
     assert "(changed: images/a.png, ../b.png)" in str(refused.value) and str(tmp_path) not in str(refused.value)
 
 
-def test_stale_folds_are_refused(run, folder, monkeypatch):
+def test_stale_folds_are_refused(run, folder, trained_here):
     """Networks that were trained before an image or a mask was changed do not judge it, nor are they trained on."""
     last = ("--", "--batch_size", 4, "--max_epochs", 1)
     flags = ("--folds", 2, "--image_size", 32, *last)
@@ -456,19 +458,12 @@ def test_stale_folds_are_refused(run, folder, monkeypatch):
         path.with_name("case 99.png").rename(path)
 
     # Training itself refuses, where the audit has no record of the files.
-    said = []
-
-    def listen(command):
-        said.append(subprocess.run(command, capture_output=True, text=True))
-        return said[-1].returncode
-
-    with monkeypatch.context() as patch:
-        patch.setattr(folds, "run_child", listen)
-        save(mask, pixels(mask)[::-1])
-        (folder / "audit" / "folds" / "files.json").unlink()
-        assert_refused(run(*flags), "--folds", "fold1")
-    assert [refused.returncode for refused in said] == [2] and "Traceback" not in said[0].stderr
-    assert "masks or superpixels are no longer those of the run" in said[0].stderr
+    trained_here.clear()
+    save(mask, pixels(mask)[::-1])
+    (folder / "audit" / "folds" / "files.json").unlink()
+    assert_refused(run(*flags), "--folds", "fold1")
+    [refused] = trained_here
+    assert_refused(refused, "fold1+fold+given", "--overwrite")
 
     # Trained again, at another size: the superpixels are made again too.
     assert run("--folds", 2, "--image_size", SIZE, "--overwrite", *last)[0] == 0
@@ -589,11 +584,12 @@ def test_images_of_different_channels(run, folder):
 
 
 @pytest.mark.parametrize("where", ["save_root", "refined_root"])
-def test_no_permission_to_write(where, capsys):
+def test_no_permission_to_write(where, monkeypatch):
     """As an ordinary user, even where the tests run as root."""
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         place.chmod(0o777)
+        monkeypatch.chdir(place)
         image, _, given = next(iter(samples()))
         save(place / "images" / "a.png", image)
         save(place / "masks" / "a.png", given * 255)
@@ -605,16 +601,13 @@ def test_no_permission_to_write(where, capsys):
         root = os.geteuid() == 0
         if root:
             os.seteuid(65534)
-        code = 0
         try:
-            run_main(lambda: audit_labels.main([str(x) for name, value in flags.items() for x in (f"--{name}", value)]))
-        except SystemExit as stop:
-            code = stop.code
+            outcome = call(audit_labels.main, *(x for name, value in flags.items() for x in (f"--{name}", value)))
         finally:
             if root:
                 os.seteuid(0)
             locked.chmod(0o755)
-        assert_refused((code, *capsys.readouterr()), locked, "cannot be written (Permission denied)")
+        assert_refused(outcome, locked, "cannot be written (Permission denied)")
         assert list(locked.iterdir()) == []
 
 
