@@ -25,6 +25,7 @@ from PIL import Image
 os.environ["OMP_NUM_THREADS"] = "1"
 
 _ELSEWHERE = tempfile.TemporaryDirectory()  # where scripts leave their caches; removed when the tests end
+os.chmod(_ELSEWHERE.name, 0o755)  # some tests give up root
 
 REPO = Path(__file__).resolve().parents[1]
 # Kvasir/, shenzhen/ and lidc/ of the README's layout, for the tests on real images; they skip where it is not there.
@@ -204,6 +205,25 @@ def without_pictures(monkeypatch) -> None:
 
     monkeypatch.setattr(Run, "draw", lambda run, panels: None)
     monkeypatch.setattr(Run, "draw_curves", lambda run: None)
+
+
+@pytest.fixture
+def trained_here(monkeypatch, without_pictures) -> list[Outcome]:
+    """What the audit and the search for a drop rate train is trained in this process, which costs no imports; returns
+    how each training ended."""
+    from scripts import search_drop_rate
+    from utils.audit import folds
+
+    ended = []
+
+    def train(command: Sequence[str]) -> int:
+        assert command[0] == sys.executable
+        ended.append(call(load_program(Path(command[1])).main, *command[2:]))
+        return ended[-1].code
+
+    for module in (folds, search_drop_rate):
+        monkeypatch.setattr(module, "run_child", train)
+    return ended
 
 
 TIMES = ("seconds", "waiting")  # of no two runs the same

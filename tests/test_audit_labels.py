@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from argparse import Namespace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome, assert_refused, blob, call, load_program
+from conftest import assert_refused, blob, call
 from PIL import Image
 
 from networks.unet import two_unets
@@ -336,20 +335,6 @@ def test_run_again_and_with_other_settings(run, folder):
     assert run("--ignore_label", 7, "--overwrite")[0] == 0
 
 
-@pytest.fixture
-def trained_here(monkeypatch, without_pictures) -> list[Outcome]:
-    """Folds are trained in this process, which costs no imports; returns how each training ended."""
-    ended = []
-
-    def train(command: list[str]) -> int:
-        assert command[0] == sys.executable
-        ended.append(call(load_program(Path(command[1])).main, *command[2:]))
-        return ended[-1].code
-
-    monkeypatch.setattr(folds, "run_child", train)
-    return ended
-
-
 @pytest.mark.usefixtures("trained_here")
 def test_folds_judge_what_they_did_not_see(run, folder):
     """Each image is predicted by the networks of the fold that held it out."""
@@ -584,12 +569,11 @@ def test_images_of_different_channels(run, folder):
 
 
 @pytest.mark.parametrize("where", ["save_root", "refined_root"])
-def test_no_permission_to_write(where, monkeypatch):
+def test_no_permission_to_write(where):
     """As an ordinary user, even where the tests run as root."""
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         place.chmod(0o777)
-        monkeypatch.chdir(place)
         image, _, given = next(iter(samples()))
         save(place / "images" / "a.png", image)
         save(place / "masks" / "a.png", given * 255)
