@@ -128,13 +128,14 @@ class Outcome(NamedTuple):
     err: str
 
 
-def call(main: Callable[..., None], *args: object) -> Outcome:
-    """A command's ``main`` with these arguments, ended as `run_main` ends it, but in this process: without a start.
+def call(main: Callable[..., None] | Path, *args: object) -> Outcome:
+    """A command's ``main``, or that of a file, with these arguments: in this process, which costs no start.
 
-    It runs where the test does, and from the repository elsewhere, so that it leaves nothing there.
+    It ends as `run_main` ends it. It runs where the test does, from the repository elsewhere, to leave nothing there.
     """
     from utils.commands.errors import run_main
 
+    main = load_program(main).main if isinstance(main, Path) else main
     out, err, code = io.StringIO(), io.StringIO(), 0
     place = _ELSEWHERE.name if Path.cwd() == REPO else Path.cwd()
     with (
@@ -218,7 +219,7 @@ def trained_here(monkeypatch, without_pictures) -> list[Outcome]:
 
     def train(command: Sequence[str]) -> int:
         assert command[0] == sys.executable
-        ended.append(call(load_program(Path(command[1])).main, *command[2:]))
+        ended.append(call(Path(command[1]), *command[2:]))
         return ended[-1].code
 
     for module in (folds, search_drop_rate):

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import TRAIN_SCRIPT, assert_refused, assert_succeeded, blob, call, load_program
+from conftest import TRAIN_SCRIPT, assert_refused, assert_succeeded, blob, call
 from test_predict import SIZE, checkpoint_of, pixels, save
 from test_prepare_data import AFFINE, commands, names, write_dicom, write_nifti
 
@@ -159,7 +159,7 @@ def test_the_commands_that_are_printed(tmp_path, monkeypatch):
     assert code == 0
     _, train, *rest = (shlex.split(command)[2:] for command in commands(out))
     quick = ("--image_size", SIZE, "--max_epochs", 2, "--device", "cpu")
-    assert_succeeded(call(load_program(TRAIN_SCRIPT).main, *train, *quick))
+    assert_succeeded(call(TRAIN_SCRIPT, *train, *quick))
     for main, arguments in zip((predict.main, evaluate.main), rest, strict=True):
         assert call(main, *arguments)[0] == 0
     summary = json.loads((tmp_path / "scores" / "lesions.summary.json").read_text())

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import TRAIN_SCRIPT, assert_refused, call, load_program, write_dataset
+from conftest import TRAIN_SCRIPT, assert_refused, call, write_dataset
 
 from dataloaders.training_set import TrainingSet
 from scripts import audit_labels
@@ -173,7 +173,7 @@ def test_flags_that_may_be_passed_on():
 
 def test_all_flags_of_training_are_known():
     """Else a flag that was added there could not be passed on."""
-    said = call(load_program(TRAIN_SCRIPT).main, "--help").out
+    said = call(TRAIN_SCRIPT, "--help").out
     there = set(re.findall(r"(?<![\w-])--(\w+)", said[: said.index("\n\n")])) - {"help"}
     assert there == {action.dest for action in training_parser()._actions}
 

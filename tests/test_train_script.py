@@ -400,7 +400,7 @@ def test_superpixels_elsewhere(places, own_data, tmp_path):
     """--slic_root: of another number of segments, where those are lacking too; not of other images or another size."""
     elsewhere, slic = tmp_path / "maps", ("--n_segments", 20, "--image_size", 32)
     slic += ("--images_root", own_data / "images", "--save_root", elsewhere, "--workers", 1)
-    assert_succeeded(call(load_program(REPO / "scripts" / "generate_SLIC.py").main, *slic))
+    assert_succeeded(call(REPO / "scripts" / "generate_SLIC.py", *slic))
     (elsewhere / "case02.npy").unlink()
     shutil.rmtree(own_data / "images_SLIC")
     flags = (*GIVEN, *places, "--data_root", tmp_path / "data", "--max_epochs", 2, "--slic_root", elsewhere)
@@ -828,7 +828,7 @@ def test_chain_of_the_scripts_on_phantoms(tmp_path):
         ("generate_SLIC", "--images_root", phantom / "images", "--save_root", phantom / "images_SLIC", *size),
     )
     for name, *args in steps:
-        assert_succeeded(call(load_program(REPO / "scripts" / f"{name}.py").main, *args, "--workers", 1))
+        assert_succeeded(call(REPO / "scripts" / f"{name}.py", *args, "--workers", 1))
 
     clean, noisy = (
         np.stack([np.asarray(Image.open(path)) > 0 for path in sorted((phantom / folder).glob("*.png"))])
