@@ -5,8 +5,6 @@ import errno
 import json
 import math
 import shutil
-import signal
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,6 @@ from conftest import (
     load_program,
     log_rows,
     run_script,
-    script_process,
     write_dataset,
 )
 from PIL import Image
@@ -597,10 +594,9 @@ def test_learning_rate_that_breaks_the_first_epoch_leaves_no_checkpoint(places, 
 
 @pytest.fixture(scope="module")
 def finished(data_root, tmp_path_factory) -> Path:
-    """The folder of a complete, never interrupted run of a process of its own; tests copy it."""
+    """The folder of a complete, never interrupted run; tests copy it."""
     output_root = tmp_path_factory.mktemp("model")
-    outcome = run_script(*GIVEN, *QUICK, "--data_root", data_root, "--output_root", output_root)
-    assert outcome.returncode == 0, outcome.stderr
+    assert_succeeded(train(*GIVEN, *QUICK, "--data_root", data_root, "--output_root", output_root))
     return output_root / "kvasir+gsd+given"
 
 
@@ -612,10 +608,6 @@ def copied(finished, tmp_path) -> Path:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in RUN_FILES if name != "args.json"}
-
-
-def test_run_at_the_command_line_is_complete(finished):
-    assert_complete(finished, EPOCHS, [f"case{i:02}" for i in range(4)])
 
 
 def test_existing_run_is_not_touched_unasked(places, copied):
@@ -791,28 +783,6 @@ def test_interruption_between_the_last_checkpoint_and_its_log(places, finished, 
     assert_succeeded(outcome)
     assert f"--resume: {EPOCHS} of {EPOCHS} epochs are done" in outcome.out
     assert_complete(folder, EPOCHS, [f"case{i:02}" for i in range(4)])
-
-
-# --- Killed and resumed, as on a cluster ------------------------------------------------------------------------------
-
-
-def test_killed_run_ends_like_an_unbroken_one(places, finished, tmp_path):
-    folder = tmp_path / finished.name
-    with script_process(*GIVEN, *places) as process:
-        try:
-            deadline = time.monotonic() + 90
-            while not (folder / "log.csv").exists():
-                assert process.poll() is None, process.stderr.read()
-                assert time.monotonic() < deadline, "no epoch within 90 s"
-                time.sleep(0.02)
-        finally:
-            process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert 1 <= len(log_rows(folder)) < EPOCHS, "the run was to be killed on its way"
-    assert not (folder / "result.json").exists()
-
-    assert_succeeded(train(*GIVEN, *places, "--resume"))
-    assert_same_run(folder, finished)
 
 
 # --- From phantoms to figures -----------------------------------------------------------------------------------------
