@@ -542,7 +542,8 @@ def test_compressed_tiffs_that_would_come_out_turned_are_refused(tmp_path):
         Image.fromarray(DEEP[..., 0]).save(path, compression="tiff_lzw", tiffinfo={0x0112: orientation})
         if orientation == 1:
             np.testing.assert_array_equal(read_stored(path)[..., 0], DEEP[..., 0])
-    assert "not readable with this compression; store it uncompressed" in refusal(read_image, path)
+    message = refusal(read_image, path)
+    assert str(path) in message and "uncompressed" in message
 
 
 @pytest.mark.parametrize("name", ["deep.png", "a.bmp"])
@@ -555,7 +556,7 @@ def test_an_image_that_opencv_cannot_decode_is_refused(tmp_path, monkeypatch, na
         indices.putpalette([0, 0, 0, 255, 255, 255])
         indices.save(path)
     monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
-    assert f"{path}: not a readable image (OpenCV cannot decode it)" in refusal(read_image, path)
+    assert str(path) in refusal(read_image, path)
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,7 @@ def test_mask_without_a_boundary(run, folder):
     code, out, _ = run()
     assert code == 0 and "not judged" in out and "case 05" in out
     scored = [float(row["suspected_share"]) for row in rows(folder / "audit" / "audit.csv") if row["score"]]
-    assert f"suspected label errors: {np.mean(scored):.2%} of the pixels of a scored mask" in out
+    assert f"suspected label errors: {np.mean(scored):.2%}" in out
     last = rows(folder / "audit" / "audit.csv")[-1]
     assert (last["image"], last["score"], last["suspected_pixels"]) == ("case 05", "", "0")
     assert "not judged" in (folder / "audit" / "audit.html").read_text()
@@ -503,7 +503,7 @@ def test_nothing_is_left_of_a_mask_that_cannot_be_read_any_more(run, folder):
     code, out, err = run()
     assert code == 1 and "case 02.png" in err
     for place in (folder / "audit" / "masks_refined", folder / "audit" / "error_probability"):
-        assert f"note: {place}: 1 files of other images stay there: case 03.png" in out
+        assert any(f"note: {place}: 1 " in line and "case 03.png" in line for line in out.splitlines())
         assert {path.name for path in place.glob("*.png")} == {f"case {i:02}.png" for i in range(16) if i != 2}
 
 

@@ -238,7 +238,7 @@ def test_a_history_that_is_not_of_the_epochs_done(tmp_path, epoch, rows):
     path = checkpoint_in(tmp_path)
     contents = torch.load(path, weights_only=True)
     torch.save(contents | {"epoch": epoch, "history": rows}, path)
-    with pytest.raises(UserError, match=r"checkpoint\.pt: its history is not that of a run; --overwrite"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt: .*history.*--overwrite"):
         KINDS["checkpoint, to resume"].read(path)
 
 

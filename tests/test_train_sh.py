@@ -47,7 +47,7 @@ def test_absent_datasets_are_skipped_with_a_line(tmp_path):
     assert done.returncode == 0
     assert done.stdout.count("train_GSD-Net.py") == 3
     for absent in ("Kvasir", "BUSUC"):
-        assert f"{absent}: skipped, there is no folder {tmp_path}/{absent}" in done.stdout
+        assert f"{absent}: skipped" in done.stdout and f"{tmp_path}/{absent}" in done.stdout
 
 
 def test_all_absent_fails(tmp_path):

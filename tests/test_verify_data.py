@@ -491,7 +491,7 @@ def test_what_training_does_without_is_a_note(folder, verify):
     result = verify()
     assert result.found() == {"files": [("note", "images_test")], "segments": [("note", "images_SLIC")]}
     assert (result.code, result.report["errors"], result.report["warnings"]) == (0, 0, 0)
-    assert "will hold images out, by default 20% and at least one" in result.messages("files")
+    assert "20%" in result.messages("files")
     assert "0 errors, 0 warnings: training will read it" in result.text
     unchecked = {check["check"] for check in result.report["checks"] if check["result"] == "-"}
     names = ("stale_segments", "exact_test", "exact_between", "near_test", "near_between")
@@ -641,7 +641,7 @@ def test_more_classes(folder, verify):
 
 def test_a_renamed_mask_comes_with_the_most_similar_name(folder, verify):
     renamed_mask(folder)
-    assert "nothing in masks; the most similar name there is case03_mask.png" in verify().messages("names")
+    assert "case03_mask.png" in verify().messages("names").splitlines()[0]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"n_segments": 64}', "[]", '{"n_segments": "many"}'])
