@@ -69,7 +69,7 @@ def rotate(images: Tensor, angles: Tensor, interpolation: str) -> Tensor:
 
     What comes in from outside is the image's mirror image, so that no border appears that is not in the image.
     """
-    # Here, for the one dataset that rotates: to import it takes longer than to import the rest of this project.
+    # Here, since importing torchvision takes longer than importing PyTorch, and one dataset alone rotates.
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as TF
 

@@ -160,9 +160,6 @@ def surface_scores(predicted: np.ndarray, marked: np.ndarray) -> dict[str, np.nd
     scores = {name: np.where(in_prediction | in_mask, worst[name], np.nan) for name in ("hd95", "assd", "nsd")}
     both = in_prediction & in_mask
     if both.any():
-        # Here, since it imports much for three functions: two thirds of what a command would wait for at its start.
-        from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
-
         one, other = (torch.from_numpy(m[both])[:, None].float() for m in (predicted, marked))
         scores["hd95"][both] = compute_hausdorff_distance(one, other, percentile=95).squeeze(1).numpy()
         scores["assd"][both] = compute_average_surface_distance(one, other, symmetric=True).squeeze(1).numpy()
