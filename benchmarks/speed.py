@@ -471,7 +471,9 @@ def in_processes_of_their_own(jobs: Sequence[tuple[type[Program | Plain], Settin
     # process they begin with none of its memory and none of its threads.
     context = multiprocessing.get_context("forkserver")
     # (Modules of the project cannot be named here: Python 3.11's fork server does not have our sys.path.)
-    context.set_forkserver_preload(["torch.utils.tensorboard", "torchvision", "skimage.segmentation", "cv2"])
+    context.set_forkserver_preload(
+        ["torch.utils.tensorboard", "torchvision", "skimage.segmentation", "cv2", "matplotlib.figure", "scipy.ndimage"]
+    )
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         try:
             # The DataLoader works in the process itself, so that the process's memory is all there is.

@@ -8,8 +8,6 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
 
 from utils.masks.geometry import squared_boundary_distance
 
@@ -53,9 +51,9 @@ def rotate_half(
     angles = angles[chosen]
     # Labels and superpixels by one call: they take the same way.
     maps = torch.stack([part[chosen] for part in (labels, segments, *others)], dim=1)
-    rotated_labels, *rotated_maps = rotate(maps, angles, InterpolationMode.NEAREST).unbind(dim=1)
+    rotated_labels, *rotated_maps = rotate(maps, angles, "nearest").unbind(dim=1)
     rotated = (
-        rotate(images[chosen], angles, InterpolationMode.BILINEAR),
+        rotate(images[chosen], angles, "bilinear"),
         rotated_labels,
         torch.from_numpy(
             np.stack([squared_boundary_distance(label) for label in rotated_labels.to(labels.dtype).numpy()])
@@ -65,16 +63,21 @@ def rotate_half(
     return tuple(a.index_put((chosen,), b.to(a.dtype)) for a, b in zip(parts, rotated, strict=True))
 
 
-def rotate(images: Tensor, angles: Tensor, interpolation: InterpolationMode) -> Tensor:
+def rotate(images: Tensor, angles: Tensor, interpolation: str) -> Tensor:
     """Rotate each of B square images of whole numbers (B,C,S,S) about its centre by angles (B,), in degrees
-    anticlockwise.
+    anticlockwise; interpolation: nearest or bilinear.
 
     What comes in from outside is the image's mirror image, so that no border appears that is not in the image.
     """
+    # Here, since importing torchvision takes longer than importing PyTorch, and one dataset alone rotates.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as TF
+
+    mode = InterpolationMode(interpolation)
     side = images.shape[-1]
     margin = math.ceil((math.sqrt(0.5) - 0.5) * side)  # by which the corners of a turned square leave it, at most
     wide = TF.pad(images.double(), [margin], padding_mode="symmetric")  # float64 holds every superpixel id exactly
-    turned = [TF.rotate(image, angle, interpolation) for image, angle in zip(wide, angles.tolist(), strict=True)]
+    turned = [TF.rotate(image, angle, mode) for image, angle in zip(wide, angles.tolist(), strict=True)]
     return TF.center_crop(torch.stack(turned), [side, side]).round().to(images.dtype)
 
 

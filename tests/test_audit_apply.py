@@ -8,12 +8,11 @@ import os
 
 import numpy as np
 import pytest
-from conftest import write_blobs
+from conftest import assert_refused, call, write_blobs
 from PIL import Image
 
 from scripts import audit_labels
 from utils.audit.marks import read_audit
-from utils.commands.errors import run_main
 from utils.commands.files import claimed
 
 STEMS = ("case00", "case01", "case02", "case03")
@@ -45,31 +44,19 @@ def audit(tmp_path):
 
 
 @pytest.fixture
-def apply(audit, tmp_path, capsys):
+def apply(audit, tmp_path):
     """--apply of a file with this text, in UTF-8: exit code, stdout, stderr."""
 
-    def call(text, *flags):
-        capsys.readouterr()
+    def of_marks(text, *flags):
         path = tampered(tmp_path / "marks.csv", text)
-        code = 0
-        try:
-            run_main(lambda: audit_labels.main(list(map(str, ("--apply", path, "--save_root", audit, *flags)))))
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return call(audit_labels.main, "--apply", path, "--save_root", audit, *flags)
 
-    return call
+    return of_marks
 
 
 def masks(audit):
     """What masks_applied holds: file name -> value of the mask."""
     return {path.name: int(np.asarray(Image.open(path)).max()) for path in audit.glob("masks_applied/*.[bp]*")}
-
-
-def assert_refused(outcome, *parts):
-    code, _, err = outcome
-    assert code == 2 and "Traceback" not in err, outcome
-    assert all(str(part) in err for part in parts), err
 
 
 def test_each_mark_chooses_its_mask(apply, audit, tmp_path):
@@ -220,6 +207,4 @@ def test_an_audit_and_its_marks(tmp_path, capsys):
     assert applied["case02"].read_bytes() == (tmp_path / "masks" / "case02.png").read_bytes()
     # The masks that are read are never written into.
     places[3] = tmp_path / "a" / "masks_applied"
-    with pytest.raises(SystemExit) as refused:
-        run_main(lambda: audit_labels.main(list(map(str, (*places, *more, "--overwrite")))))
-    assert refused.value.code == 2 and "--masks_root" in capsys.readouterr().err
+    assert_refused(call(audit_labels.main, *places, *more, "--overwrite"), "--masks_root")

@@ -1,21 +1,18 @@
 """What goes wrong in training without an error: told when it happens, and written to the log."""
 
 import csv
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import TRAIN_SCRIPT, write_dataset
+from conftest import TRAIN_SCRIPT, assert_succeeded, call, write_dataset
 from PIL import Image
-from test_train_script import script
 
 from dataloaders.files import read_image
 from utils.commands.files import write_table
 from utils.engine.diagnostics import Diagnostics, empty_predictions, explained
 from utils.engine.metrics import case_scores
-from utils.engine.run_folder import Run
 from utils.masks.geometry import resize_image
 from utils.masks.superpixels import slic_segments
 from utils.method.gsd import Batch, Step
@@ -240,12 +237,10 @@ def warned(err: str) -> list[str]:
     return [line for line in err.replace("\r", "\n").splitlines() if "warning: epoch" in line]
 
 
-def test_a_run_tells_each_kind_once(sick, tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_tells_each_kind_once(sick, tmp_path):
     flags = ("--datasets", "kvasir", "--tau", 0.5, *QUICK, "--data_root", sick, "--output_root", tmp_path)
-    monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, flags), "--max_epochs", "6"])
-    monkeypatch.setattr(Run, "draw", lambda run, panels: None)  # which takes longer than the training
-    script.main()
-    lines = warned(capsys.readouterr().err)
+    lines = warned(call(TRAIN_SCRIPT, *flags, "--max_epochs", 6).err)
     with open(tmp_path / "kvasir+gsd+given" / "log.csv", newline="") as file:
         logged = [row["warnings"].split("; ") for row in csv.DictReader(file)]
     assert len(logged) == 6 and all("one segment" in names for names in logged)
@@ -257,37 +252,26 @@ def test_a_run_tells_each_kind_once(sick, tmp_path, monkeypatch, capsys):
     assert any("epoch 0: one superpixel covers all of 1 image" in line and ": case03." in line for line in lines)
 
 
-def test_superpixels_do_not_matter_where_nothing_is_dropped(sick, tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("without_pictures")
+def test_superpixels_do_not_matter_where_nothing_is_dropped(sick, tmp_path):
     flags = ("--datasets", "kvasir", "--tau", 0, *QUICK, "--max_epochs", 1)
-    places = ("--data_root", sick, "--output_root", tmp_path)
-    monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, (*flags, *places))])
-    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
-    script.main()
-    assert "superpixel" not in "".join(warned(capsys.readouterr().err))
+    outcome = call(TRAIN_SCRIPT, *flags, "--data_root", sick, "--output_root", tmp_path)
+    assert_succeeded(outcome)
+    assert "superpixel" not in "".join(warned(outcome.err))
 
 
-def test_a_run_on_the_superpixels_of_other_images(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_on_the_superpixels_of_other_images(tmp_path):
     folder = write_dataset(tmp_path, train=96, test=1)
     maps = sorted((folder / "images_SLIC").iterdir())
     for path in maps:
         image = read_image(folder / "images" / f"{path.stem}.png")
         np.save(path, slic_segments(resize_image(image, 32), n_segments=64))
-    flags = (
-        "--datasets",
-        "kvasir",
-        "--tau",
-        0.1,
-        *QUICK,
-        "--data_root",
-        tmp_path,
-        "--max_epochs",
-        2,
-    )
-    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
+    flags = ("--datasets", "kvasir", "--tau", 0.1, *QUICK, "--data_root", tmp_path, "--max_epochs", 2)
     for name in ("own", "mixed"):
-        monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *map(str, flags), "--output_root", str(tmp_path / name)])
-        script.main()
-        assert ("better than those of another image do" in capsys.readouterr().err) == (name == "mixed")
+        outcome = call(TRAIN_SCRIPT, *flags, "--batch_size", 16, "--output_root", tmp_path / name)
+        assert_succeeded(outcome)
+        assert ("better than those of another image do" in outcome.err) == (name == "mixed")
         former = [path.read_bytes() for path in maps]
         for path, data in zip(maps, [*former[1:], former[0]], strict=True):
             path.write_bytes(data)

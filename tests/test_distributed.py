@@ -9,13 +9,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from conftest import REPO, write_dataset
+from conftest import TRAIN_SCRIPT, assert_refused, call, write_dataset
 from torch import nn
 
 from dataloaders.batches import training_batches
@@ -31,6 +32,7 @@ from utils.method.settings import MethodSettings
 SETTINGS = MethodSettings(tau=0.2, max_epochs=10)
 EPOCH = 6  # selection, refinement and transfer are on
 SIZE = 32
+COUNTS = (0, 1, 4, 5)  # of items that two processes have together
 
 
 def batch_of(rows: slice) -> Batch:
@@ -48,55 +50,65 @@ def gradients(networks: list[nn.Module], batch: Batch) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for network in networks for p in network.parameters()])
 
 
-def in_two_processes(work, tmp_path: Path, *args) -> list:
-    """What ``work(group, *args)`` returns in each of two processes that form a gloo process group."""
+class Work(NamedTuple):
+    """What one of two processes comes to."""
+
+    gradients: torch.Tensor
+    own_mean: torch.Tensor  # batch norm's, of this process
+    mean: torch.Tensor  # over both
+    rank: torch.Tensor  # the mean of both
+    gathered: dict[int, list]  # by how many items both had
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> list[Work]:
+    """The work of two processes that form a gloo process group."""
+    folder = tmp_path_factory.mktemp("both")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_join, (port, work, tmp_path, args), nprocs=2)
-    return [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    multiprocessing.spawn(_join, (port, folder), nprocs=2)
+    return [Work(*torch.load(folder / f"{rank}.pt", weights_only=False)) for rank in range(2)]
 
 
-def _join(rank: int, port: int, work, tmp_path: Path, args: tuple) -> None:
+def _join(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save(work(ProcessGroup(rank, 2), *args), tmp_path / f"{rank}.pt")
+    torch.save(tuple(_work(ProcessGroup(rank, 2))), folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _step(group: ProcessGroup) -> tuple:
+def _work(group: ProcessGroup) -> Work:
     networks = two_unets(3, 2, seed=0).train()
     result = gradients(
         [shared(network, group) for network in networks], batch_of(slice(2 * group.rank, 2 * group.rank + 2))
     )
     own = networks[0].encoders[0][1].running_mean.clone()
     average_buffers(networks)
-    return result, own, networks[0].encoders[0][1].running_mean, average(torch.tensor([float(group.rank)]))
+    gathered = {n: gather([f"item {i}" for i in range(group.rank, n, group.size)]) for n in COUNTS}
+    rank = average(torch.tensor([float(group.rank)]))
+    return Work(result, own, networks[0].encoders[0][1].running_mean, rank, gathered)
 
 
-def test_gradients_are_the_mean_of_the_halves(tmp_path):
+def test_gradients_are_the_mean_of_the_halves(both):
     """Each process selects, votes and mixes within its half of the batch; the gradients are averaged."""
     halves = []
     for rows in (slice(0, 2), slice(2, 4)):
         halves.append(gradients(list(two_unets(3, 2, seed=0).train()), batch_of(rows)))
     expected = (halves[0] + halves[1]) / 2
-    one, two = in_two_processes(_step, tmp_path)
-    assert torch.equal(one[0], two[0])
-    torch.testing.assert_close(one[0], expected, rtol=1e-4, atol=1e-6)
+    one, two = both
+    assert torch.equal(one.gradients, two.gradients)
+    torch.testing.assert_close(one.gradients, expected, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(halves[0], halves[1], rtol=1e-2)  # so that the mean is not either of them
     # Batch norm's running figures become the mean over the processes.
-    assert not torch.equal(one[1], two[1])
-    torch.testing.assert_close(one[2], (one[1] + two[1]) / 2)
-    assert torch.equal(one[2], two[2]) and one[3] == two[3] == 0.5
+    assert not torch.equal(one.own_mean, two.own_mean)
+    torch.testing.assert_close(one.mean, (one.own_mean + two.own_mean) / 2)
+    assert torch.equal(one.mean, two.mean) and one.rank == two.rank == 0.5
 
 
-def _gather(group: ProcessGroup, count: int) -> list:
-    return gather([f"item {i}" for i in range(group.rank, count, group.size)])
-
-
-@pytest.mark.parametrize("count", [0, 1, 4, 5])
-def test_gathered_items_are_in_order(tmp_path, count):
-    assert in_two_processes(_gather, tmp_path, count) == [[f"item {i}" for i in range(count)]] * 2
+@pytest.mark.parametrize("count", COUNTS)
+def test_gathered_items_are_in_order(both, count):
+    assert [work.gathered[count] for work in both] == [[f"item {i}" for i in range(count)]] * 2
 
 
 def test_without_a_process_group_nothing_happens():
@@ -155,7 +167,7 @@ def torchrun(*args: object, processes: int = 2, cwd: Path) -> subprocess.Complet
     """train_GSD-Net.py, started as so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return subprocess.run(
-        [*command, str(REPO / "train_GSD-Net.py"), *map(str, args)],
+        [*command, str(TRAIN_SCRIPT), *map(str, args)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -196,19 +208,13 @@ def test_a_run_of_two_processes(tmp_path):
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads((folder / "result.json").read_text())["last_epoch"] == result["last_epoch"]
     # One process would train it otherwise than two did.
-    alone = [
-        sys.executable,
-        str(REPO / "train_GSD-Net.py"),
-        *map(str, (*flags, *places, "--resume")),
-    ]
-    refused = subprocess.run(alone, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert refused.returncode == 2 and "torchrun --nproc_per_node 2 (now 1)" in refused.stderr
-    # The run is there: refused, by the process that writes.
-    outcome = torchrun(*flags, *places, cwd=tmp_path)
-    assert outcome.returncode != 0 and "a run is there already" in outcome.stderr
+    alone = call(TRAIN_SCRIPT, *flags, *places, "--resume")
+    assert_refused(alone, "torchrun --nproc_per_node 2 (now 1)")
 
 
-def test_a_batch_that_cannot_be_shared_evenly(tmp_path):
+def test_a_batch_that_cannot_be_shared_evenly(tmp_path, monkeypatch):
+    """As one of three processes, which each find it before they wait for another."""
     write_dataset(tmp_path / "data", train=9, test=3, image_size=SIZE)
-    outcome = torchrun(*FLAGS, "--data_root", tmp_path / "data", processes=3, cwd=tmp_path)
-    assert outcome.returncode != 0 and "--batch_size 4: must be a multiple of the 3 processes" in outcome.stderr
+    monkeypatch.setattr("utils.engine.distributed.join_process_group", lambda device: ProcessGroup(0, 3))
+    outcome = call(TRAIN_SCRIPT, *FLAGS, "--data_root", tmp_path / "data", "--cache", "none")
+    assert_refused(outcome, "--batch_size 4", "3 processes")

@@ -5,14 +5,14 @@ import errno
 import json
 import math
 import os
+from functools import partial
 
 import numpy as np
 import pytest
-from conftest import REPO, run_script
+from conftest import REPO, assert_refused, call, run_script
 from PIL import Image
 
 from scripts import evaluate
-from utils.commands.errors import run_main
 
 
 def square(top, left, side=10, height=40, width=50, value=255):
@@ -44,20 +44,11 @@ def folders(tmp_path):
 
 
 @pytest.fixture
-def run(folders, tmp_path, capsys):
+def run(folders, tmp_path):
     """evaluate.py on these, into scores.csv, with more flags; later flags win: exit code, stdout, stderr."""
 
-    def call(*flags):
-        places = ("--predictions", folders[0], "--masks", folders[1], "--save", tmp_path / "scores.csv")
-        code = 0
-        capsys.readouterr()
-        try:
-            run_main(lambda: evaluate.main(list(map(str, (*places, "--workers", 1, *flags)))))
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+    places = ("--predictions", folders[0], "--masks", folders[1], "--save", tmp_path / "scores.csv")
+    return partial(call, evaluate.main, *places, "--workers", 1)
 
 
 def rows(path):
@@ -69,14 +60,6 @@ def rows(path):
 
 HEADLINES = ("dice", "iou", "hd95", "assd", "nsd")
 DIAGONAL = round(math.hypot(40, 50), 6)
-
-
-def assert_refused(outcome, *parts):
-    code, _, err = outcome
-    message = err[err.rindex("error: ") :]
-    assert code == 2 and "Traceback" not in err
-    for part in parts:
-        assert str(part) in message
 
 
 # --- Scores -----------------------------------------------------------------------------------------------------------
@@ -231,6 +214,6 @@ def test_path_with_spaces_and_letters_of_other_alphabets(run, tmp_path):
 
 
 def test_at_the_command_line(folders, tmp_path):
-    flags = ("--predictions", folders[0], "--masks", folders[1], "--save", tmp_path / "scores.csv")
+    flags = ("--predictions", tmp_path / "none", "--masks", folders[1], "--save", tmp_path / "scores.csv")
     outcome = run_script(*flags, script=REPO / "scripts" / "evaluate.py")
-    assert outcome.returncode == 0 and "4 images" in outcome.stdout, outcome.stderr
+    assert outcome.returncode == 2 and str(tmp_path / "none") in outcome.stderr

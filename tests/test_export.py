@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, run_script
+from conftest import REPO, assert_refused, assert_succeeded, call
 from PIL import Image
 
 from networks.build import two_networks
@@ -70,9 +70,8 @@ def test_masks_are_those_of_predict(tmp_path, channels, classes):
     for name, image in images.items():
         Image.fromarray(image).save(tmp_path / "images" / f"{name}.png")
     flags = ("--checkpoint", checkpoint, "--images_root", tmp_path / "images", "--save_root", tmp_path / "masks")
-    assert run_script(*flags, "--amp", "fp32", "--device", "cpu", script=PREDICT).returncode == 0
-    exported = run_script("--checkpoint", checkpoint, "--save", tmp_path / "m.onnx", script=EXPORT)
-    assert exported.returncode == 0, exported.stderr
+    assert_succeeded(call(PREDICT, *flags, "--amp", "fp32", "--device", "cpu"))
+    assert_succeeded(call(EXPORT, "--checkpoint", checkpoint, "--save", tmp_path / "m.onnx"))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     properties = session.get_modelmeta().custom_metadata_map
     assert (properties["classes"], properties["channels"], properties["image_size"]) == (
@@ -96,7 +95,7 @@ def test_any_number_of_images_and_a_networks_of_a_library(tmp_path):
     pytest.importorskip("segmentation_models_pytorch", reason="needs requirements-extra.txt")
     checkpoint = write_checkpoint(tmp_path / "checkpoint.pt", 3, 2, 64, "unet-resnet18")
     names = ("--class_names", "background", "polyp")
-    assert run_script("--checkpoint", checkpoint, "--save", tmp_path / "m.onnx", *names, script=EXPORT).returncode == 0
+    assert_succeeded(call(EXPORT, "--checkpoint", checkpoint, "--save", tmp_path / "m.onnx", *names))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     assert session.get_modelmeta().custom_metadata_map["class_names"] == "background,polyp"
     images = np.random.default_rng(0).integers(0, 255, (5, 3, 64, 64)).astype(np.float32)
@@ -112,8 +111,7 @@ def test_any_number_of_images_and_a_networks_of_a_library(tmp_path):
 )
 def test_what_cannot_be_exported_is_named(tmp_path, flags, named):
     checkpoint = write_checkpoint(tmp_path / "checkpoint.pt", 1, 2, 32)
-    outcome = run_script("--checkpoint", checkpoint, *flags, script=EXPORT)
-    assert outcome.returncode == 2 and named in outcome.stderr
+    assert_refused(call(EXPORT, "--checkpoint", checkpoint, *flags), named)
 
 
 @pytest.mark.parametrize("image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((9, 9, 4), np.uint8)])

@@ -2,7 +2,6 @@
 
 import pickle
 import resource
-import sys
 import time
 import zipfile
 from pathlib import Path
@@ -12,13 +11,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import REPO, TRAIN_SCRIPT, run_script, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, assert_refused, call, run_script, write_dataset
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from lidc_files import entries, write_lidc
 from mmis_files import MODALITIES, write_h5
 from PIL import Image
-from test_train_script import script
 
 from benchmarks.mutations import EDITS, KINDS, LARGEST, Edit, outcome, repacked
 from dataloaders.files import format_of, list_images, read_image, read_mask, read_segments
@@ -240,7 +238,7 @@ def test_a_history_that_is_not_of_the_epochs_done(tmp_path, epoch, rows):
     path = checkpoint_in(tmp_path)
     contents = torch.load(path, weights_only=True)
     torch.save(contents | {"epoch": epoch, "history": rows}, path)
-    with pytest.raises(UserError, match=r"checkpoint\.pt: its history is not that of a run; --overwrite"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt: .*history.*--overwrite"):
         KINDS["checkpoint, to resume"].read(path)
 
 
@@ -254,7 +252,7 @@ def test_a_single_number_in_place_of_masks(tmp_path):
     contents = entries(1, 1)
     for entry in contents.values():
         entry["masks"] = np.array(1)
-    with pytest.raises(UserError, match="masks of"):
+    with pytest.raises(UserError, match="masks"):
         read_slices(write_lidc(tmp_path, contents) / "lidc_attributes.pkl", 4)
 
 
@@ -289,9 +287,7 @@ def test_a_run_named_out_of_its_folder_is_refused(tmp_path, monkeypatch, name):
     write_dataset(tmp_path / "data", train=4, test=1)
     before = sorted(tmp_path.rglob("*"))
     flags = ("--datasets", "Kvasir", "--noise_type", "given", "--tau", "0", "--exp", name)
-    monkeypatch.setattr(sys, "argv", [TRAIN_SCRIPT.name, *flags])
-    with pytest.raises(UserError, match="--exp"):
-        script.main()
+    assert_refused(call(TRAIN_SCRIPT, *flags), "--exp")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -1,18 +1,15 @@
 """On a real GPU, where there is one: the CPU's figures, exact repetition, and every training script from end to end."""
 
 import json
-import sys
 
 import pytest
 import torch
-from conftest import REPO, load_program, write_dataset
+from conftest import REPO, assert_same_run, call, log_rows, write_dataset
 from lidc_files import entries, write_lidc
 from mmis_files import write_mmis
 from test_distributed import torchrun
-from test_train_script import assert_same_run, log_rows
 
 from networks.unet import two_unets
-from utils.commands.errors import run_main
 from utils.engine.device import choose_device
 from utils.engine.experiment import step_of
 from utils.engine.run_folder import Run
@@ -42,23 +39,16 @@ def data_root(tmp_path_factory):
 
 
 @pytest.fixture
-def train(data_root, tmp_path, monkeypatch, capsys):
-    """A training script's main() on the GPU, in this process and without pictures; returns the run's folder."""
+def train(data_root, tmp_path, monkeypatch, without_pictures):
+    """A training script on the GPU, in this process and without pictures; returns the run's folder."""
     monkeypatch.chdir(tmp_path)  # where the cache is made
-    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
-    monkeypatch.setattr(Run, "draw_curves", lambda run: None)
 
     def main(script: str, output: str, *flags: str, code: int = 0):
-        places = ("--data_root", str(data_root), "--output_root", output, "--device", "cuda")
+        places = ("--data_root", data_root, "--output_root", output, "--device", "cuda")
         dataset = ("--datasets", "kvasir", "--noise_type", "given") if script == "train_GSD-Net.py" else ()
-        quick = ("--image_size", "32", "--batch_size", "4", "--max_epochs", "3")
-        monkeypatch.setattr(sys, "argv", [script, *places, *dataset, *quick, *flags])
-        ended = 0
-        try:
-            run_main(load_program(REPO / script).main)
-        except SystemExit as stop:
-            ended = stop.code
-        assert ended == code, capsys.readouterr().err
+        quick = ("--image_size", 32, "--batch_size", 4, "--max_epochs", 3)
+        outcome = call(REPO / script, *places, *dataset, *quick, *flags)
+        assert outcome.code == code, outcome.err
         return tmp_path / output / SCRIPTS[script]
 
     yield main

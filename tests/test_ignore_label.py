@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, blob, run_script
+from conftest import REPO, TRAIN_SCRIPT, assert_refused, assert_succeeded, blob, call
 from PIL import Image
 from test_baselines import stepped
 
@@ -184,35 +184,35 @@ def partly_labelled(tmp_path):
     return tmp_path
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_training_and_evaluate_agree(partly_labelled):
     root = partly_labelled
     places = ("--data_root", root / "data", "--output_root", root / "model", "--cache", root / "cache")
     flags = ("--datasets", "mine", "--noise_type", "given", "--ignore_label", 255, "--image_size", 32)
-    quick = ("--max_epochs", 3, "--batch_size", 4, "--device", "cpu", "--amp", "fp32")
-    trained = run_script(*flags, *places, *quick, "--recipe", "contour")
-    assert trained.returncode == 0, trained.stderr
-    assert "without a label" in trained.stdout
+    quick = ("--max_epochs", 2, "--batch_size", 4, "--device", "cpu", "--amp", "fp32")
+    trained = call(TRAIN_SCRIPT, *flags, *places, *quick, "--recipe", "contour")
+    assert_succeeded(trained)
+    assert "without a label" in trained.out
     run = root / "model" / "mine+gsd-contour+given"
     assert json.loads((run / "args.json").read_text())["ignore_label"] == 255
     masks = root / "data" / "mine" / "masks_test"
     predict = ("--checkpoint", run / "checkpoint.pt", "--images_root", root / "data" / "mine" / "images_test")
     predict += ("--save_root", root / "predicted", "--device", "cpu", "--amp", "fp32")
-    assert run_script(*predict, script=REPO / "scripts" / "predict.py").returncode == 0
+    assert_succeeded(call(REPO / "scripts" / "predict.py", *predict))
     scores = ("--predictions", root / "predicted", "--masks", masks, "--save", root / "scores.csv")
-    assert run_script(*scores, script=EVALUATE).returncode == 2
-    assert run_script(*scores, "--ignore_label", 255, script=EVALUATE).returncode == 0
+    assert_refused(call(EVALUATE, *scores), "--ignore_label 255")
+    assert_succeeded(call(EVALUATE, *scores, "--ignore_label", 255))
     with open(root / "scores.csv") as mine, open(run / "per_image.csv") as theirs:
         assert list(csv.DictReader(mine)) == list(csv.DictReader(theirs))
 
 
 def test_verify_and_audit_take_it(partly_labelled):
     root = partly_labelled
-    flags = ("--datasets", "mine", "--data_root", root / "data")
-    assert run_script(*flags, "--image_size", 32, script=VERIFY).returncode == 1
-    verified = run_script(*flags, "--image_size", 32, "--ignore_label", 255, script=VERIFY)
-    assert verified.returncode == 0, verified.stdout
+    flags = ("--datasets", "mine", "--data_root", root / "data", "--image_size", 32, "--workers", 1)
+    assert call(VERIFY, *flags).code == 1
+    assert_succeeded(call(VERIFY, *flags, "--ignore_label", 255))
     folder = root / "data" / "mine"
     audit = ("--images_root", folder / "images", "--masks_root", folder / "masks", "--save_root", root / "audit")
-    assert run_script(*audit, "--ignore_label", 255, "--workers", 1, script=AUDIT).returncode == 0
+    assert_succeeded(call(AUDIT, *audit, "--ignore_label", 255, "--workers", 1))
     estimated = np.array(Image.open(root / "audit" / "masks_refined" / "0.png"))
     assert (estimated[:, :9] == 255).all() and set(np.unique(estimated[:, 9:])) <= {0, 1}

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import REPO, load_program, run_script, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, assert_refused, assert_succeeded, call, write_dataset
 from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
 
@@ -154,30 +154,24 @@ def parts(data: Path):
     return find_parts(folder, layout, "given")
 
 
-def verify(capsys, data: Path, *flags: object) -> tuple[int, str]:
+def verify(data: Path, *flags: object) -> tuple[int, str]:
     """Exit code and output of verify_data.py."""
     arguments = ["--datasets", "mine", "--data_root", data, "--workers", 1, *flags]
-    try:
-        load_program(VERIFY).main(list(map(str, arguments)))
-    except SystemExit as end:
-        return int(end.code), capsys.readouterr().out
-    return 0, capsys.readouterr().out
+    return call(VERIFY, *arguments)[:2]
 
 
 def train(data: Path, *flags: object, name: str = "mine"):
     where = ("--datasets", name, "--noise_type", "given", "--data_root", data, "--output_root", data / "model")
-    return run_script(*where, "--cache", "none", *FAST, *flags)
+    return call(TRAIN_SCRIPT, *where, "--cache", "none", *FAST, *flags)
 
 
-def test_training_and_verification_stop_at_links_to_nothing(data, capsys):
+def test_training_and_verification_stop_at_links_to_nothing(data):
     for index in (0, 1):
         for kind in ("images_test", "masks_test"):
             dangle(data / "mine" / kind / f"case0{index}.png", f"/store/{kind}/case0{index}.png")
-    done = train(data)
-    assert done.returncode == 2
-    for text in (str(data / "mine" / "images_test" / "case00.png"), "/store/images_test/case00", "2 of 4"):
-        assert text in done.stderr
-    code, out = verify(capsys, data, "--details", 20)
+    link = data / "mine" / "images_test" / "case00.png"
+    assert_refused(train(data), link, "/store/images_test/case00", "2 of 4")
+    code, out = verify(data, "--details", 20)
     assert code == 1
     for kind in ("images_test", "masks_test"):
         for index in (0, 1):
@@ -186,12 +180,12 @@ def test_training_and_verification_stop_at_links_to_nothing(data, capsys):
 
 
 @pytest.mark.parametrize("gone", [("images_test", "masks_test"), ("masks",), ("images",)])
-def test_folders_that_are_links_to_nothing_are_no_missing_folders(data, gone, capsys):
+def test_folders_that_are_links_to_nothing_are_no_missing_folders(data, gone):
     """Without a test set a fifth of the training images would be scored instead."""
     for name in gone:
         dangle(data / "mine" / name, f"/store/{name}")
     refusal(lambda: parts(data), f"/store/{gone[0]}")
-    code, out = verify(capsys, data)
+    code, out = verify(data)
     assert code == 1 and f"/store/{gone[0]}" in out
 
 
@@ -200,8 +194,9 @@ def test_a_dataset_that_is_a_link_to_nothing_is_named(data):
     refusal(lambda: parts(data), data / "mine", "/store/mine")
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_predict_names_what_it_could_not_read(data):
-    assert train(data, "--exp", "a").returncode == 0
+    assert_succeeded(train(data, "--exp", "a"))
     images = data / "mine" / "images_test"
     dangle(images / "case00.png", "/store/case00.png")
     shutil.copy(images / "case03.png", images / "scan.webp")
@@ -209,20 +204,20 @@ def test_predict_names_what_it_could_not_read(data):
     predict = REPO / "scripts" / "predict.py"
     out = images / "predicted"  # a folder of the program's own, below that of the images
     for _ in range(2):
-        done = run_script(*flags, "--images_root", images, "--save_root", out, script=predict)
-        assert done.returncode == 1
-        assert "3 of 5" in done.stdout and "2 of 5" in done.stderr
-        assert "/store/case00.png" in done.stderr and str(images / "scan.webp") in done.stderr
+        done = call(predict, *flags, "--images_root", images, "--save_root", out)
+        assert done.code == 1
+        assert "3 of 5" in done.out and "2 of 5" in done.err
+        assert "/store/case00.png" in done.err and str(images / "scan.webp") in done.err
         assert sorted(path.name for path in out.glob("*.png")) == ["case01.png", "case02.png", "case03.png"]
-    one = run_script(*flags, "--images_root", images / "case00.png", "--save_root", data / "one", script=predict)
-    assert one.returncode == 1 and "/store/case00.png" in one.stderr
+    one = call(predict, *flags, "--images_root", images / "case00.png", "--save_root", data / "one")
+    assert one.code == 1 and "/store/case00.png" in one.err
 
 
 # --- Subfolders -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("some", [True, False])
-def test_images_in_subfolders_are_named_and_counted(data, some, capsys):
+def test_images_in_subfolders_are_named_and_counted(data, some):
     images = data / "mine" / "images"
     for number, name in enumerate(sorted(path.name for path in images.iterdir())):
         if not some or number < 3:
@@ -232,7 +227,7 @@ def test_images_in_subfolders_are_named_and_counted(data, some, capsys):
     counts = ("patient0: 2", "patient1: 1") if some else ("patient0: 3", "patient1: 3")
     refusal(lambda: list_images(images), images, *counts, "prepare_data.py")
     refusal(lambda: parts(data), images, *counts)
-    code, out = verify(capsys, data)
+    code, out = verify(data)
     assert code == 1 and counts[0] in out
 
 
@@ -261,11 +256,11 @@ def test_masks_that_belong_to_one_image(images, masks, expected):
     assert several_of_one(images, masks) == expected
 
 
-def test_several_masks_of_one_image_are_to_be_merged_not_removed(data, capsys):
+def test_several_masks_of_one_image_are_to_be_merged_not_removed(data):
     masks = data / "mine" / "masks"
     shutil.copy(masks / "case00.png", masks / "case00_1.png")
     refusal(lambda: parts(data), masks, "case00.png", "case00_1.png", "prepare_data.py", "merge")
-    code, out = verify(capsys, data)
+    code, out = verify(data)
     assert code == 1 and "case00_1.png" in out and "merge" in out
 
 
@@ -408,17 +403,13 @@ def slices_last(tmp_path):
     return root
 
 
-def test_volumes_with_the_slices_last_are_refused(slices_last, capsys):
+def test_volumes_with_the_slices_last_are_refused(slices_last):
     slices = list_slices(slices_last / "training_2d").values()
     path = slices_last / "testing" / "a.h5"
     refusal(lambda: MMISCases(path.parent, 4, 2, 32, slices), path, "(40, 48, 3)", "(slices,H,W)", "axis 2")
-    script = load_program(VERIFY)
-    with pytest.raises(SystemExit) as end:
-        script.main(
-            ["--datasets", "MMIS", "--data_root", str(slices_last.parent), "--image_size", "32", "--workers", "1"]
-        )
-    assert end.value.code == 1
-    assert "error: testing/a.h5: arrays of shape (40, 48, 3)" in capsys.readouterr().out
+    flags = ("--datasets", "MMIS", "--data_root", slices_last.parent, "--image_size", 32, "--workers", 1)
+    outcome = call(VERIFY, *flags)
+    assert outcome.code == 1 and "error: testing/a.h5: arrays of shape (40, 48, 3)" in outcome.out
 
 
 def test_the_log_says_how_many_slices_of_which_size_are_read(slices_last, capsys):

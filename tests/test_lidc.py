@@ -9,7 +9,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, load_program, loaded, run_script
+from conftest import REPO, assert_succeeded, call, load_program, loaded, run_script
 from lidc_files import entries, write_lidc
 from scipy.ndimage import distance_transform_edt
 
@@ -443,23 +443,20 @@ def test_split_script_splits_by_patient_and_keeps_what_is_there(folder):
     script = REPO / "scripts" / "split_lidc.py"
     refused = run_script("--lidc_pickle", folder / "lidc_attributes.pkl", script=script)
     assert refused.returncode == 2 and "there already" in refused.stderr and "Traceback" not in refused.stderr
-    made = run_script(
-        "--lidc_pickle", folder / "lidc_attributes.pkl", "--test_fraction", 0.34, "--overwrite", script=script
-    )
-    assert made.returncode == 0, made.stderr
+    made = call(script, "--lidc_pickle", folder / "lidc_attributes.pkl", "--test_fraction", 0.34, "--overwrite")
+    assert_succeeded(made)
     train, test = read_split(folder, read(folder))
     assert len({p.patient for p in train}) == 4 and len({p.patient for p in test}) == 2 and len(train + test) == 18
-    assert "6 slices of 2 patients" in made.stdout
+    assert "6 slices of 2 patients" in made.out
 
 
 def test_superpixels_from_the_pickle(folder, contents):
     script = REPO / "scripts" / "generate_SLIC.py"
     target = folder / "made"
     flags = ("--lidc_pickle", folder / "lidc_attributes.pkl", "--save_root", target, "--n_segments", 40)
-    made = run_script(*flags, "--image_size", SIZE, script=script)
-    assert made.returncode == 0, made.stderr
+    assert_succeeded(call(script, *flags, "--image_size", SIZE, "--workers", 1))
     assert sorted(path.stem for path in target.glob("*.npy")) == sorted(contents)
     ids = np.load(target / f"{FIRST}.npy")
     assert ids.shape == (SIZE, SIZE) and 20 < len(np.unique(ids)) < 80
     assert json.loads((target / "settings.json").read_text())["image_size"] == SIZE
-    assert run_script("--save_root", target, script=script).returncode == 2
+    assert call(script, "--save_root", target).code == 2

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, run_script, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, assert_refused, assert_succeeded, call, write_dataset
 
 from networks.build import check_fit, networks_of, two_networks
 from networks.unet import two_unets
@@ -114,8 +114,7 @@ def trained(tmp_path_factory):
     places = ("--data_root", root / "data", "--output_root", root / "model", "--cache", root / "cache")
     flags = ("--datasets", "kvasir", "--noise_type", "given", "--image_size", 32, "--batch_size", 3, "--tau", 0.1)
     quick = (*flags, *places, "--max_epochs", 1, "--device", "cpu", "--amp", "fp32")
-    outcome = run_script(*quick, "--network", LIBRARY)
-    assert outcome.returncode == 0, outcome.stderr
+    assert_succeeded(call(TRAIN_SCRIPT, *quick, "--network", LIBRARY))
     return root, quick
 
 
@@ -123,17 +122,16 @@ def test_a_run_says_and_keeps_its_network(trained, tmp_path):
     root, quick = trained
     run = root / "model" / f"kvasir+gsd-{LIBRARY}+given"
     assert json.loads((run / "args.json").read_text())["network"] == LIBRARY
-    assert run_script(*quick, "--network", LIBRARY, "--resume").returncode == 0
+    assert_succeeded(call(TRAIN_SCRIPT, *quick, "--network", LIBRARY, "--resume"))
     predict = ("--checkpoint", run / "checkpoint.pt", "--images_root", root / "data" / "Kvasir" / "images_test")
-    assert run_script(*predict, "--save_root", tmp_path, script=REPO / "scripts" / "predict.py").returncode == 0
+    assert_succeeded(call(REPO / "scripts" / "predict.py", *predict, "--save_root", tmp_path))
     assert len(list(tmp_path.glob("*.png"))) == 2
 
 
 def test_init_goes_on_from_a_checkpoints_networks(trained):
     root, quick = trained
     path = root / "model" / f"kvasir+gsd-{LIBRARY}+given" / "checkpoint.pt"
-    outcome = run_script(*quick, "--init", path, "--exp", "more", "--learning_rate", 0)
-    assert outcome.returncode == 0, outcome.stderr
+    assert_succeeded(call(TRAIN_SCRIPT, *quick, "--init", path, "--exp", "more", "--learning_rate", 0))
     run = root / "model" / "kvasir+more+given"
     before, after = (torch.load(p, weights_only=True) for p in (path, run / "checkpoint.pt"))
     assert json.loads((run / "args.json").read_text())["init"] == str(path)
@@ -151,12 +149,10 @@ def test_init_of_another_kind_is_refused(trained, flags):
 
         for mask in (root / "data" / "Kvasir").glob("masks*/*.png"):
             Image.fromarray(np.array(Image.open(mask)) // 255).save(mask)
-    outcome = run_script(*quick, "--init", path, "--exp", "other", *flags)
-    assert outcome.returncode == 2
-    assert flags[0] in outcome.stderr and "--init" in outcome.stderr
+    assert_refused(call(TRAIN_SCRIPT, *quick, "--init", path, "--exp", "other", *flags), flags[0], "--init")
 
 
 def test_the_three_scripts_have_the_flags():
     for script in (TRAIN_SCRIPT, REPO / "GSD_Net_lidc_each_select1.py", REPO / "GSD_Net_MMIS2024_each_select1.py"):
-        text = run_script("--help", script=script).stdout
+        text = call(script, "--help").out
         assert all(flag in text for flag in ("--network", "--encoder_weights", "--init"))

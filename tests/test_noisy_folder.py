@@ -141,9 +141,9 @@ def test_masks_with_compression_artefacts_are_named(folder, capsys):
         capsys.readouterr()
         artefacts = load(folder).labels, folder_cases(folder, SIZE)[0].masks
         assert all((one != other).float().mean() < 0.01 for one, other in zip(clean, artefacts, strict=True))
-    said = capsys.readouterr().out
-    assert f"{folder / 'masks_test'}: compression artefacts, thresholded at 128, in 1 masks: case00.jpg" in said
-    assert "compression artefacts, thresholded at 128, in 2 masks: case01.jpg, case03.jpg" in said
+    said = [line for line in capsys.readouterr().out.splitlines() if "compression artefacts" in line]
+    assert any(str(folder / "masks_test") in line and "1 masks: case00.jpg" in line for line in said)
+    assert any("2 masks: case01.jpg, case03.jpg" in line for line in said)
 
 
 def test_three_classes(folder):

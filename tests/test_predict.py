@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, blob, load_program, run_script, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, assert_refused, blob, call, load_program, run_script, write_dataset
 from PIL import Image
 from torch.nn import functional as F
 
 from networks.build import networks_of
 from networks.unet import two_unets
 from scripts import evaluate, predict
-from utils.commands.errors import run_main
 from utils.commands.files import claimed
 from utils.engine.checkpoint import FORMAT
 from utils.engine.inference import load_model
@@ -74,17 +73,6 @@ def pixels(path):
         return np.asarray(image)
 
 
-def call(main, capsys, *arguments):
-    """main(arguments) as a script runs it: exit code, stdout, stderr."""
-    capsys.readouterr()
-    code = 0
-    try:
-        run_main(lambda: main(list(map(str, arguments))))
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
-
-
 @pytest.fixture
 def checkpoint(tmp_path):
     return checkpoint_of(tmp_path / "model" / "checkpoint.pt")
@@ -100,27 +88,19 @@ def images(tmp_path):
 
 
 @pytest.fixture
-def run(checkpoint, images, tmp_path, capsys):
+def run(checkpoint, images, tmp_path):
     """predict.py on these, into tmp_path/out, with more flags; later flags win."""
 
     def call_it(*flags):
         flags = ("--device", "cpu", "--amp", "fp32", "--workers", 2, *flags)
         places = ("--checkpoint", checkpoint, "--images_root", images, "--save_root", tmp_path / "out")
-        return call(predict.main, capsys, *places, *flags)
+        return call(predict.main, *places, *flags)
 
     return call_it
 
 
 def names(folder):
     return sorted(path.name for path in Path(folder).iterdir())
-
-
-def assert_refused(outcome, *parts):
-    code, _, err = outcome
-    assert code == 2, outcome
-    assert "Traceback" not in err and err.startswith("error: ")
-    for part in parts:
-        assert part in err
 
 
 # --- What is written --------------------------------------------------------------------------------------------------
@@ -137,7 +117,7 @@ def test_masks_have_the_sizes_and_stems_of_the_images(run, tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_training_and_evaluate_give_one_number(tmp_path, monkeypatch, capsys, classes):
+def test_training_and_evaluate_give_one_number(tmp_path, monkeypatch, classes):
     """per_image.csv of a run is what evaluate.py makes of predict.py's masks by its checkpoint alone: of images that
     are not square, of several sizes, not that of training; one is empty, one lacks a class."""
     script = load_program(TRAIN_SCRIPT)
@@ -163,9 +143,9 @@ def test_training_and_evaluate_give_one_number(tmp_path, monkeypatch, capsys, cl
     out = tmp_path / "out"
     places = ("--checkpoint", moved, "--images_root", folder / "images_test", "--save_root", out)
     flags = ("--device", "cpu", "--amp", "fp32", "--batch_size", 3)  # not that of training
-    assert call(predict.main, capsys, *places, *flags)[0] == 0
+    assert call(predict.main, *places, *flags)[0] == 0
     flags = ("--predictions", out, "--masks", folder / "masks_test", "--save", tmp_path / "scores.csv", "--workers", 1)
-    assert call(evaluate.main, capsys, *flags, "--num_classes", classes)[0] == 0
+    assert call(evaluate.main, *flags, "--num_classes", classes)[0] == 0
     assert (trained / "per_image.csv").read_bytes() == (tmp_path / "scores.csv").read_bytes()
     with open(tmp_path / "scores.csv") as scores:
         rows = list(csv.DictReader(scores))
@@ -233,7 +213,7 @@ def test_masks_of_images_that_are_not_there_are_named_and_kept(run, images, tmp_
     assert run()[0] == 0
     (images / "a.png").unlink()
     code, out, _ = run()
-    assert code == 0 and f"note: {tmp_path / 'out'}: 1 files of other images stay there: a.png" in out
+    assert code == 0 and f"note: {tmp_path / 'out'}: 1 files" in out and "there: a.png" in out
     assert names(tmp_path / "out") == ["a.png", "b.two.png", "c.png", "settings.json"]
     assert "other images" not in run("--images_root", images / "c.bmp")[1]  # one image by one is no reason
 
@@ -290,7 +270,7 @@ def test_grey_among_colour(run, images, tmp_path):
     """Left out and named, unless the run took grey for colour."""
     save(images / "grey.png", picture(channels=1))
     code, _, err = run()
-    assert code == 1 and f"{images / 'grey.png'}: 1 channel, but the checkpoint takes 3" in err
+    assert code == 1 and f"{images / 'grey.png'}: 1 channel, " in err
     assert "grey.png" not in names(tmp_path / "out") and "a.png" in names(tmp_path / "out")
     settings = {"image_size": SIZE, "channels": 3}
     mixed = ("--checkpoint", checkpoint_of(tmp_path / "mixed.pt", args=settings), "--save_root", tmp_path / "out2")
@@ -569,7 +549,7 @@ def test_save_root_that_is_a_file(run, tmp_path):
 
 
 @pytest.mark.parametrize("mode", [0o555, 0o000])
-def test_no_permission_to_write(mode, capsys):
+def test_no_permission_to_write(mode):
     """As an ordinary user, even where the tests run as root."""
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -584,8 +564,8 @@ def test_no_permission_to_write(mode, capsys):
         if root:
             os.seteuid(65534)
         try:
-            outcome = call(predict.main, capsys, *flags, "--save_root", locked)
-            deeper = call(predict.main, capsys, *flags, "--save_root", locked / "deeper")
+            outcome = call(predict.main, *flags, "--save_root", locked)
+            deeper = call(predict.main, *flags, "--save_root", locked / "deeper")
         finally:
             if root:
                 os.seteuid(0)
@@ -608,7 +588,7 @@ def test_full_disk(run, images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("utils.commands.files.os.fsync", full)
         outcome = run("--workers", 1, "--batch_size", 1)
-    assert_refused((outcome[0], outcome[1], outcome[2][outcome[2].rindex("error: ") :]), "No space left on device")
+    assert_refused(outcome, "No space left on device")
     assert names(tmp_path / "out") == ["a.png", "settings.json"]
     assert pixels(tmp_path / "out" / "a.png").shape == (40, 48)
     assert run()[0] == 0  # once there is room again

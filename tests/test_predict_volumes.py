@@ -6,8 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPO, blob, run_script
-from test_predict import SIZE, call, checkpoint_of, pixels, save
+from conftest import TRAIN_SCRIPT, assert_refused, assert_succeeded, blob, call
+from test_predict import SIZE, checkpoint_of, pixels, save
 from test_prepare_data import AFFINE, commands, names, write_dicom, write_nifti
 
 from dataloaders.prepare.settings import Settings
@@ -32,14 +32,14 @@ def volumes(tmp_path):
     return tmp_path / "raw"
 
 
-def predicted(capsys, checkpoint, images, save_root, *flags):
+def predicted(checkpoint, images, save_root, *flags):
     roots = ("--checkpoint", checkpoint, "--images_root", images, "--save_root", save_root)
-    return call(predict.main, capsys, *roots, "--device", "cpu", *flags)
+    return call(predict.main, *roots, "--device", "cpu", *flags)
 
 
-def prepared(capsys, raw, save_root, *flags):
+def prepared(raw, save_root, *flags):
     roots = ("--images_root", raw, "--images_only", "--save_root", save_root, "--workers", 1)
-    return call(prepare_data.main, capsys, *roots, *flags)
+    return call(prepare_data.main, *roots, *flags)
 
 
 def assert_put_together(path, masks, raw):
@@ -53,13 +53,13 @@ def assert_put_together(path, masks, raw):
         assert (pixels(masks / f"{path.name[:-7]}_{front:03}.png") == 255 * values[:, :, front]).all()
 
 
-def test_slices_become_volumes(checkpoint, volumes, tmp_path, capsys):
+def test_slices_become_volumes(checkpoint, volumes, tmp_path):
     """Prepared before as the checkpoint says, or by predict.py itself: the same masks and volumes."""
-    assert prepared(capsys, volumes, tmp_path / "new", "--like", checkpoint)[0] == 0
+    assert prepared(volumes, tmp_path / "new", "--like", checkpoint)[0] == 0
     assert len(names(tmp_path / "new" / "images")) == 48
     outcomes = {"first": tmp_path / "new" / "images", "second": volumes}
     for name, images in outcomes.items():
-        code, out, err = predicted(capsys, checkpoint, images, tmp_path / name)
+        code, out, err = predicted(checkpoint, images, tmp_path / name)
         assert code == 0 and "48 of 48 images" in out and "2 of 2 volumes" in out and "warning" not in err
         assert names(tmp_path / f"{name}_volumes") == ["a.nii.gz", "settings.json", "sub_b.nii.gz"]
         for volume in ("a", "sub/b"):
@@ -70,58 +70,58 @@ def test_slices_become_volumes(checkpoint, volumes, tmp_path, capsys):
         assert files[0] == files[1]
 
 
-def test_one_file(checkpoint, volumes, tmp_path, capsys):
-    code, _, _ = predicted(capsys, checkpoint, volumes / "a.nii.gz", tmp_path / "out")
+def test_one_file(checkpoint, volumes, tmp_path):
+    code, _, _ = predicted(checkpoint, volumes / "a.nii.gz", tmp_path / "out")
     assert code == 0 and names(tmp_path / "out_volumes") == ["a.nii.gz", "settings.json"]
     assert_put_together(tmp_path / "out_volumes" / "a.nii.gz", tmp_path / "out", volumes / "a.nii.gz")
     assert sorted(path.name for path in volumes.iterdir()) == ["a.nii.gz", "sub"]
 
 
-def test_volume_with_a_slice_that_cannot_be_read(checkpoint, volumes, tmp_path, capsys):
-    prepared(capsys, volumes, tmp_path / "new", "--like", checkpoint)
+def test_volume_with_a_slice_that_cannot_be_read(checkpoint, volumes, tmp_path):
+    prepared(volumes, tmp_path / "new", "--like", checkpoint)
     images = tmp_path / "new" / "images"
-    predicted(capsys, checkpoint, images, tmp_path / "out")
+    predicted(checkpoint, images, tmp_path / "out")
     (images / "a_003.png").write_bytes(b"")
-    code, _, err = predicted(capsys, checkpoint, images, tmp_path / "out")
+    code, _, err = predicted(checkpoint, images, tmp_path / "out")
     assert code == 1 and "a_003" in err and "a: not put together" in err
     assert names(tmp_path / "out_volumes") == ["settings.json", "sub_b.nii.gz"]
 
 
-def test_volumes_elsewhere_are_no_concern(checkpoint, volumes, tmp_path, capsys):
+def test_volumes_elsewhere_are_no_concern(checkpoint, volumes, tmp_path):
     """As the images of a test set, beside whose folder the record is that knows those of training too."""
-    prepared(capsys, volumes, tmp_path / "new", "--like", checkpoint)
+    prepared(volumes, tmp_path / "new", "--like", checkpoint)
     images = tmp_path / "new" / "images"
     for path in images.glob("sub_b_*"):
         path.unlink()
-    code, out, _ = predicted(capsys, checkpoint, images, tmp_path / "out")
+    code, out, _ = predicted(checkpoint, images, tmp_path / "out")
     assert code == 0 and "1 of 1 volumes" in out
 
 
-def test_images_prepared_in_another_way(checkpoint, volumes, tmp_path, capsys):
-    prepared(capsys, volumes, tmp_path / "new", "--slices", "axial", "--window", -100, 400)
-    code, _, err = predicted(capsys, checkpoint, tmp_path / "new" / "images", tmp_path / "out")
+def test_images_prepared_in_another_way(checkpoint, volumes, tmp_path):
+    prepared(volumes, tmp_path / "new", "--slices", "axial", "--window", -100, 400)
+    code, _, err = predicted(checkpoint, tmp_path / "new" / "images", tmp_path / "out")
     assert code == 0 and "warning" in err and "--slices coronal (here axial)" in err and f"--like {checkpoint}" in err
 
 
-def test_without_nibabel(checkpoint, volumes, tmp_path, capsys, monkeypatch):
-    prepared(capsys, volumes, tmp_path / "new", "--like", checkpoint)
+def test_without_nibabel(checkpoint, volumes, tmp_path, monkeypatch):
+    prepared(volumes, tmp_path / "new", "--like", checkpoint)
     monkeypatch.setitem(sys.modules, "nibabel", None)
     for images in (tmp_path / "new" / "images", volumes):
-        code, _, err = predicted(capsys, checkpoint, images, tmp_path / "out")
+        code, _, err = predicted(checkpoint, images, tmp_path / "out")
         assert code == 2 and "requirements-extra.txt" in err and not (tmp_path / "out").exists()
 
 
-def test_damaged_record(checkpoint, volumes, tmp_path, capsys):
-    prepared(capsys, volumes, tmp_path / "new", "--like", checkpoint)
+def test_damaged_record(checkpoint, volumes, tmp_path):
+    prepared(volumes, tmp_path / "new", "--like", checkpoint)
     record = tmp_path / "new" / "prepared.json"
     whole = json.loads(record.read_text())
     for damaged in ("{", "{}", json.dumps(whole | {"volumes": {"a": {"stems": 3}}})):
         record.write_text(damaged)
-        code, _, err = predicted(capsys, checkpoint, tmp_path / "new" / "images", tmp_path / "out")
+        code, _, err = predicted(checkpoint, tmp_path / "new" / "images", tmp_path / "out")
         assert code == 2 and str(record) in err
 
 
-def test_dicom_is_predicted_as_it_is_prepared(checkpoint, tmp_path, capsys):
+def test_dicom_is_predicted_as_it_is_prepared(checkpoint, tmp_path):
     raw = tmp_path / "raw"
     write_dicom(
         raw / "DOE_JANE" / "a.dcm",
@@ -129,21 +129,22 @@ def test_dicom_is_predicted_as_it_is_prepared(checkpoint, tmp_path, capsys):
         WindowCenter=900,
         WindowWidth=2000,
     )
-    prepared(capsys, raw, tmp_path / "new", "--like", checkpoint)
+    prepared(raw, tmp_path / "new", "--like", checkpoint)
     (raw / "DOE_JANE" / "b.dcm").write_bytes(b"\0" * 128 + b"DICM")
-    predicted(capsys, checkpoint, tmp_path / "new" / "images", tmp_path / "first")
-    code, out, err = predicted(capsys, checkpoint, raw, tmp_path / "second")
+    predicted(checkpoint, tmp_path / "new" / "images", tmp_path / "first")
+    code, out, err = predicted(checkpoint, raw, tmp_path / "second")
     assert code == 1 and "patient1/b.dcm" in err and "DOE" not in out + err
     assert names(tmp_path / "second") == ["patient1_a.png", "settings.json"]
     assert (pixels(tmp_path / "first" / "patient1_a.png") == pixels(tmp_path / "second" / "patient1_a.png")).all()
 
 
-def test_output_among_raw_files_is_refused(checkpoint, volumes, tmp_path, capsys):
-    code, _, err = predicted(capsys, checkpoint, volumes, volumes)
+def test_output_among_raw_files_is_refused(checkpoint, volumes, tmp_path):
+    code, _, err = predicted(checkpoint, volumes, volumes)
     assert code == 2 and "--save_root" in err
 
 
-def test_the_commands_that_are_printed(tmp_path, capsys, monkeypatch):
+@pytest.mark.usefixtures("without_pictures")
+def test_the_commands_that_are_printed(tmp_path, monkeypatch):
     """A set with a class per kind of lesion and normal cases, from the download to its scores; small and short."""
     raw, rng = tmp_path / "raw", np.random.default_rng(0)
     for kind in ("benign", "malignant", "normal"):
@@ -154,29 +155,24 @@ def test_the_commands_that_are_printed(tmp_path, capsys, monkeypatch):
                 save(raw / kind / f"{kind} ({number})_mask.png", mask)
     monkeypatch.chdir(tmp_path)
     flags = ("--images_root", "raw", "--save_root", "data/lesions", "--class_of", "benign=1", "malignant=2")
-    code, out, _ = call(prepare_data.main, capsys, *flags, "--orientation", "stored", "--workers", 1)
+    code, out, _ = call(prepare_data.main, *flags, "--orientation", "stored", "--workers", 1)
     assert code == 0
     _, train, *rest = (shlex.split(command)[2:] for command in commands(out))
-    for flag in ("--data_root", "--output_root"):
-        train += [flag, str(tmp_path / flag[2:].replace("data_root", "data").replace("output_root", "model"))]
-    trained = run_script(
-        *train, "--image_size", SIZE, "--max_epochs", 2, "--device", "cpu", script=REPO / "train_GSD-Net.py"
-    )
-    assert trained.returncode == 0, trained.stderr
+    quick = ("--image_size", SIZE, "--max_epochs", 2, "--device", "cpu")
+    assert_succeeded(call(TRAIN_SCRIPT, *train, *quick))
     for main, arguments in zip((predict.main, evaluate.main), rest, strict=True):
-        assert call(main, capsys, *arguments)[0] == 0
+        assert call(main, *arguments)[0] == 0
     summary = json.loads((tmp_path / "scores" / "lesions.summary.json").read_text())
     assert summary["images"] == 4 and {"dice_class1", "dice_class2"} <= summary["mean"].keys()
     assert len(names(tmp_path / "predicted" / "lesions_overlays")) == 5  # with settings.json
     checkpoint = tmp_path / "model" / "lesions+gsd+given" / "checkpoint.pt"
     assert read_checkpoint(checkpoint)["prepared"]["orientation"] == "stored"
-    code, _, _ = prepared(capsys, raw / "normal", "data/new", "--like", checkpoint)
+    code, _, _ = prepared(raw / "normal", "data/new", "--like", checkpoint)
     record = json.loads((tmp_path / "data" / "new" / "prepared.json").read_text())
     assert code == 0 and record["settings"]["class_of"] == {"benign": 1, "malignant": 2}
 
 
-def test_checkpoint_of_another_dataset_has_no_settings(tmp_path, capsys):
+def test_checkpoint_of_another_dataset_has_no_settings(tmp_path):
     path = checkpoint_of(tmp_path / "checkpoint.pt")
     save(tmp_path / "raw" / "a.png", np.zeros((4, 4), np.uint8))
-    code, _, err = prepared(capsys, tmp_path / "raw", tmp_path / "new", "--like", path)
-    assert code == 2 and f"--like {path}" in err
+    assert_refused(prepared(tmp_path / "raw", tmp_path / "new", "--like", path), f"--like {path}")

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import blob
+from conftest import assert_refused, blob, call
 from PIL import Image
 
 from dataloaders.files import read_mask
@@ -18,7 +19,7 @@ from dataloaders.prepare.pairing import guess_suffix, image_of
 from dataloaders.prepare.settings import Settings, prepared_settings, settings_from
 from dataloaders.prepare.writing import choose_test
 from scripts import prepare_data, verify_data
-from utils.commands.errors import UserError, run_main
+from utils.commands.errors import UserError
 
 
 def save(path, pixels, **options):
@@ -38,15 +39,7 @@ def square(top, left, height=6, width=8, value=255):
     return mask
 
 
-def call(capsys, *arguments, main=prepare_data.main):
-    """main(arguments) as a script runs it: exit code, stdout, stderr."""
-    capsys.readouterr()
-    code = 0
-    try:
-        run_main(lambda: main([str(part) for part in arguments]))
-    except SystemExit as stop:
-        code = stop.code
-    return code, *capsys.readouterr()
+prepared = partial(call, prepare_data.main)
 
 
 @pytest.fixture
@@ -68,12 +61,12 @@ def raw(tmp_path):
 
 
 @pytest.fixture
-def prepare(raw, tmp_path, capsys):
+def prepare(raw, tmp_path):
     """prepare_data.py on it, into tmp_path/data/set, with more flags; later flags win."""
 
     def prepare(*flags):
         roots = ("--images_root", raw, "--save_root", tmp_path / "data" / "set", "--workers", 1)
-        return call(capsys, *roots, *flags)
+        return prepared(*roots, *flags)
 
     return prepare
 
@@ -94,13 +87,6 @@ def contents(folder):
 
 def commands(out):
     return [line.strip() for line in out.splitlines() if line.startswith("  python ")]
-
-
-def assert_refused(outcome, *parts):
-    code, _, err = outcome
-    assert code == 2 and "Traceback" not in err
-    for part in parts:
-        assert str(part) in err
 
 
 # --- The public layout, with no flags ---------------------------------------------------------------------------------
@@ -140,12 +126,12 @@ def test_split_is_written_and_seeded(prepare, tmp_path):
     assert len(set(map(tuple, sides.values()))) > 1
 
 
-def test_training_and_verification_read_it(prepare, tmp_path, capsys):
+def test_training_and_verification_read_it(prepare, tmp_path):
     prepare()
     parts = find_parts(tmp_path / "data" / "set", Layout(), "given")
     assert len(parts.train) == 10 and len(parts.cases) == 2
     flags = ("--datasets", "set", "--data_root", tmp_path / "data", "--image_size", 32, "--workers", 1)
-    code, out, _ = call(capsys, *flags, main=verify_data.main)
+    code, out, _ = call(verify_data.main, *flags)
     assert code == 0 and "0 errors, 2 warnings" in out  # the two empty masks
 
 
@@ -240,10 +226,10 @@ def test_names_that_would_meet_are_refused(prepare, raw):
     assert_refused(prepare(), "benign/benign (1).png", "benign_benign (1)")
 
 
-def test_nothing_left_writes_nothing(tmp_path, capsys):
+def test_nothing_left_writes_nothing(tmp_path):
     save(tmp_path / "raw" / "a.png", grey())
     save(tmp_path / "raw" / "a_mask.png", grey(0, 5, 5))
-    outcome = call(capsys, "--images_root", tmp_path / "raw", "--save_root", tmp_path / "data", "--workers", 1)
+    outcome = prepared("--images_root", tmp_path / "raw", "--save_root", tmp_path / "data", "--workers", 1)
     assert_refused(outcome, "a.png", "8x6")
     assert not (tmp_path / "data").exists()
 
@@ -308,50 +294,50 @@ def test_stem(tmp_path, name, stem):
     assert stem_of(tmp_path / name) == stem
 
 
-def test_masks_in_a_folder_of_their_own(tmp_path, capsys):
+def test_masks_in_a_folder_of_their_own(tmp_path):
     for folder in ("p1", "p2"):
         save(tmp_path / "raw" / folder / "a.png", grey())
         save(tmp_path / "raw" / "labels" / folder / "a.bmp", square(0, 0, value=1))
     roots = ("--images_root", tmp_path / "raw", "--masks_root", tmp_path / "raw" / "labels")
-    code, _, _ = call(capsys, *roots, "--save_root", tmp_path / "set", "--workers", 1, "--test_share", 0)
+    code, _, _ = prepared(*roots, "--save_root", tmp_path / "set", "--workers", 1, "--test_share", 0)
     assert code == 0 and names(tmp_path / "set" / "images") == ["p1_a.png", "p2_a.png"]
     assert labels(tmp_path / "set", "p1_a").sum() == 4
 
 
-def test_values_and_ignored_pixels(tmp_path, capsys):
+def test_values_and_ignored_pixels(tmp_path):
     save(tmp_path / "raw" / "a.png", grey())
     save(tmp_path / "raw" / "a_mask_1.png", square(0, 0, value=100))
     save(tmp_path / "raw" / "a_mask_2.png", square(1, 1, value=200))
     save(tmp_path / "raw" / "a_mask_3.png", square(2, 2, value=7))
     roots = ("--images_root", tmp_path / "raw", "--save_root", tmp_path / "set", "--test_share", 0, "--workers", 1)
-    code, out, _ = call(capsys, *roots, "--values", "100=1", "200=2", "7=255")
+    code, out, _ = prepared(*roots, "--values", "100=1", "200=2", "7=255")
     written = np.asarray(Image.open(tmp_path / "set" / "masks" / "a.png"))
     # The class 2 of (1,1) and (2,2) wins over the class 1 and over no label.
     expected = np.zeros((6, 8), int)
     expected[0:2, 0:2], expected[2:4, 2:4], expected[1:3, 1:3] = 1, 255, 2
     assert code == 0 and (written == expected).all()
     assert all("--num_classes 3 --ignore_label 255" in command for command in commands(out))
-    assert_refused(call(capsys, *roots, "--values", "100=1", "200=2", "--overwrite"), "a.png", "7")
+    assert_refused(prepared(*roots, "--values", "100=1", "200=2", "--overwrite"), "a.png", "7")
 
 
-def test_masks_of_more_classes(tmp_path, capsys):
+def test_masks_of_more_classes(tmp_path):
     save(tmp_path / "raw" / "a.png", grey())
     save(tmp_path / "raw" / "a_mask.png", square(0, 0, value=1) + square(3, 3, value=2))
     roots = ("--images_root", tmp_path / "raw", "--save_root", tmp_path / "set", "--test_share", 0, "--workers", 1)
-    assert_refused(call(capsys, *roots), "a.png", "--num_classes 3")
-    assert call(capsys, *roots, "--num_classes", 3)[0] == 0
+    assert_refused(prepared(*roots), "a.png", "--num_classes 3")
+    assert prepared(*roots, "--num_classes", 3)[0] == 0
     assert (
         np.asarray(Image.open(tmp_path / "set" / "masks" / "a.png")) == square(0, 0, value=1) + square(3, 3, value=2)
     ).all()
 
 
-def test_ignore_label_of_two_classes(tmp_path, capsys):
+def test_ignore_label_of_two_classes(tmp_path):
     save(tmp_path / "raw" / "a.png", grey())
     mask = square(0, 0, value=1) + square(3, 3, value=255)
     save(tmp_path / "raw" / "a_mask.png", mask)
     roots = ("--images_root", tmp_path / "raw", "--save_root", tmp_path / "set", "--test_share", 0, "--workers", 1)
-    assert_refused(call(capsys, *roots), "a.png", "--ignore_label 255")
-    assert call(capsys, *roots, "--ignore_label", 255)[0] == 0
+    assert_refused(prepared(*roots), "a.png", "--ignore_label 255")
+    assert prepared(*roots, "--ignore_label", 255)[0] == 0
     assert (np.asarray(Image.open(tmp_path / "set" / "masks" / "a.png")) == mask).all()
 
 
@@ -372,7 +358,7 @@ def test_folder_that_is_not_there(prepare, flag):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation(tmp_path, capsys, orientation):
+def test_orientation(tmp_path, orientation):
     """With "stored", image and mask are as in the files; with "exif", a mask of the turned image is needed."""
     pixels = np.arange(48, dtype=np.uint8).reshape(6, 8)
     exif = Image.Exif()
@@ -381,17 +367,17 @@ def test_orientation(tmp_path, capsys, orientation):
     save(tmp_path / "raw" / "a_mask.png", square(0, 0))
     assert orientation_of(image) == orientation
     roots = ("--images_root", tmp_path / "raw", "--save_root", tmp_path / "set", "--test_share", 0, "--workers", 1)
-    assert call(capsys, *roots, "--orientation", "stored")[0] == 0
+    assert prepared(*roots, "--orientation", "stored")[0] == 0
     assert (read_stored(tmp_path / "set" / "images" / "a.png")[..., 0] == pixels).all()
     assert (labels(tmp_path / "set", "a") == square(0, 0, value=1)).all()
-    outcome = call(capsys, *roots, "--overwrite")
+    outcome = prepared(*roots, "--overwrite")
     if orientation < 5:
         assert outcome[0] == 0 and (tmp_path / "set" / "images" / "a.png").read_bytes() == image.read_bytes()
     else:  # a quarter turn: 8x6 is no longer the image's size
         assert_refused(outcome, "a.png", "--orientation stored")
 
 
-def test_deep_images_stay_deep_when_turned_back(tmp_path, capsys):
+def test_deep_images_stay_deep_when_turned_back(tmp_path):
     values = (np.arange(48) * 1000).astype(np.uint16).reshape(6, 8)
     exif = Image.Exif()
     exif[274] = 6
@@ -399,7 +385,7 @@ def test_deep_images_stay_deep_when_turned_back(tmp_path, capsys):
     Image.fromarray(values).save(tmp_path / "raw" / "a.tif", exif=exif)
     save(tmp_path / "raw" / "a_mask.png", square(0, 0))
     flags = ("--save_root", tmp_path / "set", "--test_share", 0, "--workers", 1, "--orientation", "stored")
-    assert call(capsys, "--images_root", tmp_path / "raw", *flags)[0] == 0
+    assert prepared("--images_root", tmp_path / "raw", *flags)[0] == 0
     (path,) = (tmp_path / "set" / "images").iterdir()
     assert read_stored(path).dtype == np.uint16 and (read_stored(path)[..., 0] == values).all()
 
@@ -407,19 +393,19 @@ def test_deep_images_stay_deep_when_turned_back(tmp_path, capsys):
 # --- Patients ---------------------------------------------------------------------------------------------------------
 
 
-def test_patients_stay_together(tmp_path, capsys):
+def test_patients_stay_together(tmp_path):
     for patient in range(6):
         for number in range(4):
             save(tmp_path / "raw" / f"p{patient}_{number}.png", grey())
             save(tmp_path / "raw" / f"p{patient}_{number}_mask.png", square(0, 0))
     roots = ("--images_root", tmp_path / "raw", "--save_root", tmp_path / "set", "--workers", 1)
-    assert call(capsys, *roots, "--patient", r"^(p\d)_", "--test_share", 0.34)[0] == 0
+    assert prepared(*roots, "--patient", r"^(p\d)_", "--test_share", 0.34)[0] == 0
     split = json.loads((tmp_path / "set" / "split.json").read_text())
     assert len(split["test"]) == 8
     assert not {stem[:2] for stem in split["test"]} & {stem[:2] for stem in split["train"]}
-    outcome = call(capsys, *roots, "--patient", r"q(\d)", "--overwrite")
+    outcome = prepared(*roots, "--patient", r"q(\d)", "--overwrite")
     assert_refused(outcome, "--patient", "24 of 24", "p0_0.png")
-    assert_refused(call(capsys, *roots, "--patient", "(", "--overwrite"), "--patient")
+    assert_refused(prepared(*roots, "--patient", "(", "--overwrite"), "--patient")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
@@ -495,7 +481,7 @@ def test_settings_come_back():
             settings_from(damaged, "x")
 
 
-def test_images_only_alike(prepare, raw, tmp_path, capsys):
+def test_images_only_alike(prepare, raw, tmp_path):
     prepare("--orientation", "stored")
     exif = Image.Exif()
     exif[274] = 6
@@ -504,16 +490,16 @@ def test_images_only_alike(prepare, raw, tmp_path, capsys):
     save(tmp_path / "new" / "b_mask.png", grey(0))
     folder = tmp_path / "data" / "new"
     flags = ("--images_root", tmp_path / "new", "--images_only", "--save_root", folder, "--workers", 1)
-    code, out, _ = call(capsys, *flags, "--like", tmp_path / "data" / "set")
+    code, out, _ = prepared(*flags, "--like", tmp_path / "data" / "set")
     assert code == 0 and names(folder) == ["images", "prepared.json"] and names(folder / "images") == ["b.png"]
     assert (read_stored(folder / "images" / "b.png")[..., 0] == pixels).all()
     assert "b_mask.png: a mask" in out
     assert commands(out)[0].startswith("python scripts/predict.py --checkpoint model/set+gsd+given/checkpoint.pt")
     assert prepared_settings(folder) == prepared_settings(tmp_path / "data" / "set")
     assert prepared_settings(raw) is None
-    both = call(capsys, *flags, "--like", tmp_path / "data" / "set", "--orientation", "exif", "--overwrite")
+    both = prepared(*flags, "--like", tmp_path / "data" / "set", "--orientation", "exif", "--overwrite")
     assert_refused(both, "--orientation", "--like")
-    assert_refused(call(capsys, *flags, "--like", raw, "--overwrite"), "--like", raw)
+    assert_refused(prepared(*flags, "--like", raw, "--overwrite"), "--like", raw)
 
 
 @pytest.mark.parametrize(
@@ -624,7 +610,7 @@ def test_dicom_colours(tmp_path):
     assert (frame == values).all()
 
 
-def test_dicom_of_a_patient_names_nobody(tmp_path, capsys):
+def test_dicom_of_a_patient_names_nobody(tmp_path):
     """Not in files, nor in what is printed, whatever is wrong; the slices of a patient stay together."""
     raw = tmp_path / "raw"
     for number in range(3):
@@ -637,7 +623,7 @@ def test_dicom_of_a_patient_names_nobody(tmp_path, capsys):
     write_dicom(raw / "DOE_JANE" / "short.dcm", np.full((6, 8), 9, np.uint8), Rows=600)
     save(raw / "DOE_JANE" / "short_mask.png", grey(0))
     roots = ("--images_root", raw, "--save_root", tmp_path / "set", "--workers", 1)
-    code, out, err = call(capsys, *roots)
+    code, out, err = prepared(*roots)
     assert code == 0 and "4 images of 4 files" in out and "lonely.dcm: no mask" in out and "short.dcm: " in out
     told = (out + err + str(contents(tmp_path / "set"))).lower()
     assert not [text for text in ("doe", "jane", "secret", "19700102", "roe", "other") if text in told]
@@ -650,13 +636,13 @@ def test_dicom_of_a_patient_names_nobody(tmp_path, capsys):
     assert names(tmp_path / "set" / "images")[0].endswith(".png")
 
 
-def test_frames_of_a_dicom_file(tmp_path, capsys):
+def test_frames_of_a_dicom_file(tmp_path):
     raw = tmp_path / "raw"
     frames = np.stack([grey(10), grey(20), grey(30)])
     for name in ("a", "b"):
         write_dicom(raw / f"{name}.dcm", frames, PatientID=f"P-{name}")
         write_dicom(raw / f"{name}_mask.dcm", np.stack([square(n, n, value=1) for n in range(3)]), PatientID="")
-    code, _, _ = call(capsys, "--images_root", raw, "--save_root", tmp_path / "set", "--workers", 1)
+    code, _, _ = prepared("--images_root", raw, "--save_root", tmp_path / "set", "--workers", 1)
     assert code == 0
     test, train = sorted([names(tmp_path / "set" / "images_test"), names(tmp_path / "set" / "images")])
     assert [test, train] == [[f"{name}_00{n}.png" for n in range(3)] for name in ("a", "b")]
@@ -664,13 +650,13 @@ def test_frames_of_a_dicom_file(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("package", ["pydicom", "nibabel"])
-def test_without_the_package(tmp_path, capsys, monkeypatch, package):
+def test_without_the_package(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     name = "a.dcm" if package == "pydicom" else "a.nii.gz"
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / name).write_bytes(b"\0" * 200)
     flags = ("--images_root", tmp_path / "raw", "--save_root", tmp_path / "set", "--images_only", "--workers", 1)
-    assert_refused(call(capsys, *flags), package, "pip install -r requirements-extra.txt")
+    assert_refused(prepared(*flags), package, "pip install -r requirements-extra.txt")
     assert not (tmp_path / "set").exists()
 
 
@@ -714,7 +700,7 @@ def test_slices_are_anatomical(tmp_path, slices, index, expected):
     assert back.header.get_xyzt_units()[0] == "mm"
 
 
-def test_volumes_and_labels(tmp_path, capsys):
+def test_volumes_and_labels(tmp_path):
     """In nnU-Net's names; a volume stays on one side, and is scaled as a whole."""
     rng = np.random.default_rng(0)
     for name in ("a", "b", "c"):
@@ -729,7 +715,7 @@ def test_volumes_and_labels(tmp_path, capsys):
         AFFINE + np.diag([5.0], 3),
     )
     roots = ("--images_root", tmp_path / "raw" / "imagesTr", "--masks_root", tmp_path / "raw" / "labelsTr")
-    code, out, _ = call(capsys, *roots, "--save_root", tmp_path / "set", "--workers", 1, "--window", 0, 400)
+    code, out, _ = prepared(*roots, "--save_root", tmp_path / "set", "--workers", 1, "--window", 0, 400)
     assert code == 0 and "15 images of 3 files" in out and "moved_0000.nii.gz: " in out
     assert len(names(tmp_path / "set" / "images_test")) == 5
     (tested,) = {name[0] for name in names(tmp_path / "set" / "images_test")}
@@ -765,11 +751,11 @@ def test_volumes_that_are_refused(tmp_path, values):
 
 
 @pytest.mark.parametrize("name", ["a.dcm", "a.nii", "a.nii.gz"])
-def test_damaged_files_are_left_out(tmp_path, capsys, name):
+def test_damaged_files_are_left_out(tmp_path, name):
     pytest.importorskip("pydicom")
     pytest.importorskip("nibabel")
     save(tmp_path / "raw" / "good.png", grey())
     (tmp_path / "raw" / name).write_bytes(b"\0" * 128 + b"DICM" + b"x" * 400)
     flags = ("--save_root", tmp_path / "set", "--images_only", "--workers", 1)
-    code, out, _ = call(capsys, "--images_root", tmp_path / "raw", *flags)
+    code, out, _ = prepared("--images_root", tmp_path / "raw", *flags)
     assert code == 0 and f"  {name}: " in out and "1 images" in out

@@ -20,7 +20,7 @@ from utils.masks.noise import dilation_erosion_noise, markov_noise
 from utils.method import losses
 from utils.method.gsd import Batch, mix, refine, region_vote, select_small_loss, selection_loss, transfer_mask, vote_of
 
-LARGE = 8192  # pixels a side
+LARGE = 4608  # pixels a side: 21 million, of which float32 does not count every one
 few = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 sides = st.integers(1, 24)
@@ -183,11 +183,11 @@ def test_distances_of_one_pixel():
 
 
 def test_a_very_large_label():
-    """One square in 67 million pixels: distances as in its neighbourhood alone, and scores to the last digit."""
+    """One square in 21 million pixels: distances as in its neighbourhood alone, and scores to the last digit."""
     label = np.zeros((LARGE, LARGE), np.uint8)
-    label[5000:5100, 7000:7200] = 1
+    label[3000:3100, 4000:4200] = 1
     squared = squared_boundary_distance(label)
-    near = (slice(4980, 5120), slice(6980, 7220))
+    near = (slice(2980, 3120), slice(3980, 4220))
     assert np.array_equal(squared[near], squared_boundary_distance(label[near]))
     assert squared.sum(dtype=np.int64) == 100 * (label.size - squared[near].size) + squared[near].sum(dtype=np.int64)
     prediction = np.roll(label, 50, axis=1)[None]
@@ -200,7 +200,7 @@ def test_selection_among_very_many_pixels():
     loss = torch.arange(LARGE**2, dtype=torch.int32).float().view(1, LARGE, LARGE)  # not all different in float32
     keep = select_small_loss(loss, 0.01)
     assert keep.sum().item() == (99 * LARGE**2) // 100
-    assert keep.flatten()[: 66 * 10**6].all() and not keep.flatten()[-600_000:].any()
+    assert keep.flatten()[: -(LARGE**2) // 90].all() and not keep.flatten()[-(LARGE**2) // 110 :].any()
 
 
 # --- Scores -----------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def two_masks(seed: int, classes: int, rows: int, columns: int) -> tuple[np.ndar
     return one, np.where(rng.random(one.shape) < 0.5, rng.integers(classes, size=one.shape), one)
 
 
-@few
+@settings(max_examples=15, deadline=None)  # MONAI takes its time
 @given(seed=seeds, classes=class_counts, rows=st.integers(2, 20), columns=st.integers(2, 20))
 def test_scores_are_symmetric_bounded_and_do_not_see_turns(seed, classes, rows, columns):
     one, other = two_masks(seed, classes, rows, columns)
@@ -332,9 +332,9 @@ def test_uniform_images_stay_uniform_and_finite(seed, value, channels, strength)
 
 
 def test_the_mean_of_many_pixels_is_exact():
-    """A float32 sum of 67 million values would lose digits."""
+    """A float32 sum of 21 million values would lose digits."""
     images = torch.full((1, 1, LARGE, LARGE), 77, dtype=torch.uint8)
-    images[..., :4096] = 78
+    images[..., : LARGE // 2] = 78
     intensity = Intensity.of(images)
     assert intensity.mean[0] == pytest.approx(77.5 / 255, rel=1e-12)
     assert intensity.std[0] == pytest.approx(0.5 / 255, rel=1e-6)

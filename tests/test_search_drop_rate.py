@@ -9,12 +9,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import run_script, write_dataset
+from conftest import TRAIN_SCRIPT, assert_refused, call, write_dataset
 
 from dataloaders.training_set import TrainingSet
 from scripts import audit_labels
 from scripts import search_drop_rate as search
-from utils.commands.errors import UserError, run_main
+from utils.commands.errors import UserError
 from utils.commands.passed_flags import training_parser
 from utils.masks.geometry import IGNORED
 
@@ -27,29 +27,16 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(folder, capsys, monkeypatch):
+def run(folder, monkeypatch):
     """search_drop_rate.py on it, with more flags; later flags win: exit code, stdout, stderr."""
 
-    def call(*flags):
+    def searched(*flags):
         monkeypatch.chdir(folder)
         places = ("--datasets", "mine", "--noise_type", "given", "--data_root", folder, "--save_root", folder / "out")
         more = ("--image_size", 32, "--batch_size", 4, "--max_epochs", 1, "--device", "cpu", "--candidates", 0.1)
-        code = 0
-        capsys.readouterr()
-        try:
-            run_main(lambda: search.main(list(map(str, (*places, *more, *flags)))))
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
+        return call(search.main, *places, *more, *flags)
 
-    return call
-
-
-def assert_refused(outcome, *parts):
-    code, _, err = outcome
-    assert code == 2 and "Traceback" not in err, outcome
-    for part in parts:
-        assert str(part) in err[err.rindex("error: ") :]
+    return searched
 
 
 def test_objective_by_hand():
@@ -100,6 +87,7 @@ def test_search_end_to_end(run, folder):
     assert args["tau"] == 0.1 and args["contours"] == "given"
 
 
+@pytest.mark.usefixtures("trained_here")
 def test_flags_of_the_refinement_are_taken_where_nothing_is_dropped_too(run):
     """One set of flags serves all candidates, 0 among them."""
     code, _, err = run("--candidates", 0, "--", "--ratecp", "0.3", "--fidelity", "published")
@@ -185,7 +173,7 @@ def test_flags_that_may_be_passed_on():
 
 def test_all_flags_of_training_are_known():
     """Else a flag that was added there could not be passed on."""
-    said = run_script("--help").stdout
+    said = call(TRAIN_SCRIPT, "--help").out
     there = set(re.findall(r"(?<![\w-])--(\w+)", said[: said.index("\n\n")])) - {"help"}
     assert there == {action.dest for action in training_parser()._actions}
 

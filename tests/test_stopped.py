@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, TRAIN_SCRIPT, write_dataset
+from conftest import REPO, TRAIN_SCRIPT, assert_refused, call, write_dataset
 from PIL import Image
 
 from utils.commands.errors import UserError
@@ -92,9 +92,9 @@ def test_a_training_run_is_stopped(tmp_path, stop):
     process = start(TRAIN_SCRIPT, *training(tmp_path), cwd=tmp_path)
     wait_for((run / "log.csv").is_file, process)
     if stop is ctrl_c:  # meanwhile a second run in the same folder is refused and touches nothing
-        other = start(TRAIN_SCRIPT, *training(tmp_path), "--overwrite", cwd=tmp_path)
-        _, err = other.communicate(timeout=60)
-        assert other.returncode == 2 and f"error: {run}: another process is writing there" in err, err
+        assert_refused(
+            call(TRAIN_SCRIPT, *training(tmp_path), "--overwrite"), f"{run}: another process is writing there"
+        )
         assert process.poll() is None
     stop(process)
     assert "--resume" in assert_stopped(process, CODES[stop])

@@ -2,18 +2,15 @@
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import TRAIN_SCRIPT, load_program
+from conftest import TRAIN_SCRIPT, assert_refused, call
 from PIL import Image
 
 from dataloaders.noisy_folder import class_shares
 from scripts import evaluate, predict
-from utils.commands.errors import UserError, run_main
-from utils.engine.run_folder import Run
 
 SIZE = 16
 
@@ -46,21 +43,19 @@ def folder(tmp_path):
     return tmp_path / "data" / "eye"
 
 
-def train(monkeypatch, tmp_path, *flags):
-    script = load_program(TRAIN_SCRIPT)
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+def train(tmp_path, *flags):
     fixed = "--datasets eye --noise_type given --method ce --max_epochs 1 --batch_size 2 --device cpu"
     fixed += f" --amp fp32 --cache none --image_size {SIZE}"
-    places = ["--data_root", tmp_path / "data", "--output_root", tmp_path / "model"]
-    monkeypatch.setattr(sys, "argv", ["train", *fixed.split(), *map(str, (*places, *flags))])
-    monkeypatch.setattr(Run, "draw", lambda run, panels: None)
-    script.main()
-    return tmp_path / "model" / "eye+ce+given"
+    places = ("--data_root", tmp_path / "data", "--output_root", tmp_path / "model")
+    return call(TRAIN_SCRIPT, *fixed.split(), *places, *flags), tmp_path / "model" / "eye+ce+given"
 
 
-def test_a_lesion_that_vanishes_scores_the_same_in_training_and_by_evaluate(folder, tmp_path, monkeypatch, capsys):
-    trained = train(monkeypatch, tmp_path)
-    err = capsys.readouterr().err
-    assert "of 4 training masks a class vanishes" in err and "case0" in err
+def test_a_lesion_that_vanishes_scores_the_same_in_training_and_by_evaluate(folder, tmp_path):
+    outcome, trained = train(tmp_path)
+    assert "of 4 training masks a class vanishes" in outcome.err and "case0" in outcome.err
     arguments = ["--checkpoint", trained / "checkpoint.pt", "--images_root", folder / "images_test", "--save_root"]
     predict.main([*map(str, (*arguments, tmp_path / "out")), "--device", "cpu", "--amp", "fp32"])
     arguments = ["--predictions", tmp_path / "out", "--masks", folder / "masks_test", "--save", tmp_path / "scores.csv"]
@@ -71,31 +66,27 @@ def test_a_lesion_that_vanishes_scores_the_same_in_training_and_by_evaluate(fold
     assert json.loads((trained / "result.json").read_text())["final_dice_mean"] < 0.01
 
 
-def test_a_test_set_without_foreground_is_told_and_has_a_specificity(folder, tmp_path, monkeypatch, capsys):
+def test_a_test_set_without_foreground_is_told_and_has_a_specificity(folder, tmp_path):
     for path in (folder / "masks_test").iterdir():
         Image.fromarray(np.zeros((90, 130), np.uint8)).save(path)
-    trained = train(monkeypatch, tmp_path)
-    captured = capsys.readouterr()
-    assert "none of the 2 test masks has foreground" in captured.err
+    outcome, trained = train(tmp_path)
+    assert "none of the 2 test masks has foreground" in outcome.err
     result = json.loads((trained / "result.json").read_text())
     assert result["final_dice_mean"] is None and result["cases"]["dice"] == 0
     assert 0 <= result["final_specificity_class1_mean"] <= 1 and result["cases"]["specificity_class1"] == 2
-    assert "2 references without class 1" in captured.out
+    assert "2 references without class 1" in outcome.out
 
 
-def test_no_epoch_is_chosen_by_masks_without_foreground(folder, tmp_path, monkeypatch, capsys):
+def test_no_epoch_is_chosen_by_masks_without_foreground(folder, tmp_path):
     for path in (folder / "masks").iterdir():
         Image.fromarray(np.zeros((90, 130), np.uint8)).save(path)
-    with pytest.raises(SystemExit) as stop:
-        run_main(lambda: train(monkeypatch, tmp_path, "--val_fraction", 0.5))
-    assert stop.value.code == 2 and "--val_fraction" in capsys.readouterr().err
+    assert_refused(train(tmp_path, "--val_fraction", 0.5)[0], "--val_fraction")
 
 
-def test_epochs_scored_by_an_older_rule_do_not_go_into_one_mean(folder, tmp_path, monkeypatch):
-    trained = train(monkeypatch, tmp_path)
+def test_epochs_scored_by_an_older_rule_do_not_go_into_one_mean(folder, tmp_path):
+    _, trained = train(tmp_path)
     (trained / "result.json").unlink()
     checkpoint = torch.load(trained / "checkpoint.pt", weights_only=True)
     del checkpoint["history"][0]["scored_at"]
     torch.save(checkpoint, trained / "checkpoint.pt")
-    with pytest.raises(UserError, match="--overwrite"):
-        train(monkeypatch, tmp_path, "--resume")
+    assert_refused(train(tmp_path, "--resume")[0], "--overwrite")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from conftest import REAL_DATA, REPO, blob, loaded, run_script, write_dataset
+from conftest import REAL_DATA, REPO, blob, loaded, write_dataset
 from lidc_files import entries, write_lidc
 from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
@@ -491,7 +491,7 @@ def test_what_training_does_without_is_a_note(folder, verify):
     result = verify()
     assert result.found() == {"files": [("note", "images_test")], "segments": [("note", "images_SLIC")]}
     assert (result.code, result.report["errors"], result.report["warnings"]) == (0, 0, 0)
-    assert "will hold images out, by default 20% and at least one" in result.messages("files")
+    assert "20%" in result.messages("files")
     assert "0 errors, 0 warnings: training will read it" in result.text
     unchecked = {check["check"] for check in result.report["checks"] if check["result"] == "-"}
     names = ("stale_segments", "exact_test", "exact_between", "near_test", "near_between")
@@ -641,7 +641,7 @@ def test_more_classes(folder, verify):
 
 def test_a_renamed_mask_comes_with_the_most_similar_name(folder, verify):
     renamed_mask(folder)
-    assert "nothing in masks; the most similar name there is case03_mask.png" in verify().messages("names")
+    assert "case03_mask.png" in verify().messages("names").splitlines()[0]
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"n_segments": 64}', "[]", '{"n_segments": "many"}'])
@@ -728,18 +728,11 @@ def test_names_that_are_no_text_do_not_stop_it(folder, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["errors"] == 4
 
 
-def test_workers_do_not_change_the_report(folder, tmp_path, verify):
+def test_workers_do_not_change_the_report(folder, verify):
     for plant in (truncated_image, equal_image_in_test, third_grey):
         plant(folder)
     alone = verify()
-    result = run_script(
-        *("--datasets", "kvasir", "--data_root", folder.parent, "--image_size", SIZE, "--workers", 2, "--details", 0),
-        *("--json", tmp_path / "two.json"),
-        script=REPO / "scripts" / "verify_data.py",
-    )
-    assert result.returncode == 1
-    assert json.loads((tmp_path / "two.json").read_text()) == alone.report
-    assert not result.stderr
+    assert verify("--workers", 2, "--details", 0).report == alone.report
 
 
 @pytest.mark.parametrize(

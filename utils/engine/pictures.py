@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchvision.utils import draw_segmentation_masks
 
 from utils.engine.evaluation import predictions
 from utils.engine.experiment import Experiment
@@ -124,6 +123,9 @@ def look_at(axis: Axes, part: tuple[slice, slice]) -> None:
 
 def filled(image: np.ndarray, areas: dict[str, np.ndarray], alpha: float) -> np.ndarray:
     """An image (H,W,3) in [0, 1] with areas, bool (H,W) that do not overlap, in the colours that name them."""
+    # Here, since importing torchvision takes longer than importing PyTorch, and no run needs it before its pictures.
+    from torchvision.utils import draw_segmentation_masks
+
     colours = [colour for colour, area in areas.items() if area.any()]
     if not colours:
         return image
