@@ -116,7 +116,7 @@ def pictures_of(experiment: Experiment, trained: "EpochResult", scores: dict[str
 
 
 def epoch_in_words(row: dict, epochs: int) -> str:
-    """A row of log.csv as a line of a log file: how many epochs are done, of how many. The row's own number is from 0."""
+    """A row of log.csv as a line of a log file: how many epochs are done, of how many; the row counts from 0."""
     dice = "-" if row["dice"] is None else f"{row['dice']:.3f}"
     head = f"epoch {row['epoch'] + 1}/{epochs}  loss {row['loss']:.4g}  Dice {dice}"
     return f"{head}  lr {row['learning_rate']:.3g}  {row['seconds']:.1f} s"
