@@ -37,6 +37,7 @@ def load_program(path: Path) -> ModuleType:
     """A program as a module, whatever its file is called; it is not started."""
     specification = importlib.util.spec_from_file_location(path.stem.replace("-", "_"), path)
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where its worker processes look for its functions
     specification.loader.exec_module(module)
     return module
 

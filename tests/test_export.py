@@ -85,10 +85,9 @@ def test_masks_are_those_of_predict(tmp_path, channels, classes):
         mask = np.array(Image.open(tmp_path / "masks" / f"{name}.png"))
         mask = mask // 255 if classes == 2 else mask
         seen |= set(np.unique(mask).tolist())
-        np.testing.assert_array_equal(model.predict(image), mask)
-        same.append((segment(session, image) == mask).ravel())
+        same += [(predicted == mask).ravel() for predicted in (model.predict(image), segment(session, image))]
     assert len(seen) > 1  # or any mask would do
-    assert np.concatenate(same).mean() >= 0.9999
+    assert np.concatenate(same).mean() >= 0.9999  # the last digits of a sum depend on the images beside it
 
 
 def test_any_number_of_images_and_a_networks_of_a_library(tmp_path):

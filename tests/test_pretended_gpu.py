@@ -113,7 +113,8 @@ def test_an_epoch(reads, monkeypatch, flags, place):
     monkeypatch.setattr(training, "_check_finite", lambda *loss: found.append(list(reads.of_gpu)))
     trained = experiment(monkeypatch, training_set().to(torch.device(place)), *flags)
     reads.of_gpu.clear()
-    losses, _, batch, step, _ = training.train_one_epoch(trained, epoch=1)
+    epoch = training.train_one_epoch(trained, epoch=1)
+    losses, batch, step = epoch.losses, epoch.batch, epoch.step
     assert found == [[]]  # after three steps, which are the epoch, and not before
     assert losses["loss"] == 1 and reads.of_gpu
     both = trained.settings.method.second_phase
