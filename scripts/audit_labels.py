@@ -47,9 +47,9 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.dataset_folder import check_size, find_dataset
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.files import channels_of, contents_of, list_images, pair_by_stem, read_image, read_mask
-from dataloaders.noisy_folder import check_size, find_dataset
 from utils.audit import applied
 from utils.audit.channels import choose_channels
 from utils.audit.folds import FIXED, SHARED, check_unchanged, fold_parts, train_fold, training_flags
@@ -70,6 +70,7 @@ from utils.commands.files import (
 )
 from utils.commands.jobs import run_jobs
 from utils.commands.passed_flags import take_passed
+from utils.engine.overlays import as_png
 from utils.masks.contours import EdgeContrast
 
 if TYPE_CHECKING:  # an audit without networks does without torch
@@ -200,7 +201,7 @@ def judge_file(
         probability_root: np.rint(255 * chance).astype(np.uint8),
     }
     for root, pixels in stored.items():
-        write_atomically(root / f"{stem}.png", cv2.imencode(".png", pixels)[1].tobytes())
+        write_atomically(root / f"{stem}.png", as_png(pixels))
     return row
 
 

@@ -295,8 +295,8 @@ def load_models(runs: Sequence[Finished]) -> list["Model"]:
 
 def scored_files(run: Finished, settings: dict) -> dict[str, tuple[Path, Path]]:
     """Image and mask of the cases that ``run`` was scored on, by stem. Raises `UserError` if they are not there."""
+    from dataloaders.dataset_folder import find_dataset
     from dataloaders.files import list_images
-    from dataloaders.noisy_folder import find_dataset
 
     data_root = Path(settings["data_root"])
     if not data_root.is_dir():
@@ -324,7 +324,8 @@ def draw(runs: Sequence[Finished], count: int) -> bytes:
 
     from dataloaders.files import read_image, read_mask
     from utils.engine.evaluation import classes_at
-    from utils.engine.figures import contoured, image_grid, png
+    from utils.engine.figures import image_grid, png
+    from utils.engine.overlays import contoured
     from utils.masks.geometry import longest_side, resize_image
 
     models = load_models(runs)

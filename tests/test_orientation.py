@@ -7,7 +7,7 @@ import pytest
 from conftest import REPO, blob, load_program
 from PIL import Image
 
-from dataloaders.noisy_folder import check_size, find_dataset, find_parts
+from dataloaders.dataset_folder import check_size, find_dataset, find_parts
 from dataloaders.orientation import as_stored, readings, turned_alone, turned_images_in_words, turned_in_words
 from dataloaders.pixels import orientation_of, read_stored, turned
 from utils.commands.errors import UserError

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from dataloaders.dataset_folder import VAL_FRACTION, check_size, common_format, is_meant
 from dataloaders.datasets import NOISE_TYPES, Dataset
 from dataloaders.files import as_bytes, check_file, read_mask, similar_name, with_channels
 from dataloaders.listing import IMAGE_SUFFIXES, in_subfolders, list_folder, merge_remedy, same_stem, several_of_one
-from dataloaders.noisy_folder import VAL_FRACTION, check_size, common_format, is_meant
 from dataloaders.orientation import known_orientation, turned_alone, turned_in_words
 from dataloaders.pixels import decode, load_array, read_stored
 from dataloaders.raters import split_by_patient

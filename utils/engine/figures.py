@@ -3,7 +3,6 @@
 import io
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -82,11 +81,6 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def as_png(stored: np.ndarray) -> bytes:
-    """uint8 (H,W) or (H,W,3), blue first as OpenCV has it, as a PNG file's bytes."""
-    return cv2.imencode(".png", stored)[1].tobytes()
-
-
 def pixels(figure: Figure) -> np.ndarray:
     """The figure as uint8 (H,W,3)."""
     canvas = FigureCanvasAgg(figure)
@@ -105,23 +99,6 @@ def displayed(inputs: Tensor, intensity: Intensity) -> np.ndarray:
 def outlined(image: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """A picture (H,W,3) with the borders between the regions ``ids`` (H,W) drawn in yellow."""
     return np.where(find_boundaries(ids, mode="inner")[..., None], np.array([1.0, 0.9, 0.1]), image)
-
-
-OUTLINES = ((255, 230, 26), (0, 200, 255), (255, 80, 80), (120, 230, 90), (230, 120, 255), (255, 160, 40))
-
-
-def contoured(image: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
-    """An image at its own size, uint8 (H,W,C), with the outline of each foreground class drawn on it: uint8 (H,W,3).
-
-    classes: (H,W). Of other than 3 channels the first is shown, as grey. The lines are thicker on larger images; from
-    seven classes on colours repeat.
-    """
-    picture = image.copy() if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
-    thickness = max(1, round(max(classes.shape) / 400))
-    for k in range(1, num_classes):
-        outlines, _ = cv2.findContours((classes == k).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(picture, outlines, -1, OUTLINES[(k - 1) % len(OUTLINES)], thickness)
-    return picture
 
 
 def array(values: Tensor) -> np.ndarray:

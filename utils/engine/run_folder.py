@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,8 +14,10 @@ from utils.commands.errors import UserError, listed
 from utils.commands.files import claimed, read_json, write_atomically, write_json, write_table
 from utils.engine.checkpoint import FORMAT, _read_history, read_checkpoint
 from utils.engine.distributed import ALONE, ProcessGroup, wait_for_all
-from utils.engine.figures import Figure, learning_curves, pixels, png
 from utils.method.settings import ESTIMATED, flag_of
+
+if TYPE_CHECKING:  # slow to import, and not needed before an epoch is over
+    from matplotlib.figure import Figure
 
 RUN_FILES = (
     *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
@@ -264,10 +267,12 @@ class Run:
         torch.save(contents, buffer)
         write_atomically(self.folder / name, buffer.getvalue())
 
-    def draw(self, panels: Figure) -> None:
+    def draw(self, panels: "Figure") -> None:
         """Draw panels.png for the epoch just closed, and curves.png up to it."""
         if not self.writes:
             return
+        from utils.engine.figures import pixels, png
+
         self.draw_curves()
         write_atomically(self.folder / "panels.png", png(panels))
         with _writing(self.folder / TENSORBOARD):
@@ -275,6 +280,8 @@ class Run:
 
     def draw_curves(self) -> None:
         """Draw curves.png from the history."""
+        from utils.engine.figures import learning_curves, png
+
         write_atomically(self.folder / "curves.png", png(learning_curves(self.history)))
 
     def write_table(self, name: str, rows: Sequence[dict]) -> None:

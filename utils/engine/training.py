@@ -13,7 +13,6 @@ from utils.engine.diagnostics import Diagnostics, empty_predictions
 from utils.engine.distributed import average, average_buffers, average_gradients, gather
 from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
-from utils.engine.figures import method_panels
 from utils.engine.report import report
 from utils.engine.run_folder import Run
 from utils.engine.scores import SCORED_AT, set_scores
@@ -89,7 +88,9 @@ def fit(experiment: Experiment, run: Run) -> dict:
                 "intensity": {"mean": experiment.intensity.mean, "std": experiment.intensity.std},
             }
             run.close_epoch(row, experiment.networks, experiment.optimiser, experiment.generator, model)
-            if epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1:
+            if run.writes and (epoch % max(1, epochs // PICTURES) == 0 or epoch == epochs - 1):
+                from utils.engine.figures import method_panels  # Matplotlib is slow to import
+
                 run.draw(method_panels(trained.batch, trained.step.maps, experiment.intensity))
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.4f}", dice="-" if row["dice"] is None else f"{row['dice']:.4f}")
