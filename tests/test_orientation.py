@@ -41,6 +41,21 @@ def test_the_orientation_is_that_by_which_images_are_turned(tmp_path, orientatio
     np.testing.assert_array_equal(as_stored(read, path), pixels)
 
 
+def test_the_orientation_may_stand_behind_the_pixels(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((4, 6), np.uint8), orientation=6)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+    path.write_bytes(data.replace(chunk, b"")[:-12] + chunk + data[-12:])  # the last 12 bytes end the file
+    assert orientation_of(path) == 6 and read_stored(path).shape == (6, 4, 1)
+
+
+def test_no_png_is_decoded_for_an_orientation_that_it_has_not(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", None)
+    assert orientation_of(tmp_path / "a.png") == 1
+
+
 def test_a_quarter_turn_by_hand():
     np.testing.assert_array_equal(turned(np.array([[1, 2, 3], [4, 5, 6]]), 6), [[4, 1], [5, 2], [6, 3]])
     np.testing.assert_array_equal(turned(np.array([[1, 2, 3], [4, 5, 6]]), 3), [[6, 5, 4], [3, 2, 1]])
