@@ -166,16 +166,16 @@ def predictions(
     """What each image shows, at its own size; unread ones pass through."""
     import torch
 
-    from utils.engine.evaluation import resized
+    from utils.engine.evaluation import classes_of, resized
 
     batch: list[Sample] = []
 
     def predicted() -> Iterator[Prediction]:
         logits = model.logits(torch.from_numpy(np.stack([sample.image for sample in batch])).movedim(-1, 1), tta)
         for (path, size, _), small in zip(batch, logits, strict=True):
-            full = resized(small[None], size)[0]  # one by one: sizes differ, and images may be large
-            classes = full.argmax(dim=0).to("cpu", torch.uint8).numpy()
-            yield Prediction(path, classes, full.softmax(dim=0).half().cpu().numpy() if probabilities else None)
+            full = resized(small[None], size)  # one by one: sizes differ, and images may be large
+            chances = full.softmax(dim=1)[0].half().cpu().numpy() if probabilities else None
+            yield Prediction(path, classes_of(full)[0].numpy(), chances)
         batch.clear()
 
     for sample in samples:
