@@ -49,16 +49,9 @@ def main() -> None:
     settings = settings_of(args, known.defaults(kind), known.tau.get(kind), clean=kind == "clean")
 
     from dataloaders.batches import epochs_of
+    from dataloaders.dataset_folder import common_format, find_dataset, find_parts, masks_folder
     from dataloaders.files import contents_of
-    from dataloaders.noisy_folder import (
-        class_shares,
-        common_format,
-        find_dataset,
-        find_parts,
-        load_cases,
-        masks_folder,
-        training_source,
-    )
+    from dataloaders.noisy_folder import class_shares, load_cases, training_source
     from dataloaders.prepare.settings import prepared_settings
     from dataloaders.slic import find_maps, image_sources, segments_in_words, superpixel_folder
     from dataloaders.training_set import load_training_set

@@ -38,9 +38,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from benchmarks.machine import machine
+from dataloaders.dataset_folder import find_dataset
 from dataloaders.datasets import Layout
 from dataloaders.files import list_images, pair_by_stem
-from dataloaders.noisy_folder import find_dataset
 from dataloaders.slic import usual_segments
 from utils.commands.arguments import command_parser
 from utils.commands.errors import UserError, run_main

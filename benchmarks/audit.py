@@ -34,8 +34,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.accuracy import NOISES, PAPERS
+from dataloaders.dataset_folder import find_dataset
 from dataloaders.files import list_images, read_image, read_mask
-from dataloaders.noisy_folder import find_dataset
 from scripts import audit_labels, generate_simulated_noise
 from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, run_main

@@ -19,9 +19,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.accuracy import NOISES, PAPERS, make_noise
+from dataloaders.dataset_folder import find_dataset
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.lidc import PICKLE, read_slices, read_split
-from dataloaders.noisy_folder import find_dataset
 from utils.commands.arguments import command_parser
 from utils.commands.errors import run_main
 from utils.masks.correction import EDGE_SIZE, findings_of, look_at, moved_label

@@ -20,13 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.accuracy import call
+from dataloaders.dataset_folder import find_dataset
 from dataloaders.datasets import Layout
 from dataloaders.files import list_images, pair_by_stem, read_mask
-from dataloaders.noisy_folder import find_dataset
 from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, run_main
-from utils.commands.files import claimed, keep_settings, write_atomically
-from utils.engine.figures import as_png
+from utils.commands.files import as_png, claimed, keep_settings, write_atomically
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -32,7 +32,7 @@ from dataloaders.mask_advice import advice, as_classes, thresholded
 from dataloaders.pixels import decode, format_of, is_deep_tiff, load_array, read_stored, to_bytes
 from dataloaders.unread import unreadable
 from utils.commands.errors import UserError, listed
-from utils.masks.geometry import IGNORED
+from utils.masks.geometry import IGNORED, value_counts
 
 LOSSY = 16  # grey levels by which lossy compression may change the inside of an area
 
@@ -212,7 +212,7 @@ def classes_of(path: Path, values: np.ndarray, num_classes: int, ignore_label: i
 
 def read_values(path: Path, values: np.ndarray, num_classes: int) -> Mask:
     """The classes that the stored values (H,W) of the mask at ``path`` stand for. Raises `UserError` as `read_mask`."""
-    levels, counts = np.unique(values, return_counts=True)
+    levels, counts = value_counts(values)
     if levels[-1] < num_classes:
         return Mask(values.astype(np.uint8), False)
     if num_classes == 2:

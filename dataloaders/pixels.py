@@ -63,11 +63,11 @@ def format_of(path: Path) -> Format:
 
 
 def orientation_of(path: Path) -> int:
-    """The EXIF orientation 1..8 by which `read_stored` turns an image; 1 where there is none. Decodes no pixel.
+    """The EXIF orientation 1..8 by which `read_stored` turns an image; 1 where there is none.
 
-    Raises `UserError` if the file is no image.
+    Raises `UserError` if the file is no image, as far as that shows without decoding it.
     """
-    if path.suffix.lower() == ".npy":
+    if path.suffix.lower() == ".npy" or _is_plain_png(path):
         return 1
     if is_deep_tiff(path):
         orientation = _tiff_layout(path).orientation
@@ -203,6 +203,16 @@ def _first_bytes(path: Path) -> bytes:
             return file.read(32)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _is_plain_png(path: Path) -> bool:
+    """Whether a file is a PNG without any chunk that could hold EXIF data or XMP. They may stand behind the pixels, so
+    Pillow would decode all of them to look there."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return data.startswith(b"\x89PNG") and not any(kind in data for kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"))
 
 
 def _is_deep_png(start: bytes) -> bool:

@@ -21,7 +21,7 @@ from utils.commands.arguments import NO_CACHE
 from utils.commands.errors import listed, warn
 from utils.commands.jobs import in_threads
 from utils.masks.correction import Findings, Look, findings_of, look_at, moved_label
-from utils.masks.geometry import IGNORED, resize_image, resize_label, squared_boundary_distance
+from utils.masks.geometry import IGNORED, resize_image, resize_label, squared_boundary_distance, value_counts
 
 CHUNK = 64  # images handled at once where a whole set would be too large for memory
 
@@ -145,7 +145,8 @@ def _make(source: TrainingSource, look: bool, correct: bool, allocate: Allocate)
         images[index] = np.moveaxis(resize_image(sample.image, size), -1, 0)
         segments[index] = read_map(source.maps, source.names[index], size)
         labels[index] = small = resize_label(sample.label, size)
-        lost = sorted(set(np.unique(sample.label).tolist()) - set(np.unique(small).tolist()) - {0})
+        (there, _), (left, _) = value_counts(sample.label), value_counts(small)
+        lost = sorted(set(there.tolist()) - set(left.tolist()) - {0})
         return sample.artefacts, look_at(sample.image, sample.label) if look else None, lost
 
     artefacts, looks, lost = zip(*in_threads(read, range(count), "reading training set"), strict=True)

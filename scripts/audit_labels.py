@@ -47,9 +47,9 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.dataset_folder import check_size, find_dataset
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
 from dataloaders.files import channels_of, contents_of, list_images, pair_by_stem, read_image, read_mask
-from dataloaders.noisy_folder import check_size, find_dataset
 from utils.audit import applied
 from utils.audit.channels import choose_channels
 from utils.audit.folds import FIXED, SHARED, check_unchanged, fold_parts, train_fold, training_flags
@@ -61,6 +61,7 @@ from utils.audit.report import doubt_of, notes, summary, worst_first
 from utils.commands.arguments import add_device, add_ignore_label, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import (
+    as_png,
     claimed,
     keep_all_settings,
     name_others,
@@ -200,7 +201,7 @@ def judge_file(
         probability_root: np.rint(255 * chance).astype(np.uint8),
     }
     for root, pixels in stored.items():
-        write_atomically(root / f"{stem}.png", cv2.imencode(".png", pixels)[1].tobytes())
+        write_atomically(root / f"{stem}.png", as_png(pixels))
     return row
 
 

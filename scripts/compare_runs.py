@@ -295,8 +295,8 @@ def load_models(runs: Sequence[Finished]) -> list["Model"]:
 
 def scored_files(run: Finished, settings: dict) -> dict[str, tuple[Path, Path]]:
     """Image and mask of the cases that ``run`` was scored on, by stem. Raises `UserError` if they are not there."""
+    from dataloaders.dataset_folder import find_dataset
     from dataloaders.files import list_images
-    from dataloaders.noisy_folder import find_dataset
 
     data_root = Path(settings["data_root"])
     if not data_root.is_dir():

@@ -31,28 +31,25 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.dataset_folder import check_size
 from dataloaders.files import channels_in_words as in_words
 from dataloaders.files import check_file, find_images, list_images, read_image, read_mask
-from dataloaders.noisy_folder import check_size
 from dataloaders.orientation import turned_images_in_words
 from dataloaders.pixels import format_of
 from dataloaders.prepare.volumes import Ready, Volume, complete, images_to_predict, write_volume
 from utils.commands.arguments import add_device, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
-from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_array, write_atomically
+from utils.commands.files import as_png, claimed, keep_all_settings, name_others, remove, write_array, write_atomically
 from utils.commands.jobs import progress
-from utils.engine.device import choose_device
-from utils.engine.evaluation import resized
-from utils.engine.figures import as_png, overlay
-from utils.engine.inference import Model, load_model
 from utils.masks.geometry import resize_image
+
+if TYPE_CHECKING:  # PyTorch is slow to import: --help and refusals of flags do without it
+    from utils.engine.inference import Model
 
 
 class Sample(NamedTuple):
@@ -60,7 +57,7 @@ class Sample(NamedTuple):
 
     path: Path
     size: tuple[int, int]  # height and width of the file
-    image: Tensor  # (C,S,S) uint8
+    image: np.ndarray  # (S,S,C) uint8
 
 
 class Prediction(NamedTuple):
@@ -132,7 +129,7 @@ def check_folders(root: Path, folders: Folders) -> None:
             taken[folder.resolve()] = f"that of {flag} as well"
 
 
-def check_formats(images: Iterable[Path], model: Model, checkpoint: Path) -> None:
+def check_formats(images: Iterable[Path], model: "Model", checkpoint: Path) -> None:
     """Raise `UserError` if the model takes none of the images; say how those of more than 8 bits are read."""
     found: dict[int, Path] = {}
     deep = []
@@ -155,7 +152,7 @@ def check_formats(images: Iterable[Path], model: Model, checkpoint: Path) -> Non
         )
 
 
-def read(path: Path, model: Model) -> Sample | Unread:
+def read(path: Path, model: "Model") -> Sample | Unread:
     """An image, resized to the networks' size."""
     try:
         channels = format_of(check_file(path)).channels
@@ -164,21 +161,25 @@ def read(path: Path, model: Model) -> Sample | Unread:
         image = read_image(path, model.channels)
     except UserError as error:
         return Unread(path, str(error))
-    return Sample(path, image.shape[:2], torch.tensor(resize_image(image, model.image_size)).movedim(-1, 0))
+    return Sample(path, image.shape[:2], resize_image(image, model.image_size))
 
 
 def predictions(
-    model: Model, samples: Iterable[Sample | Unread], batch_size: int, tta: bool, probabilities: bool
+    model: "Model", samples: Iterable[Sample | Unread], batch_size: int, tta: bool, probabilities: bool
 ) -> Iterator[Prediction | Unread]:
     """What each image shows, at its own size; unread ones pass through."""
+    import torch
+
+    from utils.engine.evaluation import classes_of, resized
+
     batch: list[Sample] = []
 
     def predicted() -> Iterator[Prediction]:
-        logits = model.logits(torch.stack([sample.image for sample in batch]), tta)
+        logits = model.logits(torch.from_numpy(np.stack([sample.image for sample in batch])).movedim(-1, 1), tta)
         for (path, size, _), small in zip(batch, logits, strict=True):
-            full = resized(small[None], size)[0]  # one by one: sizes differ, and images may be large
-            classes = full.argmax(dim=0).to("cpu", torch.uint8).numpy()
-            yield Prediction(path, classes, full.softmax(dim=0).half().cpu().numpy() if probabilities else None)
+            full = resized(small[None], size)  # one by one: sizes differ, and images may be large
+            chances = full.softmax(dim=1)[0].half().cpu().numpy() if probabilities else None
+            yield Prediction(path, classes_of(full)[0].numpy(), chances)
         batch.clear()
 
     for sample in samples:
@@ -192,7 +193,7 @@ def predictions(
         yield from predicted()
 
 
-def read_reference(mask: Path, path: Path, image: np.ndarray, model: Model) -> np.ndarray:
+def read_reference(mask: Path, path: Path, image: np.ndarray, model: "Model") -> np.ndarray:
     """The mask (H,W) of the image (H,W,C) at ``path``. Raises `UserError` if it cannot be read or has another size."""
     labels = read_mask(mask, model.num_classes).labels
     check_size(mask, labels, path, image)
@@ -200,7 +201,7 @@ def read_reference(mask: Path, path: Path, image: np.ndarray, model: Model) -> n
 
 
 def write(
-    prediction: Prediction | Unread, folders: Folders, model: Model, references: Mapping[str, Path]
+    prediction: Prediction | Unread, folders: Folders, model: "Model", references: Mapping[str, Path]
 ) -> Unread | None:
     """Write all files of one prediction. What was not read stays what it is, and loses those of an earlier time.
 
@@ -214,6 +215,8 @@ def write(
     if folders.probabilities and probabilities is not None:
         write_array(files[folders.probabilities], probabilities)
     if folders.overlays:
+        from utils.engine.figures import overlay
+
         # Read again, so that no image of full size waits in memory for its batch.
         image = read_image(path, model.channels)
         try:
@@ -238,7 +241,7 @@ def in_turn(pool: Executor, job: Callable, items: Iterable, ahead: int) -> Itera
 
 
 def predict(
-    args: argparse.Namespace, model: Model, images: dict[str, Path], folders: Folders, volumes: list[Volume]
+    args: argparse.Namespace, model: "Model", images: dict[str, Path], folders: Folders, volumes: list[Volume]
 ) -> tuple[list[str], list[str]]:
     """Predict every image, write what is wanted of it, and put slices together; returns why images, and why volumes,
     were left out, one message each.
@@ -285,7 +288,7 @@ def predict(
     return [outcome.reason for outcome in unread], reasons
 
 
-def predict_ready(args: argparse.Namespace, model: Model, folders: Folders, ready: Ready) -> None:
+def predict_ready(args: argparse.Namespace, model: "Model", folders: Folders, ready: Ready) -> None:
     """Predict what is ready; what cannot be read is named, and ends the command with exit code 1."""
     of_folder = ready.root.is_dir()
     images = find_images(ready.root, list(filter(None, folders))) if of_folder else {ready.root.stem: ready.root}
@@ -311,6 +314,10 @@ def predict_ready(args: argparse.Namespace, model: Model, folders: Folders, read
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+
+    from utils.engine.device import choose_device
+    from utils.engine.inference import load_model
+
     folders = Folders(args.save_root, args.probabilities_root, args.overlays_root)
     check_folders(args.images_root, folders)
     if not os.path.lexists(args.images_root):

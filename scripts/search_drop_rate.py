@@ -19,24 +19,25 @@ correction and --tau auto (docs/method.md sections 8 and 10).
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dataloaders.dataset_folder import common_format, find_dataset, find_parts
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
-from dataloaders.noisy_folder import common_format, find_dataset, find_parts, training_source
-from dataloaders.training_set import TrainingSet, load_training_set
 from utils.commands.arguments import NO_CACHE, add_device, add_ignore_label, command_parser, number
 from utils.commands.errors import UserError, run_main
 from utils.commands.files import write_atomically, write_json
 from utils.commands.jobs import run_child
 from utils.commands.passed_flags import take_passed
-from utils.engine.device import choose_device
-from utils.engine.figures import png
-from utils.engine.inference import Model, load_model
 from utils.masks.geometry import IGNORED
+
+if TYPE_CHECKING:  # slow to import: --help and refusals of flags do without PyTorch
+    from matplotlib.figure import Figure
+
+    from dataloaders.training_set import TrainingSet
+    from utils.engine.inference import Model
 
 REPO = Path(__file__).resolve().parents[1]
 CANDIDATES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
@@ -95,8 +96,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load_data(args: argparse.Namespace) -> TrainingSet:
+def load_data(args: argparse.Namespace) -> "TrainingSet":
     """The images and masks that every training sees."""
+    import torch
+
+    from dataloaders.noisy_folder import training_source
+    from dataloaders.training_set import load_training_set
+
     dataset, layout = find_dataset(Path(args.data_root), args.datasets)
     parts = find_parts(dataset, layout, args.noise_type, seed=args.seed)
     channels, _ = common_format(parts.images, args.channels)
@@ -117,9 +123,11 @@ def train(args: argparse.Namespace, tau: float) -> Path:
     return args.save_root / "runs" / f"{args.datasets}+tau{tau}+{args.noise_type}" / "checkpoint.pt"
 
 
-def pixel_losses(model: Model, data: TrainingSet, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pixel_losses(model: "Model", data: "TrainingSet", batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-log p(label) and -log(1 - p(label)) of every pixel with a label, float32 (pixels,), and whether another class is
     more probable than the label, bool (pixels,)."""
+    import torch
+
     kept, dropped, wrong = [], [], []
     for images, labels in zip(data.images.split(batch_size), data.labels.split(batch_size), strict=True):
         logits = model.logits(images).float().cpu()
@@ -145,8 +153,10 @@ def objective(kept: np.ndarray, dropped: np.ndarray, tau: float) -> float:
     return float((kept[keep].sum(dtype=np.float64) + dropped[drop].sum(dtype=np.float64)) / len(kept))
 
 
-def curve(values: dict[float, float], best: float) -> Figure:
+def curve(values: dict[float, float], best: float) -> "Figure":
     """The objective against tau."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5, 3.2), layout="constrained", dpi=110)
     axis = figure.subplots()
     axis.plot(list(values), list(values.values()), marker="o")
@@ -157,6 +167,10 @@ def curve(values: dict[float, float], best: float) -> Figure:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+
+    from utils.engine.device import choose_device
+    from utils.engine.inference import load_model
+
     data = load_data(args)
     device = choose_device(args.device, args.gpu)
     values: dict[float, float] = {}
@@ -179,6 +193,8 @@ def print_table(values: dict[float, float], disagree: dict[float, float]) -> Non
 
 def write_results(args: argparse.Namespace, values: dict[float, float], disagree: dict[float, float]) -> None:
     """Write the table and the curve."""
+    from utils.engine.figures import png
+
     best = min(values, key=values.__getitem__)
     rows = [{"tau": tau, "objective": value, "held_for_wrong": disagree[tau]} for tau, value in values.items()]
     settings = {"datasets": args.datasets, "noise_type": args.noise_type, "contours": args.contours}

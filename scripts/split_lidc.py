@@ -8,11 +8,7 @@ Writes train_idx.npy and test_idx.npy, arrays of slice names, beside the pickle:
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from dataloaders.lidc import read_slices
-from dataloaders.raters import split_by_patient
 from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import write_array
@@ -37,6 +33,11 @@ def main() -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing split")
     args = parser.parse_args()
+
+    import numpy as np
+
+    from dataloaders.lidc import read_slices  # with PyTorch, which is slow to import
+    from dataloaders.raters import split_by_patient
 
     folder = args.save_root or args.lidc_pickle.parent
     targets = [folder / "train_idx.npy", folder / "test_idx.npy"]

@@ -16,10 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
 
+from dataloaders.dataset_folder import find_dataset, masks_folder
 from dataloaders.datasets import NOISE_TYPES, folder_dataset
-from dataloaders.noisy_folder import find_dataset, masks_folder
 from dataloaders.verification.checks import Report
-from dataloaders.verification.several_raters import verify_lidc, verify_mmis
 from dataloaders.verification.verify import verify_folder
 from utils.commands.arguments import add_fewer_masks, add_ignore_label, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
@@ -57,6 +56,8 @@ def verify(args: argparse.Namespace) -> Report:
     """Check the dataset that the flags name."""
     rest = {"num_classes": args.num_classes, "segment_folder": args.slic_root, "workers": args.workers}
     if args.datasets.lower() in SEVERAL_RATERS:
+        from dataloaders.verification.several_raters import verify_lidc, verify_mmis  # with PyTorch: slow to import
+
         name = SEVERAL_RATERS[args.datasets.lower()]
         folder = args.data_root / name
         for flag in ("noise_type", "masks", "channels", "ignore_label"):

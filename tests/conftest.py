@@ -88,8 +88,9 @@ def write_dataset(
 
 def folder_source(folder: Path, noise_type: str = "clean", image_size: int = 32, num_classes: int = 2, layout=None):
     """How to make the training set of a whole dataset folder, with the channels that its images have."""
+    from dataloaders.dataset_folder import common_format, find_parts
     from dataloaders.datasets import Layout
-    from dataloaders.noisy_folder import common_format, find_parts, training_source
+    from dataloaders.noisy_folder import training_source
     from dataloaders.slic import find_maps, image_sources
 
     layout = layout or Layout()
@@ -103,8 +104,9 @@ def folder_cases(
     folder: Path, image_size: int = 32, channels: int = 3, num_classes: int = 2, layout=None, noise_type: str = "clean"
 ):
     """What a dataset folder is scored on."""
+    from dataloaders.dataset_folder import find_parts
     from dataloaders.datasets import Layout
-    from dataloaders.noisy_folder import find_parts, load_cases
+    from dataloaders.noisy_folder import load_cases
 
     return load_cases(find_parts(folder, layout or Layout(), noise_type).cases, image_size, channels, num_classes)
 

@@ -17,9 +17,10 @@ import torch
 from conftest import REPO, TRAIN_SCRIPT, call, folder_source, load_program, loaded
 from PIL import Image, ImageOps
 
+from dataloaders.dataset_folder import common_format, find_parts
 from dataloaders.datasets import Layout
 from dataloaders.files import read_image, read_mask
-from dataloaders.noisy_folder import class_shares, common_format, find_parts
+from dataloaders.noisy_folder import class_shares
 from dataloaders.pixels import format_of, read_stored, to_bytes
 from dataloaders.slic import find_maps, image_sources, superpixel_folder
 from utils.commands.errors import UserError

@@ -9,6 +9,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from skimage.measure import find_contours
 
 from utils.audit.judging import Judged
 from utils.audit.marks import Audit, read_marks
@@ -63,6 +64,18 @@ def test_outline_is_the_edge_of_the_pixels(rows, columns):
     size = (rows[1] - rows[0]) * (columns[1] - columns[0])
     assert area(points) == pytest.approx(size - 0.5) and len(points) == (4 if size == 1 else 8)
     assert path.startswith("M") and path.endswith("Z")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outline_has_the_points_where_it_turns_and_its_first(seed):
+    mask = cv2.GaussianBlur(np.random.default_rng(seed).random((40, 50)), (0, 0), 2) > 0.5
+    expected = []
+    for line in find_contours(np.pad(mask, 1).astype(float), 0.5):
+        steps = np.sign(np.diff(line, axis=0))  # along an axis, or a diagonal
+        corners = [p for i, p in enumerate(line[:-1]) if i == 0 or (steps[i] != steps[i - 1]).any()]
+        expected.append([[x - 0.5, y - 0.5] for y, x in corners])
+    paths = outline(mask).split("Z")[:-1]
+    assert [[list(map(float, point.split(","))) for point in path[1:].split("L")] for path in paths] == expected
 
 
 def test_outline_of_a_ring_and_of_nothing():

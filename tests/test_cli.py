@@ -180,6 +180,31 @@ def test_a_wrong_flag_takes_one_line_and_the_help_that_it_names_is_there(script)
     assert helped.returncode == 0 and "--save_root" in helped.stdout.replace("--output_root", "--save_root")
 
 
+# Shows the help of each program named, in one process; prints the first that has imported PyTorch by then.
+HELP = """
+import runpy, sys
+from contextlib import redirect_stdout
+from io import StringIO
+for path in sys.argv[1:]:
+    sys.argv = [path, "--help"]
+    shown = StringIO()
+    try:
+        with redirect_stdout(shown):
+            runpy.run_path(path, run_name="__main__")
+    except SystemExit:
+        pass
+    if "usage:" not in shown.getvalue() or "torch" in sys.modules:
+        sys.exit(path)
+"""
+
+
+def test_help_does_without_torch():
+    """So it answers at once, and so does the refusal of a flag."""
+    programs = sorted(map(str, (*REPO.glob("*.py"), *(REPO / "scripts").glob("*.py"))))
+    shown = subprocess.run([sys.executable, "-c", HELP, *programs], cwd=REPO, capture_output=True, text=True)
+    assert len(programs) > 12 and shown.returncode == 0, shown.stderr
+
+
 def test_every_program_has_such_errors():
     """None makes a parser of its own."""
     programs = [path for folder in ("", "scripts", "benchmarks", "utils") for path in (REPO / folder).glob("*.py")]

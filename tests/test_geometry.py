@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import distance_transform_edt
 
-from utils.masks.geometry import longest_side, resize_image, resize_label, squared_boundary_distance
+from utils.masks.geometry import longest_side, resize_image, resize_label, squared_boundary_distance, value_counts
 
 
 def random_label(shape, classes, seed, block=1):
@@ -167,3 +167,12 @@ def test_image_and_label_stay_aligned(height, width, size):
 )
 def test_the_longest_side_becomes_the_size(shape, size, expected):
     assert longest_side(shape, size) == expected
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])
+@pytest.mark.parametrize("values", [[7], [0, 255, 255], [3, 1, 3, 0, 200, 1]])
+def test_values_are_counted_as_by_numpy(values, dtype):
+    found, expected = value_counts(np.array([values], dtype)), np.unique(np.array(values, dtype), return_counts=True)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert found[0].dtype == dtype

@@ -15,11 +15,11 @@ from conftest import REPO, TRAIN_SCRIPT, assert_refused, assert_succeeded, call,
 from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
 
+from dataloaders.dataset_folder import find_dataset, find_parts
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
 from dataloaders.listing import several_of_one
 from dataloaders.mmis import MMISCases, list_slices, read_case, read_slice, select_raters
 from dataloaders.mmis_axes import check_axes, slice_axis
-from dataloaders.noisy_folder import find_dataset, find_parts
 from dataloaders.safe_pickle import read_pickle
 from dataloaders.unread import unreadable
 from utils.commands.errors import UserError

@@ -9,8 +9,9 @@ import torch
 from conftest import block_segments, folder_cases, folder_source, loaded, write_dataset
 from PIL import Image
 
+from dataloaders.dataset_folder import find_dataset, find_parts, masks_folder
 from dataloaders.datasets import FOLDERS, NOISE_TYPES, Layout
-from dataloaders.noisy_folder import find_dataset, find_parts, masks_folder, training_source
+from dataloaders.noisy_folder import training_source
 from utils.commands.errors import UserError
 from utils.masks.geometry import resize_label, squared_boundary_distance
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import REPO, blob, load_program
 from PIL import Image
 
-from dataloaders.noisy_folder import check_size, find_dataset, find_parts
+from dataloaders.dataset_folder import check_size, find_dataset, find_parts
 from dataloaders.orientation import as_stored, readings, turned_alone, turned_images_in_words, turned_in_words
 from dataloaders.pixels import orientation_of, read_stored, turned
 from utils.commands.errors import UserError
@@ -39,6 +39,21 @@ def test_the_orientation_is_that_by_which_images_are_turned(tmp_path, orientatio
     read = read_stored(path)
     np.testing.assert_array_equal(read, turned(pixels, orientation))
     np.testing.assert_array_equal(as_stored(read, path), pixels)
+
+
+def test_the_orientation_may_stand_behind_the_pixels(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((4, 6), np.uint8), orientation=6)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+    path.write_bytes(data.replace(chunk, b"")[:-12] + chunk + data[-12:])  # the last 12 bytes end the file
+    assert orientation_of(path) == 6 and read_stored(path).shape == (6, 4, 1)
+
+
+def test_no_png_is_decoded_for_an_orientation_that_it_has_not(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", None)
+    assert orientation_of(tmp_path / "a.png") == 1
 
 
 def test_a_quarter_turn_by_hand():

@@ -10,8 +10,9 @@ import pytest
 from conftest import assert_refused, blob, call
 from PIL import Image
 
+from dataloaders.dataset_folder import find_parts
+from dataloaders.datasets import Layout
 from dataloaders.files import read_mask
-from dataloaders.noisy_folder import Layout, find_parts
 from dataloaders.pixels import orientation_of, read_stored
 from dataloaders.prepare.finding import stem_of, without_identifiers
 from dataloaders.prepare.medical import Identity

@@ -12,8 +12,8 @@ import torch
 from conftest import REAL_DATA, TRAIN_SCRIPT, block_segments, folder_cases, folder_source, load_program, loaded
 from PIL import Image
 
+from dataloaders.dataset_folder import find_dataset
 from dataloaders.files import list_images, pair_by_stem, read_image, read_mask
-from dataloaders.noisy_folder import find_dataset
 from utils.engine.diagnostics import explained
 from utils.masks.geometry import resize_image
 from utils.masks.superpixels import slic_segments

@@ -13,8 +13,8 @@ import tifffile
 from conftest import REPO, blob, load_program, write_dataset
 from PIL import Image
 
+from dataloaders.dataset_folder import check_size, common_format, find_dataset, find_parts
 from dataloaders.files import list_images, read_mask
-from dataloaders.noisy_folder import check_size, common_format, find_dataset, find_parts
 from dataloaders.pixels import read_stored
 from utils.commands.errors import UserError
 from utils.masks.geometry import IGNORED

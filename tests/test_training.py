@@ -8,7 +8,7 @@ import torch
 
 from utils.commands.errors import UserError
 from utils.commands.jobs import processors
-from utils.engine.evaluation import _score, _scored
+from utils.engine.evaluation import _score, _scored, classes_of
 from utils.engine.training import _check_finite
 from utils.method import gsd
 
@@ -71,3 +71,13 @@ def test_a_loss_that_is_not_finite_in_one_process_is_told_alike_by_all(monkeypat
     for values, names in [*parts, ([fine] * 3, [["a"], ["b"], ["c"]])]:
         with pytest.raises(UserError, match=r"epoch 7, step 1, on y;"):
             _check_finite(values, names, 7)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_classes_are_those_of_argmax(classes):
+    """The first of equal ones; and NaN above all."""
+    logits = torch.randint(-2, 3, (3, classes, 20, 30), generator=torch.Generator().manual_seed(0)).float()
+    logits[2, -1, 5:] = torch.nan
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = classes_of(logits.contiguous(memory_format=layout))
+        assert found.dtype == torch.uint8 and torch.equal(found.long(), logits.argmax(dim=1))

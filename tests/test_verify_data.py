@@ -23,10 +23,11 @@ from mmis_files import draw_volume, write_h5, write_mmis
 from PIL import Image
 
 from dataloaders import lidc, mmis
+from dataloaders.dataset_folder import common_format, find_parts
 from dataloaders.datasets import Layout
 from dataloaders.files import list_images, read_image
 from dataloaders.lidc import read_slices, read_split
-from dataloaders.noisy_folder import common_format, find_parts, load_cases, training_source
+from dataloaders.noisy_folder import load_cases, training_source
 from dataloaders.slic import find_maps, image_sources
 from dataloaders.verification import duplicates
 from dataloaders.verification.checks import CHECKS, agreement_of

@@ -8,8 +8,8 @@ from conftest import write_dataset
 from PIL import Image
 
 from benchmarks import weak_masks
+from dataloaders.dataset_folder import find_parts, masks_folder
 from dataloaders.datasets import Layout
-from dataloaders.noisy_folder import find_parts, masks_folder
 from utils.commands.errors import UserError
 
 

@@ -15,7 +15,7 @@ from dataloaders.slic import settings_for_more
 from dataloaders.verification.duplicates import Fingerprint, exact_copies, fingerprint, near_copies
 from utils.commands.errors import UserError, listed
 from utils.commands.jobs import run_jobs
-from utils.masks.geometry import resize_image, resize_label
+from utils.masks.geometry import resize_image, resize_label, value_counts
 from utils.masks.superpixels import slic_segments
 
 Value = TypeVar("Value")
@@ -195,7 +195,7 @@ def shares_of(labels: Labels, task: Task, findings: list[Finding]) -> tuple[str,
         text = f"full: every pixel is class {value}" if value else "empty: every pixel is background"
         findings.append(Finding("blank_masks", "warning", labels.name, text))
     elif labels.values.ndim == 2:
-        left = np.unique(resize_label(labels.values, task.image_size))
+        left, _ = value_counts(resize_label(labels.values, task.image_size))
         lost = sorted(set(np.flatnonzero(counts).tolist()) - set(left.tolist()))
         if lost:
             text = f"class {listed(lost)} vanishes at {task.image_size}x{task.image_size}, the training size"

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from dataloaders.dataset_folder import VAL_FRACTION, check_size, common_format, is_meant
 from dataloaders.datasets import NOISE_TYPES, Dataset
 from dataloaders.files import as_bytes, check_file, read_mask, similar_name, with_channels
 from dataloaders.listing import IMAGE_SUFFIXES, in_subfolders, list_folder, merge_remedy, same_stem, several_of_one
-from dataloaders.noisy_folder import VAL_FRACTION, check_size, common_format, is_meant
 from dataloaders.orientation import known_orientation, turned_alone, turned_in_words
 from dataloaders.pixels import decode, load_array, read_stored
 from dataloaders.raters import split_by_patient
@@ -142,11 +142,14 @@ def _look_at_pair(pair: _Pair, task: Task) -> Look:
             attempt(look.findings, "formats", name, with_channels, pair.image, image, task.channels)
     for path in pair.masks:
         name = short_name(path, task.root)
-        # Told apart for the table alone: one that cannot be decoded, and one whose values are refused.
-        if attempt(look.findings, "readable", name, _decoded, path) is None:
+        if attempt(look.findings, "readable", name, check_file, path) is None:
             continue
-        mask = attempt(look.findings, "values", name, read_mask, path, task.num_classes, task.ignore_label)
+        refused: list[Finding] = []
+        mask = attempt(refused, "values", name, read_mask, path, task.num_classes, task.ignore_label)
         if mask is None:
+            # Told apart for the table alone: one that cannot be decoded, and one whose values are refused.
+            decodable = attempt(look.findings, "readable", name, _decoded, path) is not None
+            look.findings.extend(refused if decodable else ())
             continue
         if mask.artefacts:
             text = "compression artefacts, thresholded at 128"
@@ -165,7 +168,7 @@ def _stored(path: Path) -> np.ndarray:
 
 
 def _decoded(path: Path) -> object:
-    return (load_array if path.suffix.lower() == ".npy" else decode)(check_file(path))
+    return (load_array if path.suffix.lower() == ".npy" else decode)(path)
 
 
 def _format(path: Path, stored: np.ndarray) -> str:

@@ -89,13 +89,17 @@ def judge(
         scores["network"] = round(label_quality(label, views[-1]), 6)
     if not views:
         raise ValueError(f"{name}: neither edges in the images nor logits")
-    classes = np.mean(views, axis=0)
+    if len(views) > 1:
+        classes = np.mean(views, axis=0)
+        quality = round(label_quality(label, classes), 6)
+    else:
+        (classes,), (quality,) = views, scores.values()
     stays = logits is None and contour is not None and not contour.shift
     estimated = label if stays else np.where(label == IGNORED, IGNORED, classes.argmax(axis=0)).astype(np.uint8)
     suspected = estimated != label
     row = Judged(
         image=name,
-        score=round(label_quality(label, classes), 6) if bounded or logits is not None else None,
+        score=quality if bounded or logits is not None else None,
         suspected_pixels=int(suspected.sum()),
         suspected_share=round(float(suspected.mean()), 6),
         added=int((suspected & (label == 0)).sum()),

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from skimage.measure import approximate_polygon, find_contours
+from skimage.measure import find_contours
 
 from utils.masks.geometry import crop_around, longest_side, resize_image, resize_label
 
@@ -47,5 +47,12 @@ def outline(mask: np.ndarray) -> str:
     """The boundaries of a mask, bool (H,W), as the data of an SVG path; a pixel (y,x) covers x..x+1 and y..y+1."""
     lines = find_contours(np.pad(mask, 1).astype(float), 0.5)
     # Index 1 of the padded mask is the centre of pixel 0, which lies at 0.5.
-    polygons = [approximate_polygon(line, 0.01) - 0.5 for line in lines]
-    return "".join("M" + "L".join(f"{x:g},{y:g}" for y, x in polygon[:-1]) + "Z" for polygon in polygons)
+    polygons = [_corners(line) - 0.5 for line in lines]
+    return "".join("M" + "L".join(f"{x:g},{y:g}" for y, x in polygon.tolist()) + "Z" for polygon in polygons)
+
+
+def _corners(line: np.ndarray) -> np.ndarray:
+    """A closed line of points (N,2), the last of which is the first: those at which it turns, and the first."""
+    (dy, dx), (next_dy, next_dx) = np.diff(line[:-1], axis=0).T, np.diff(line[1:], axis=0).T
+    turns = dy * next_dx != dx * next_dy
+    return line[:-1][np.append(True, turns)]

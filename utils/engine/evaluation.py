@@ -37,9 +37,15 @@ def resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
+def classes_of(logits: Tensor) -> Tensor:
+    """The class of each pixel, uint8 (N,H,W) on the CPU: the argmax of logits (N,K,H,W), the first of equal ones."""
+    # Not by argmax: on the CPU that takes 13 times as long, 0.3 s for two classes of 2000 x 2000 pixels.
+    return logits.max(dim=1).indices.to("cpu", torch.uint8)
+
+
 def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """The class of each pixel at ``size``, uint8 (N,H,W) on the CPU: the argmax of logits (N,K,h,w), resized first."""
-    return resized(logits, size).argmax(dim=1).to("cpu", torch.uint8)
+    """The class of each pixel at ``size``, uint8 (N,H,W) on the CPU, of logits (N,K,h,w), which are resized first."""
+    return classes_of(resized(logits, size))
 
 
 def predictions(experiment: Experiment, cases: Iterable[TestCase]) -> Iterator[tuple[TestCase, Tensor]]:

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from torch import Tensor
 
+from utils.commands.files import as_png
 from utils.masks.geometry import IGNORED, longest_side, resize_label
 
 DPI = 120
@@ -115,11 +116,6 @@ def pixels(figure: Figure) -> np.ndarray:
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file's bytes."""
     return as_png(pixels(figure)[..., ::-1])
-
-
-def as_png(stored: np.ndarray) -> bytes:
-    """uint8 (H,W) or (H,W,3), blue first as OpenCV has it, as a PNG file's bytes."""
-    return cv2.imencode(".png", stored)[1].tobytes()
 
 
 # --- Overlays: images at their own size ---------------------------------------------------------------------------

@@ -4,18 +4,20 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.commands.errors import UserError, listed
-from utils.commands.files import claimed, read_json, write_atomically, write_json, write_table
+from utils.commands.files import as_png, claimed, read_json, write_atomically, write_json, write_table
 from utils.engine.checkpoint import FORMAT, _read_history, read_checkpoint
 from utils.engine.distributed import ALONE, ProcessGroup, wait_for_all
-from utils.engine.figures import Figure, as_png, pixels, png
-from utils.engine.pictures import learning_curves
 from utils.method.settings import ESTIMATED, flag_of
+
+if TYPE_CHECKING:  # slow to import, and not needed before an epoch is over
+    from matplotlib.figure import Figure
 
 RUN_FILES = (
     *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
@@ -265,13 +267,15 @@ class Run:
         torch.save(contents, buffer)
         write_atomically(self.folder / name, buffer.getvalue())
 
-    def draw(self, pictures: Callable[[], Mapping[str, Figure]]) -> None:
+    def draw(self, pictures: Callable[[], Mapping[str, "Figure"]]) -> None:
         """Draw the pictures of the epoch just closed, each as NAME.png and into TensorBoard, and curves.png up to it.
 
         pictures: makes them, with their names; only the main process asks for them.
         """
         if not self.writes:
             return
+        from utils.engine.figures import pixels
+
         self.draw_curves()
         for name, figure in pictures().items():
             drawn = pixels(figure)
@@ -281,6 +285,9 @@ class Run:
 
     def draw_curves(self) -> None:
         """Draw curves.png from the history."""
+        from utils.engine.figures import png
+        from utils.engine.pictures import learning_curves
+
         write_atomically(self.folder / "curves.png", png(learning_curves(self.history, self.settings.get("tau"))))
 
     def write_table(self, name: str, rows: Sequence[dict]) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +14,15 @@ from utils.engine.diagnostics import Diagnostics, empty_predictions
 from utils.engine.distributed import average, average_buffers, average_gradients, gather
 from utils.engine.evaluation import evaluate
 from utils.engine.experiment import Experiment
-from utils.engine.figures import Figure
-from utils.engine.pictures import examples, method_panels, predictions_beside_references
 from utils.engine.report import report
 from utils.engine.run_folder import Run
 from utils.engine.scores import SCORED_AT, Row, set_scores
 from utils.method.gsd import Batch, Step, drop_rate, weight_cap
 from utils.method.losses import added_dice_loss
 from utils.method.settings import MethodSettings
+
+if TYPE_CHECKING:  # slow to import, and not needed before a tenth of the run is over
+    from matplotlib.figure import Figure
 
 CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 LOSS_PARTS = ("pixel_loss", "kept", "gda", "dice_loss", "transfer1", "transfer2", "agreement")
@@ -105,8 +106,10 @@ def is_drawn(epoch: int, epochs: int) -> bool:
     return epoch * PICTURES // epochs < (epoch + 1) * PICTURES // epochs
 
 
-def pictures_of(experiment: Experiment, trained: "EpochResult", scores: dict[str, Row]) -> dict[str, Figure]:
+def pictures_of(experiment: Experiment, trained: "EpochResult", scores: dict[str, Row]) -> dict[str, "Figure"]:
     """The pictures of an epoch by name: what the method did with the last batch, and predictions of scored cases."""
+    from utils.engine.pictures import examples, method_panels, predictions_beside_references
+
     batch, maps, settings = trained.batch, trained.step.maps, experiment.settings
     classes = experiment.num_classes
     return {

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import softmax
 from skimage.segmentation import expand_labels
 
-from utils.masks.geometry import IGNORED, foreground
+from utils.masks.geometry import IGNORED, foreground, value_counts
 
 REACH = 14 / 128  # how far from the mask's contour levels are looked for, as a share of the image's side
 RING = 1 / 128  # width of the rings that are compared, likewise
@@ -177,6 +177,7 @@ def nearest_class(label: np.ndarray) -> np.ndarray:
     """The class of each foreground pixel, and for the others that of the foreground pixel nearest to them, like
     ``label`` (H,W); 0 everywhere if there is none."""
     inside = foreground(label)
-    if not inside.any():
-        return np.zeros_like(label)
+    classes, _ = value_counts(label[inside])
+    if len(classes) < 2:  # as with two classes, one of them the background
+        return np.full_like(label, classes[0] if len(classes) else 0)
     return expand_labels(np.where(inside, label, 0), distance=sum(label.shape))

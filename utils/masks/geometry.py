@@ -15,6 +15,15 @@ def foreground(label: np.ndarray) -> np.ndarray:
     return (label != 0) & (label != IGNORED)
 
 
+def value_counts(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different values of an array, ascending, and how often each occurs; of bytes without sorting them."""
+    if values.dtype != np.uint8:
+        return np.unique(values, return_counts=True)
+    counts = np.bincount(values.ravel(), minlength=256)
+    levels = np.flatnonzero(counts)
+    return levels.astype(np.uint8), counts[levels]
+
+
 def squared_boundary_distance(label: np.ndarray, cap: int = DISTANCE_CAP) -> np.ndarray:
     """Squared Euclidean distance from each pixel to the nearest pixel of another class, at most cap**2, as uint8.
 
@@ -25,7 +34,7 @@ def squared_boundary_distance(label: np.ndarray, cap: int = DISTANCE_CAP) -> np.
     """
     assert 1 <= cap <= 15
     squared = np.full(label.shape, cap * cap, np.uint8)
-    classes = np.unique(label)
+    classes, _ = value_counts(label)
     if IGNORED in classes:
         found = [_distance(label != value) for value in classes if value != IGNORED]
         if len(found) > 1:  # the nearest class of a labelled pixel is its own

@@ -31,9 +31,11 @@ def contour_probabilities(
     chances = np.append(0, probabilities.cumsum()).clip(0, 1)
     foreground = np.interp(signed_distance(label), knots, chances)
     classes = nearest_class(label)
-    found = np.stack([np.where(classes == k, foreground, 0) for k in range(num_classes)])
-    found[0] = 1 - found[1:].sum(axis=0)
-    return found.astype(np.float32)
+    found = np.empty((num_classes, *label.shape), np.float32)
+    found[0] = 1 - foreground
+    for k in range(1, num_classes):
+        found[k] = np.where(classes == k, foreground, 0)
+    return found
 
 
 def label_quality(label: np.ndarray, probabilities: np.ndarray) -> float:
@@ -44,12 +46,12 @@ def label_quality(label: np.ndarray, probabilities: np.ndarray) -> float:
     the foreground classes; 1 for a class that is in neither. `IGNORED` pixels are left out. label: (H,W) classes,
     probabilities: (K,H,W).
     """
-    probabilities = probabilities * (label != IGNORED)
-    return float(np.mean([_expected_dice(label == k, one) for k, one in enumerate(probabilities) if k]))
+    known = label != IGNORED
+    return float(np.mean([_expected_dice(label == k, known, one) for k, one in enumerate(probabilities) if k]))
 
 
-def _expected_dice(given: np.ndarray, probability: np.ndarray) -> float:
-    expected = probability[given | (probability >= FAINT)].sum(dtype=np.float64)
+def _expected_dice(given: np.ndarray, known: np.ndarray, probability: np.ndarray) -> float:
+    expected = probability[given | (known & (probability >= FAINT))].sum(dtype=np.float64)
     total = given.sum() + expected
     return 1.0 if total == 0 else 2 * probability[given].sum(dtype=np.float64) / total
 
@@ -59,9 +61,10 @@ def wrong_probability(label: np.ndarray, probabilities: np.ndarray) -> np.ndarra
 
     label: (H,W) classes, probabilities: (K,H,W).
     """
-    ignored = label == IGNORED
-    right = np.take_along_axis(probabilities, np.where(ignored, 0, label)[None].astype(np.intp), axis=0)[0]
-    return np.where(ignored, 0, 1 - right).astype(np.float32)
+    wrong = np.zeros(label.shape, np.float32)
+    for k, probability in enumerate(probabilities):
+        np.subtract(1, probability, out=wrong, where=label == k)
+    return wrong
 
 
 def doubtful_networks(of_networks: Sequence[float], of_contours: Sequence[float]) -> str | None:

@@ -137,7 +137,7 @@ def region_vote(probability: Tensor, regions: Tensor, num_regions: int) -> Tenso
     sums = probability.new_zeros(batch, classes, num_regions, dtype=torch.float64)
     sums.scatter_add_(2, ids.expand(-1, classes, -1), probability.flatten(2).double())
     # The sum has the same argmax as the mean: all classes of a region are divided by the same count.
-    return sums.argmax(dim=1).gather(1, ids.squeeze(1)).view_as(regions)
+    return sums.max(dim=1).indices.gather(1, ids.squeeze(1)).view_as(regions)
 
 
 def vote_of(kind: str, probability: Tensor, batch: Batch) -> Tensor:
@@ -147,7 +147,7 @@ def vote_of(kind: str, probability: Tensor, batch: Batch) -> Tensor:
     Source: docs/method.md sections 3 and 7.
     """
     if kind == "pixels":
-        return probability.argmax(dim=1)
+        return probability.max(dim=1).indices
     if kind == "rings":
         return region_vote(probability, batch.distance.long(), NUM_RINGS)
     return region_vote(probability, batch.segments, batch.num_segments)
