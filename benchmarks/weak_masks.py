@@ -25,7 +25,8 @@ from dataloaders.datasets import Layout
 from dataloaders.files import list_images, pair_by_stem, read_mask
 from utils.commands.arguments import command_parser, number
 from utils.commands.errors import UserError, run_main
-from utils.commands.files import as_png, claimed, keep_settings, write_atomically
+from utils.commands.files import claimed, keep_settings, write_atomically
+from utils.masks.geometry import as_png
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -61,7 +61,6 @@ from utils.audit.report import doubt_of, notes, summary, worst_first
 from utils.commands.arguments import add_device, add_ignore_label, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
 from utils.commands.files import (
-    as_png,
     claimed,
     keep_all_settings,
     name_others,
@@ -72,6 +71,7 @@ from utils.commands.files import (
 from utils.commands.jobs import run_jobs
 from utils.commands.passed_flags import take_passed
 from utils.masks.contours import EdgeContrast
+from utils.masks.geometry import as_png
 
 if TYPE_CHECKING:  # an audit without networks does without torch
     from utils.engine.inference import Model

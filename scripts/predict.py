@@ -44,9 +44,9 @@ from dataloaders.pixels import format_of
 from dataloaders.prepare.volumes import Ready, Volume, complete, images_to_predict, write_volume
 from utils.commands.arguments import add_device, add_workers, command_parser, number
 from utils.commands.errors import UserError, listed, run_main
-from utils.commands.files import as_png, claimed, keep_all_settings, name_others, remove, write_array, write_atomically
+from utils.commands.files import claimed, keep_all_settings, name_others, remove, write_array, write_atomically
 from utils.commands.jobs import progress
-from utils.masks.geometry import resize_image
+from utils.masks.geometry import as_png, resize_image
 
 if TYPE_CHECKING:  # PyTorch is slow to import: --help and refusals of flags do without it
     from utils.engine.inference import Model

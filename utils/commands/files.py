@@ -55,13 +55,6 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def as_png(stored: np.ndarray) -> bytes:
-    """uint8 (H,W) or (H,W,3), blue first as OpenCV has it, as a PNG file's bytes."""
-    import cv2  # here: most commands write no picture
-
-    return cv2.imencode(".png", stored)[1].tobytes()
-
-
 def write_array(path: str | os.PathLike, values: np.ndarray) -> None:
     """Write an array as .npy, atomically (`write_atomically`)."""
     data = io.BytesIO()

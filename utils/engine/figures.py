@@ -20,8 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import AbstractPathEffect, withStroke
 from torch import Tensor
 
-from utils.commands.files import as_png
-from utils.masks.geometry import IGNORED, longest_side, resize_label
+from utils.masks.geometry import IGNORED, as_png, longest_side, resize_label
 
 DPI = 120
 WHITE = "#ffffff"

@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.commands.errors import UserError, listed
-from utils.commands.files import as_png, claimed, read_json, write_atomically, write_json, write_table
+from utils.commands.files import claimed, read_json, write_atomically, write_json, write_table
 from utils.engine.checkpoint import FORMAT, _read_history, read_checkpoint
 from utils.engine.distributed import ALONE, ProcessGroup, wait_for_all
+from utils.masks.geometry import as_png
 from utils.method.settings import ESTIMATED, flag_of
 
 if TYPE_CHECKING:  # slow to import, and not needed before an epoch is over
@@ -23,6 +24,7 @@ RUN_FILES = (
     *("checkpoint.pt", "best.pt", "log.csv", "result.json", "per_image.csv", "split.json"),
     *("curves.png", "panels.png", "predictions.png"),
 )
+
 TENSORBOARD = "tensorboard"
 FROM_CHECKPOINT = ("result.json", "best.pt", "log.csv", "per_image.csv")  # never there before checkpoint.pt is
 # Settings that say where a run happens, not what it computes: --resume may change them.

@@ -106,3 +106,8 @@ def _around(middle: float, length: int, available: int) -> slice:
 
 def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
+
+
+def as_png(stored: np.ndarray) -> bytes:
+    """uint8 (H,W) or (H,W,3), blue first as OpenCV has it, as a PNG file's bytes."""
+    return cv2.imencode(".png", stored)[1].tobytes()
