@@ -4,13 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 from conftest import REPO, assert_refused, call, write_blobs
 
-from benchmarks import audit, contours, determinism, reference, speed
+from benchmarks import audit, contours, determinism, gpu_step, reference, speed
 from networks.unet import two_unets
 from utils.masks.geometry import squared_boundary_distance
 from utils.masks.noise import markov_noise
@@ -183,3 +184,27 @@ def test_spoiled_masks_are_one_in_five(tmp_path):
     found = {path.stem: path.read_text() for path in (tmp_path / "mixed").iterdir()}
     assert len(spoiled) == 2 and len(found) == 10
     assert {name for name, text in found.items() if text == "noisy"} == set(spoiled)
+
+
+def test_variants_of_a_step_run_and_train_alike(monkeypatch, capsys):
+    """Those that need CUDA are left out, and one that fails here, with the reason."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    names = ("optimiser single", "optimiser foreach", "compiled", "two streams", "CUDA graph")
+    small = ("--quick", "--device", "cpu", "--amp", "fp32", "--steps", "2", "--repetitions", "2")
+    gpu_step.main([*small, "--variants", *names])
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()[1:]
+    assert [line.split("  ")[0] for line in table] == [gpu_step.EAGER, *names[:2], *names[2:]]
+    assert all(float(line.split()[-1]) < 1e-4 for line in table[:3])
+    assert "RuntimeError: no compiler" in table[3] and all("needs CUDA" in line for line in table[4:])
+
+
+def test_a_step_on_copies_is_the_same():
+    """As a CUDA graph takes its inputs."""
+    setting = speed.Setting(SIZE, 4, 4, 16, 0, torch.device("cpu"), False)
+    (inputs,) = gpu_step.inputs_of(setting)
+    losses = [gpu_step.Training(gpu_step.Variant(), setting).step(one) for one in (inputs, deepcopy(inputs))]
+    assert losses[0] == losses[1] and len(inputs.tensors) == 7
