@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import numpy as np
+import pytest
 from conftest import REPO, load_program, write_blobs, write_dataset
 from lidc_files import entries, write_lidc
 from mmis_files import write_mmis
@@ -46,6 +47,7 @@ def run(program, flags, monkeypatch):
     load_program(REPO / program).main()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_commands_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw_files(tmp_path)
