@@ -46,7 +46,8 @@ def superpixel_folder(plain: Path, image_size: int, paper_size: int, asked: str 
     """Where the superpixels of a dataset for ``image_size`` are, or are to be made: ``asked``, or its own.
 
     plain: the dataset's own folder, if its maps are of that size; else the one with the size behind its name. Where
-    neither has maps it is the plain one if that is not there, or if the size is the paper's.
+    neither has maps it is the plain one if that is not there or empty, or if the size is the paper's. Empty it is when
+    another process has just begun to make maps there: both must choose alike.
     """
     if asked:
         return Path(asked)
@@ -54,7 +55,8 @@ def superpixel_folder(plain: Path, image_size: int, paper_size: int, asked: str 
     sized = plain.with_name(f"{plain.name}_{image_size}")
     if stored == image_size:
         return plain
-    if stored is None and not sized.is_dir() and (image_size == paper_size or not plain.is_dir()):
+    empty = not plain.is_dir() or not any(plain.glob("*.npy"))
+    if stored is None and not sized.is_dir() and (image_size == paper_size or empty):
         return plain
     return sized
 

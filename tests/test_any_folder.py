@@ -299,7 +299,7 @@ PLAIN, SIZED = "images_SLIC", f"images_SLIC_{SIZE}"
     [
         (None, False, 256, PLAIN),  # made there first
         (None, True, 256, SIZED),
-        ([], False, 256, SIZED),
+        ([], False, 256, PLAIN),  # which another process may just have begun to fill
         ([], False, SIZE, PLAIN),
         ([SIZE], False, 256, PLAIN),
         ([SIZE], True, 256, PLAIN),
