@@ -448,7 +448,7 @@ def test_stale_folds_are_refused(run, folder, trained_here):
     (folder / "audit" / "folds" / "files.json").unlink()
     assert_refused(run(*flags), "--folds", "fold1")
     [refused] = trained_here
-    assert_refused(refused, "fold1+fold+given", "--overwrite")
+    assert_refused(refused, "fold1+fold+given", "no longer those of the run", "--overwrite")
 
     # Trained again, at another size: the superpixels are made again too.
     assert run("--folds", 2, "--image_size", SIZE, "--overwrite", *last)[0] == 0
