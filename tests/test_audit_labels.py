@@ -425,7 +425,7 @@ def test_files_of_folds_are_named_as_they_were_written(tmp_path, monkeypatch):
 
 def test_stale_folds_are_refused(run, folder, trained_here):
     """Networks that were trained before an image or a mask was changed do not judge it, nor are they trained on."""
-    last = ("--", "--batch_size", 4, "--max_epochs", 1)
+    last = ("--", "--batch_size", 4, "--max_epochs", 1, "--tau", 0.05)
     flags = ("--folds", 2, "--image_size", 32, *last)
     assert run(*flags)[0] == 0
     mask, image = folder / "masks" / "case 04.png", folder / "images" / "case 04.png"
@@ -448,7 +448,7 @@ def test_stale_folds_are_refused(run, folder, trained_here):
     (folder / "audit" / "folds" / "files.json").unlink()
     assert_refused(run(*flags), "--folds", "fold1")
     [refused] = trained_here
-    assert_refused(refused, "fold1+fold+given", "--overwrite")
+    assert_refused(refused, "fold1+fold+given", "no longer those of the run", "--overwrite")
 
     # Trained again, at another size: the superpixels are made again too.
     assert run("--folds", 2, "--image_size", SIZE, "--overwrite", *last)[0] == 0
