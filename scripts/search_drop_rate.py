@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
 def print_table(values: dict[float, float], disagree: dict[float, float]) -> None:
     """The objective of each tau, and the share of the labels that its networks hold for wrong."""
     best = min(values, key=values.__getitem__)
-    print(f"\n{'tau':>8}{'objective':>12}{'labels held for wrong':>24}")
+    print(f"\n{'tau':>8}{'objective':>12}{'suspected label errors':>24}")
     for tau, value in values.items():
         print(f"{tau:>8g}{value:>12.4f}{disagree[tau]:>24.2%}" + "  lowest" * (tau == best))
 
