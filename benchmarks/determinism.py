@@ -18,11 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.machine import machine
-from benchmarks.speed import Material, Program, Setting, draw_material, readable, seconds_a_call
+from benchmarks.speed import Material, Program, Setting, draw_material, readable, seconds_a_call, setting_of_steps
 from utils.commands.arguments import command_parser
 from utils.commands.errors import UserError, run_main
-from utils.engine.device import choose_device, keep_freed_memory, repeat_exactly, uses_bf16
+from utils.engine.device import repeat_exactly
 
 
 def train(setting: Setting, material: Material, deterministic: bool) -> tuple[float, list[Tensor]]:
@@ -62,13 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Train in turns with and without, compare and print."""
     args = parse_args(argv)
-    device = choose_device(args.device, gpu=0)
-    size, batch, segments = (32, 4, 16) if args.quick else (256, 16, 1024)
-    setting = Setting(size, batch, batch * args.steps, segments, 0, device, uses_bf16(args.amp, device))
-    if device.type == "cpu":
-        keep_freed_memory()
-    print(", ".join(f"{name} {value}" for name, value in machine(device).items() if value))
-    print(f"{size}x{size}, batches of {batch}, {'bf16' if setting.bf16 else 'fp32'}, runs of {args.steps} steps\n")
+    setting = setting_of_steps(args)
 
     material = draw_material(setting)
     seconds: dict[bool, list[float]] = {False: [], True: []}

@@ -28,12 +28,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from benchmarks.machine import machine
-from benchmarks.speed import CONFIG, EPOCH, Program, Setting, draw_material, readable, seconds_a_call, sgd
+from benchmarks.speed import (
+    CONFIG,
+    EPOCH,
+    Program,
+    Setting,
+    draw_material,
+    readable,
+    seconds_a_call,
+    setting_of_steps,
+    sgd,
+)
 from networks.unet import two_unets
 from utils.commands.arguments import command_parser, number
 from utils.commands.errors import run_main
-from utils.engine.device import at_precision, choose_device, keep_freed_memory, uses_bf16
+from utils.engine.device import at_precision
 from utils.method.gsd import Batch, Network, gsd_step
 
 LEARNING_RATE = 0.005  # docs/method.md section 5
@@ -205,19 +214,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Start every variant, time those that run in turns, and print the table."""
     args = parse_args(argv)
-    device = choose_device(args.device, gpu=0)
-    size, batch, segments = (32, 4, 16) if args.quick else (256, 16, 1024)
-    setting = Setting(size, batch, batch * args.steps, segments, 0, device, uses_bf16(args.amp, device))
-    if device.type == "cpu":
-        keep_freed_memory()
-    print(", ".join(f"{name} {value}" for name, value in machine(device).items() if value))
-    print(f"{size}x{size}, batches of {batch}, {'bf16' if setting.bf16 else 'fp32'}, runs of {args.steps} steps\n")
+    setting = setting_of_steps(args)
 
     inputs = inputs_of(setting)
     runs: dict[str, Run] = {}
     left_out: dict[str, str] = {}
     for name in dict.fromkeys((EAGER, *args.variants)):
-        if VARIANTS[name].needs_cuda and device.type != "cuda":
+        if VARIANTS[name].needs_cuda and setting.device.type != "cuda":
             left_out[name] = "needs CUDA"
             continue
         try:
@@ -234,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
                 for one in inputs:
                     step(one)
 
-            seconds[name].append(seconds_a_call(pass_over, device, least=0) / len(inputs))
+            seconds[name].append(seconds_a_call(pass_over, setting.device, least=0) / len(inputs))
     print(f"{'variant':<28}{'step':>9}{'ratio':>8}{'preparing':>12}{'difference':>12}")
     for name, run in runs.items():
         ratio = statistics.median(one / own for one, own in zip(seconds[EAGER], seconds[name], strict=True))

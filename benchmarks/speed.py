@@ -101,6 +101,18 @@ class Setting:
     bf16: bool  # the program's networks; the reference is float32
 
 
+def setting_of_steps(args: argparse.Namespace) -> Setting:
+    """The setting of a benchmark of ``args.steps`` training steps; prints it, with the machine."""
+    device = choose_device(args.device, gpu=0)
+    size, batch, segments = (32, 4, 16) if args.quick else (256, 16, 1024)
+    setting = Setting(size, batch, batch * args.steps, segments, 0, device, uses_bf16(args.amp, device))
+    if device.type == "cpu":
+        keep_freed_memory()
+    print(", ".join(f"{name} {value}" for name, value in machine(device).items() if value))
+    print(f"{size}x{size}, batches of {batch}, {'bf16' if setting.bf16 else 'fp32'}, runs of {args.steps} steps\n")
+    return setting
+
+
 class Material(NamedTuple):
     """Drawn images and what preprocessing made of them."""
 
