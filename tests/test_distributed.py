@@ -163,6 +163,40 @@ def test_other_processes_wait_for_the_superpixels_of_the_main_one(tmp_path, monk
     assert waited == ["0.npy", "1.npy", "2.npy"] and all(path.is_file() for path in maps.values())
 
 
+LEAVING = """
+import atexit, os, torch
+from utils.engine.distributed import join_process_group, leave_process_group, shared
+
+def threads():
+    return sum("gloo" in open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task"))
+
+atexit.register(lambda: print("at exit", threads()))  # registered first, called last
+
+def main():
+    network = shared(torch.nn.Linear(3, 3), join_process_group(torch.device("cpu"))._replace(size=2))
+    network(torch.ones(2, 3)).sum().backward()
+    print("before", threads())
+    leave_process_group()
+
+main()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_no_thread_of_the_group_outlives_the_interpreter(monkeypatch):
+    """One that did would abort the process, now and then, when all its work was done."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = {"TORCHELASTIC_RUN_ID": "a", "RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in started.items():
+        monkeypatch.setenv(name, str(value))
+    command = [sys.executable, "-c", LEAVING]
+    outcome = subprocess.run(command, cwd=TRAIN_SCRIPT.parent, capture_output=True, text=True, timeout=300)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout == "before 2\nat exit 0\n"
+
+
 def torchrun(*args: object, processes: int = 2, cwd: Path) -> subprocess.CompletedProcess:
     """train_GSD-Net.py, started as so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

@@ -5,6 +5,7 @@ its part of the test cases; the main process writes. docs/decisions.md says what
 """
 
 import atexit
+import gc
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -36,6 +37,10 @@ def join_process_group(device: torch.device) -> ProcessGroup:
     """
     if not dist.is_torchelastic_launched():
         return ALONE
+    # Its functions have the group there is at the import as a default, which would keep the group for ever. The shared
+    # networks import it.
+    import torch.distributed.nn.functional  # noqa: F401
+
     if device.type == "cuda":
         # Told its GPU here, NCCL need not guess it from the rank, of which PyTorch warns.
         dist.init_process_group("nccl", device_id=device)
@@ -49,10 +54,16 @@ def leave_process_group() -> None:
     if dist.is_initialized():
         dist.barrier()
         # The shared networks hold the group too. Were theirs the last hold, the group would be taken down with the
-        # interpreter lock held, waiting for a thread of its own that may be waiting for that lock: for ever. Held until
-        # the interpreter's exit, it goes from Python's side, which gives the lock back first.
-        atexit.register(lambda group: None, dist.group.WORLD)
+        # interpreter lock held, waiting for a thread of its own that may be waiting for that lock: for ever. So it is
+        # held here until they are gone.
+        atexit.register(_take_down, [dist.group.WORLD])
         dist.destroy_process_group()
+
+
+def _take_down(groups: list) -> None:
+    """Let go of the groups while the interpreter lives: a thread of theirs that still needs it later aborts."""
+    gc.collect()  # what holds the shared networks may be a circle
+    groups.clear()  # from Python's side, which gives the interpreter lock back while their threads end
 
 
 def wait_for_all() -> None:
