@@ -537,7 +537,8 @@ def scaled(value: int, factor: int) -> list[int]:
 
 
 def draw_costs(costs: dict[str, list[dict]], setting: Setting) -> Figure:
-    """Time and memory against size; the dotted lines grow in proportion to the number of pixels or images."""
+    """Time and memory against size, each with the slope of its fitted line; the dotted lines grow in proportion to the
+    number of pixels or images."""
     titles = {
         "images": f"images an epoch ({setting.image_size} px)",
         "image_size": f"image side in pixels ({setting.batch_size} images)",
@@ -550,6 +551,7 @@ def draw_costs(costs: dict[str, list[dict]], setting: Setting) -> Figure:
         for axis, key, unit in ((column[0], "seconds", 1), (column[1], "peak_bytes", 1e9)):
             values = np.array([point[key] for point in points]) / unit
             axis.plot(sizes, values, "o-")
+            axis.set_title(f"slope {slope(sizes, values):.2f}", fontsize=9)
             if name != "segments":
                 proportional = (sizes / sizes[0]) ** (2 if name == "image_size" else 1)
                 axis.plot(sizes, values[0] * proportional, "k:", linewidth=0.8)
@@ -561,6 +563,11 @@ def draw_costs(costs: dict[str, list[dict]], setting: Setting) -> Figure:
     axes[0, 0].set_ylabel("seconds an epoch")
     axes[1, 0].set_ylabel("peak memory, GB")
     return figure
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The power of the size with which the values grow: the slope of a line fitted to the logarithms of both."""
+    return statistics.linear_regression(np.log(sizes), np.log(values)).slope
 
 
 def readable(seconds: float) -> str:
@@ -691,6 +698,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.scaling:
         result["scaling"] = cost_against_size(setting)
         write_atomically(args.scaling, png(draw_costs(result["scaling"], setting)))
+        for name, points in result["scaling"].items():
+            sizes = [point[name] for point in points]
+            grown = [slope(sizes, [point[key] for point in points]) for key in ("seconds", "peak_bytes")]
+            print("growth with {}: seconds by the power {:.2f}, memory by {:.2f}".format(name, *grown))
         print(f"cost against size: {args.scaling}")
     if args.save:
         write_json(args.save, result)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import REPO, assert_refused, call, write_blobs
 
-from benchmarks import audit, contours, determinism, gpu_step, reference, speed
+from benchmarks import audit, contours, determinism, gpu_step, reference, speed, whole_run
 from networks.unet import two_unets
 from utils.masks.geometry import squared_boundary_distance
 from utils.masks.noise import markov_noise
@@ -129,6 +129,19 @@ def test_runs_that_differ_in_the_last_bit_are_told_apart(monkeypatch, capsys):
         line for line in capsys.readouterr().out.splitlines() if " runs " in line and " a step" in line
     )
     assert ended.value.code == 1 and "not all" not in without and "not all the same" in with_flag
+
+
+# --- Whole runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_of_whole_runs(monkeypatch, capsys):
+    monkeypatch.setattr(whole_run, "processors", lambda: 1)  # beside other tests more threads are slower
+    whole_run.main(["--quick", "--device", "cpu"])
+    *_, row = capsys.readouterr().out.splitlines()
+    runs, processes, first, _, epoch, _, share, end, _, whole, _, throughput = row.split()
+    assert (runs, processes, throughput) == ("1", "1", "1.00")
+    assert float(first) + float(epoch) + float(end) == pytest.approx(float(whole), abs=0.1)
+    assert 0 < float(share.rstrip("%")) < 100
 
 
 # --- The contours' benchmark ------------------------------------------------------------------------------------------
