@@ -131,7 +131,7 @@ def test_runs_that_differ_in_the_last_bit_are_told_apart(monkeypatch, capsys):
     assert ended.value.code == 1 and "not all" not in without and "not all the same" in with_flag
 
 
-# --- Whole runs ---------------------------------------------------------------------------------------------------------
+# --- Whole runs -------------------------------------------------------------------------------------------------------
 
 
 def test_the_benchmark_of_whole_runs(monkeypatch, capsys):
