@@ -37,6 +37,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from skimage.segmentation import slic
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -565,9 +566,9 @@ def draw_costs(costs: dict[str, list[dict]], setting: Setting) -> Figure:
     return figure
 
 
-def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+def slope(sizes: ArrayLike, values: ArrayLike) -> float:
     """The power of the size with which the values grow: the slope of a line fitted to the logarithms of both."""
-    return statistics.linear_regression(np.log(sizes), np.log(values)).slope
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
 def readable(seconds: float) -> str:
