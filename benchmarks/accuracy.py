@@ -91,6 +91,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "GSD-Net as published": ("--fidelity", "published"),
     "co-teaching": ("--method", "coteaching"),
     "JoCoR": ("--method", "jocor"),
+    "T-Loss": ("--method", "tloss"),
 }
 MODULES = ("selection", "gda", "sgr", "kt")
 GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
