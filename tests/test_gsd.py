@@ -150,6 +150,7 @@ def step_by_loop(matrices, batch, epoch, settings, mixing, permutation):
     if settings.distance == "floored":
         distance = np.floor(distance)
     cap = max(11 - math.floor(settings.weight_decay_rate * epoch / settings.max_epochs), 1)
+    distance = np.minimum(distance, settings.distance_cap)
     weight = np.array([min(max(d, 1), cap) for d in distance.flat]).reshape(distance.shape)
     if "gda" in off:
         weight = np.ones(distance.shape)
@@ -459,6 +460,7 @@ OPTIONS = [
     PUBLISHED,
     {"vote": "pixels"},
     {"warm_up": 0.05},
+    {"distance_cap": 2.5},
     *({"without": off} for off in WITHOUT),
 ]
 

@@ -256,6 +256,7 @@ SET = [  # the field, what it takes, what it refuses
     ("vote", ("superpixels", "rings", "pixels"), ("Rings", "given", "intersections")),
     ("transfer_loss", ("logits", "probabilities"), ("logit",)),
     ("distance", ("exact", "floored"), ("none",)),
+    ("distance_cap", (1, 2.5, 10), ("0.9", "10.1", "inf")),
     ("dice_weight", (0, 99.5), ("-0.01", "inf", "nan", "three")),
     ("optimizer", ("sgd", "adamw"), ("adam",)),
     ("schedule", ("constant", "cosine"), ("step",)),
@@ -284,6 +285,7 @@ def test_set(mine, name, taken, refused):
 
 def test_each_setting_reaches_its_own_field(mine):
     own = {"consistency": 0.13, "weight_decay_rate": 4, "warm_up": 0.14, "vote": "pixels", "distance": "floored"}
+    own |= {"distance_cap": 2.5}
     own |= {"transfer_loss": "probabilities", "dice_weight": 1.5, "optimizer": "adamw", "schedule": "cosine"}
     own |= {"inputs": "raw", "jitter": 0.15, "max_rotation": 7, "noise_sigma": 0.16}
     flags = {"tau": 0.11, "max_epochs": 7, "ratecp": 0.12, "contours": "corrected", "learning_rate": 0.17}
@@ -307,6 +309,7 @@ def test_each_setting_reaches_its_own_field(mine):
         (("--method", "ce", "--set", "vote=rings"), ("--set vote=rings", "--method ce")),
         (("--method", "jocor", "--set", "warm_up=0.1"), ("--set warm_up=0.1", "--method jocor")),
         (("--without", "gda", "--set", "distance=floored"), ("--set distance=floored", "--without gda")),
+        (("--without", "gda", "--set", "distance_cap=5"), ("--set distance_cap=5", "--without gda")),
         (("--without", "gda", "--set", "weight_decay_rate=5"), ("--set weight_decay_rate=5", "--without gda")),
         (("--without", "sgr", "--set", "vote=rings"), ("--set vote=rings", "--without sgr")),
         (("--without", "kt", "sgr", "--set", "warm_up=0.1"), ("--set warm_up=0.1", "--without sgr kt")),

@@ -115,7 +115,7 @@ def weight_cap(epoch: int, max_epochs: int, decay_rate: int = 10) -> int:
     return max(11 - decay_rate * epoch // max_epochs, 1)
 
 
-def distance_weight(distance: Tensor, cap: int) -> Tensor:
+def distance_weight(distance: Tensor, cap: float) -> Tensor:
     """w = clip(D, 1, cap), like ``distance``: pixels far from the boundary count more.
 
     Source: docs/method.md section 2.
@@ -234,7 +234,8 @@ def gsd_step(
     weight = torch.ones_like(batch.distance)
     if settings.has("gda"):
         distance = batch.distance.floor() if settings.distance == "floored" else batch.distance
-        weight = distance_weight(distance, weight_cap(epoch, settings.max_epochs, settings.weight_decay_rate))
+        cap = weight_cap(epoch, settings.max_epochs, settings.weight_decay_rate)
+        weight = distance_weight(distance, min(cap, settings.distance_cap))
     gda = masked_mean(weight * pixel_loss, keep)
     # The mean loss before selection: a non-finite pixel would be dropped, and so hidden, by the selection.
     parts = {"pixel_loss": masked_mean(pixel_loss, batch.labelled), "kept": keep.float().mean(), "gda": gda}

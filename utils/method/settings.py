@@ -43,6 +43,9 @@ class MethodSettings:
     distance: Literal["exact", "floored"] = _setting(
         "exact", "distance to the boundary: exact, or rounded down to whole pixels"
     )
+    distance_cap: float = _setting(
+        10.0, "largest distance to the boundary that the weights tell apart, in pixels of the training size", 1, 10
+    )
 
     def has(self, module: str) -> bool:
         """Whether a module of GSD-Net is on."""
@@ -99,7 +102,10 @@ class Method:
         return "tau" in self.uses
 
 
-_OF_GSD = ("tau", "ratecp", "consistency", "weight_decay_rate", "warm_up", "vote", "transfer_loss", "distance")
+_OF_GSD = (
+    *("tau", "ratecp", "consistency", "weight_decay_rate", "warm_up", "vote", "transfer_loss"),
+    *("distance", "distance_cap"),
+)
 METHODS = {
     "gsd": Method("GSD-Net", "gsd.gsd_step", _OF_GSD),
     "ce": Method("cross-entropy", "baselines.ce_step"),
@@ -127,7 +133,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # What has no effect once these modules are off.
 _IDLE_WITHOUT = (
-    ({"gda"}, {"weight_decay_rate", "distance"}),
+    ({"gda"}, {"weight_decay_rate", "distance", "distance_cap"}),
     ({"sgr"}, {"vote"}),
     ({"kt"}, {"ratecp"}),
     ({"sgr", "kt"}, {"warm_up", "transfer_loss"}),
