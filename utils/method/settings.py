@@ -43,9 +43,7 @@ class MethodSettings:
     distance: Literal["exact", "floored"] = _setting(
         "exact", "distance to the boundary: exact, or rounded down to whole pixels"
     )
-    distance_cap: float = _setting(
-        10.0, "largest distance to the boundary that the weights tell apart, in pixels of the training size", 1, 10
-    )
+    distance_cap: float = _setting(10.0, "largest distance that the weights tell apart, in training pixels", 1, 10)
 
     def has(self, module: str) -> bool:
         """Whether a module of GSD-Net is on."""
@@ -102,10 +100,7 @@ class Method:
         return "tau" in self.uses
 
 
-_OF_GSD = (
-    *("tau", "ratecp", "consistency", "weight_decay_rate", "warm_up", "vote", "transfer_loss"),
-    *("distance", "distance_cap"),
-)
+_OF_GSD = tuple(f.name for f in fields(MethodSettings) if f.name not in ("method", "without", "max_epochs"))
 METHODS = {
     "gsd": Method("GSD-Net", "gsd.gsd_step", _OF_GSD),
     "ce": Method("cross-entropy", "baselines.ce_step"),
