@@ -235,6 +235,7 @@ def gsd_step(
     if settings.has("gda"):
         distance = batch.distance.floor() if settings.distance == "floored" else batch.distance
         cap = weight_cap(epoch, settings.max_epochs, settings.weight_decay_rate)
+        # A distance_cap below 10 is not the paper's: D ends at 10 as it is.
         weight = distance_weight(distance, min(cap, settings.distance_cap))
     gda = masked_mean(weight * pixel_loss, keep)
     # The mean loss before selection: a non-finite pixel would be dropped, and so hidden, by the selection.

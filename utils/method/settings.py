@@ -43,7 +43,9 @@ class MethodSettings:
     distance: Literal["exact", "floored"] = _setting(
         "exact", "distance to the boundary: exact, or rounded down to whole pixels"
     )
-    distance_cap: float = _setting(10.0, "largest distance that the weights tell apart, in training pixels", 1, 10)
+    distance_cap: float = _setting(
+        10.0, "largest distance that the weights tell apart, in pixels at training size", 1, 10
+    )
 
     def has(self, module: str) -> bool:
         """Whether a module of GSD-Net is on."""
