@@ -10,7 +10,8 @@ epochs. Its result is a row of benchmarks/results/accuracy.csv, and its curve a 
 soon as it is there. Broken off, the same command goes on with the cell, and the epoch, where it stopped. Noisy masks
 that are missing are made by scripts/generate_simulated_noise.py with seed 0, superpixels by training. Of --noises, 02,
 08 and DE are the paper's; the others have a label noise rate of 8 %, and weak, the masks of a weak network, are made by
-benchmarks/weak_masks.py first.
+benchmarks/weak_masks.py first. A method with "estimated masks" in its name trains on those that
+scripts/audit_labels.py estimates, which trains judges of its own before (`ESTIMATED`).
 
 With --split validation nothing is scored on the test images: a fifth of the training images, drawn with a fixed seed
 and not trained on, takes their place, with clean masks. By these a setting may be chosen.
@@ -92,7 +93,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "co-teaching": ("--method", "coteaching"),
     "JoCoR": ("--method", "jocor"),
     "T-Loss": ("--method", "tloss"),
+    "ce + contour recipe, estimated masks": ("--method", "ce", "--recipe", "contour"),
 }
+# Methods that train on the masks that an audit estimates. Its judges are two pairs of networks, trained by the same
+# method: each judges the masks of the images that the other has seen.
+ESTIMATED = ("ce + contour recipe, estimated masks",)
+FOLDS = ("--folds", "2")
+JUDGES = ("--max_epochs", "30", "--batch_size", "16")  # flags of train_GSD-Net.py
 MODULES = ("selection", "gda", "sgr", "kt")
 GRIDS: dict[str, dict[str, tuple[str, ...]]] = {
     "methods": METHODS,
@@ -152,7 +159,7 @@ class Row:
     dice: float  # mean over the last epochs, at most ten
     iou: float
     hd95: float | None  # pixels, after the last epoch
-    seconds: float  # of training, without scoring
+    seconds: float  # of training, without scoring, and without the audit of `ESTIMATED`
     machine: str
     date: str
     commit: str
@@ -273,8 +280,16 @@ def cells_of(args: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def flags_of(cell: Cell, grid: str) -> list[str]:
-    """The flags of train_GSD-Net.py that are the cell's own. Raises `UserError` for an unknown noise rate."""
+def noise_of(cell: Cell) -> str:
+    """The key in `NOISES` of a cell's kind of noise."""
+    return next(noise for noise, kind in NOISES.items() if kind.name == cell.noise)
+
+
+def flags_of(cell: Cell, grid: str, masks: Path | None = None) -> list[str]:
+    """The flags of train_GSD-Net.py that are the cell's own. Raises `UserError` for an unknown noise rate.
+
+    masks: a folder to train on in place of the noisy masks.
+    """
     flags = list(GRIDS[grid][cell.method])
     if "--tau" in flags and flags[-1].startswith("x"):
         try:
@@ -282,10 +297,11 @@ def flags_of(cell: Cell, grid: str) -> list[str]:
         except KeyError as error:
             raise UserError(f"--grid {grid}: RATE has no noise rate of {cell.dataset} {cell.noise}") from error
         flags[-1] = format(rate * float(flags[-1][1:]), ".3g")
-    noise, kind = next((noise, kind) for noise, kind in NOISES.items() if kind.name == cell.noise)
-    masks = ("--masks", kind.folder) if kind.folder else ("--noise_type", noise)
+    noise = noise_of(cell)
+    folder = masks or NOISES[noise].folder
+    trained_on = ("--masks", str(folder)) if folder else ("--noise_type", noise)
     common = ("--image_size", str(cell.image_size), "--seed", str(cell.seed))
-    return [*flags, *PROTOCOLS[cell.protocol], *masks, *common, *cell.flags.split()]
+    return [*flags, *PROTOCOLS[cell.protocol], *trained_on, *common, *cell.flags.split()]
 
 
 def name_of(cell: Cell) -> str:
@@ -293,13 +309,31 @@ def name_of(cell: Cell) -> str:
     return "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in astuple(cell) if part != "")
 
 
+def estimated_masks(cell: Cell, grid: str, data_root: Path, folder: Path, threads: int) -> Path:
+    """The masks that an audit of a cell's noisy masks estimates, made or finished in ``folder``."""
+    dataset, layout = find_dataset(data_root, cell.dataset)
+    call(
+        *("scripts/audit_labels.py", "--images_root", dataset / layout.images),
+        *("--masks_root", dataset / masks_of(layout, noise_of(cell)), "--save_root", folder),
+        *("--workers", threads, "--image_size", cell.image_size, *FOLDS),
+        *("--", *GRIDS[grid][cell.method], *JUDGES, "--seed", cell.seed, *cell.flags.split()),
+        log=folder.with_suffix(".log"),
+        threads=threads,
+    )
+    return folder / "masks_refined"
+
+
 def run_cell(cell: Cell, grid: str, data_root: Path, work_root: Path, curves: Path, threads: int) -> Row:
     """Train a cell, or finish it, and read its result."""
     folder = work_root / "runs" / name_of(cell)
     places = ("--output_root", folder, "--exp", "cell", "--cache", work_root / "cache", "--resume")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    masks = None
+    if cell.method in ESTIMATED:
+        masks = estimated_masks(cell, grid, data_root, work_root / "audits" / name_of(cell), threads)
+    flags = flags_of(cell, grid, masks)
     call(
-        *("train_GSD-Net.py", "--datasets", cell.dataset, "--data_root", data_root, *places, *flags_of(cell, grid)),
+        *("train_GSD-Net.py", "--datasets", cell.dataset, "--data_root", data_root, *places, *flags),
         log=folder / "log.txt",
         threads=threads,
     )

@@ -1,6 +1,7 @@
 """The accuracy benchmark: cells, their results' file, its tables, and a small grid from beginning to end."""
 
 import csv
+import json
 import shutil
 from argparse import Namespace
 from dataclasses import asdict, replace
@@ -191,6 +192,20 @@ def test_a_small_grid(tmp_path):
     outcome = run(*flags, "--table", "--figure", tmp_path / "figure.png", *fast)
     assert outcome.out.startswith("| Kvasir | S_R | clean |")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("trained_here")
+def test_a_method_may_train_on_the_masks_that_an_audit_estimates(tmp_path):
+    write_dataset(tmp_path / "data", train=5, test=2)
+    flags = ["--data_root", tmp_path / "data", "--work_root", tmp_path / "work", "--results", tmp_path / "results.csv"]
+    flags += ["--datasets", "Kvasir", "--noises", "08", "--image_size", 32, "--methods", *accuracy.ESTIMATED]
+    assert_succeeded(run(*flags, "--", "--max_epochs", 2, "--batch_size", 2, "--device", "cpu"))
+    (result,) = accuracy.read_rows(tmp_path / "results.csv")
+    assert (result.noise, result.method, result.recipe) == ("S_E", *accuracy.ESTIMATED, "contour")
+    (estimated,) = (tmp_path / "work" / "audits").glob("*/masks_refined")
+    assert len(list(estimated.glob("*.png"))) == 5
+    (trained,) = (tmp_path / "work" / "runs").glob("*/*/args.json")
+    assert json.loads(trained.read_text())["masks"] == str(estimated)
 
 
 def test_a_failed_run_is_named(tmp_path):
